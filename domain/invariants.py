@@ -1,0 +1,72 @@
+"""The laws of a history, each as one named predicate over a commit and what stands before it.
+
+Everything that reads a log to build or to judge something asks `broken_law`; nothing folds a commit that breaks one.
+"""
+
+from __future__ import annotations
+
+from domain.codec import Commit, chain
+from domain.errors import Damaged
+from domain.session import Session, entities_of, gate_after, kinds_of
+
+
+def is_dense(seq: int, commit: Commit) -> bool:
+    """The commit begins right after `seq` and holds at least one event."""
+    return commit.first_seq == seq + 1 and commit.last_seq >= commit.first_seq
+
+
+def is_chained(digest: str, commit: Commit) -> bool:
+    """The commit's digest is the hash of `digest` and its own content."""
+    count = commit.last_seq - commit.first_seq + 1
+    return commit.digest == chain(digest, commit.session, commit.first_seq, count, commit.at_ms, commit.body)
+
+
+def is_legal(gate: str, commit: Commit) -> bool:
+    """The transition table takes every event of the commit, beginning at `gate`."""
+    return gate_after(gate, kinds_of(commit.events))[1] is None
+
+
+def is_in_order(at_ms: int, commit: Commit) -> bool:
+    """Server time does not run backwards within a session."""
+    return commit.at_ms >= at_ms
+
+
+def broken_law(session: Session, commit: Commit) -> Damaged | None:
+    """The first law that `commit` breaks as the successor of `session`'s last commit; None if it breaks none.
+
+    LOG_GAP: commits are missing before it. LOG_ALTERED: its content is not what was appended. EVENT_UNREADABLE and
+    EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
+    """
+    where = f"of session {commit.session}"
+    if not is_dense(session.seq, commit):
+        return Damaged(
+            "LOG_GAP",
+            f"after seq {session.seq} {where} comes seq {commit.first_seq}",
+            seq=session.seq + 1,
+        )
+    if not is_chained(session.digest, commit) or not is_in_order(session.last_at, commit):
+        return Damaged(
+            "LOG_ALTERED",
+            f"the commit at seq {commit.first_seq} {where} does not carry the digest {commit.digest} of its content",
+            seq=commit.first_seq,
+        )
+    try:
+        if is_legal(session.gate, commit):
+            return None
+    except Damaged as unreadable:
+        return unreadable
+    return Damaged("EVENT_ILLEGAL", f"the commit at seq {commit.first_seq} {where} is illegal", seq=commit.first_seq)
+
+
+def fold(session: Session, commit: Commit) -> None:
+    """Moves `session` on by one whole commit. Raises Damaged for one that breaks a law, and changes nothing then."""
+    law = broken_law(session, commit)
+    if law is not None:
+        raise law
+    changed = [entities_of(event) for event in commit.events]
+    for event, entities in zip(commit.events, changed, strict=True):
+        session.move(event, entities)
+    session.digest = commit.digest
+    if session.started_at == 0:
+        session.started_at = commit.at_ms
+    session.last_at = commit.at_ms

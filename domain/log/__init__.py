@@ -1,0 +1,20 @@
+"""The log: its contract, the log on Redis Streams, and the log in memory."""
+
+from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
+from domain.log.memory import MemoryLog
+from domain.log.redis_streams import AsyncSessionLog, Connecting, SessionLog, connect, create_store
+
+__all__ = [
+    "Append",
+    "AsyncEventLog",
+    "AsyncSessionLog",
+    "Connecting",
+    "EventLog",
+    "Expected",
+    "Head",
+    "MemoryLog",
+    "Receipt",
+    "SessionLog",
+    "connect",
+    "create_store",
+]

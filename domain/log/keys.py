@@ -1,0 +1,149 @@
+"""Every key Muster writes, in one table: pattern, type, class, lifetime. No other module builds a key.
+
+One hash tag a partition, so that whatever changes together lies in one slot and changes in one atomic step.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from hashlib import sha1
+from typing import Final, NamedTuple
+
+from domain.errors import Misconfigured
+
+DEFAULT_PARTITIONS: Final = 32
+_PART: Final = re.compile(r"[A-Za-z0-9._@/+-]{1,64}\Z")
+
+
+class KeyClass(Enum):
+    """What may happen to a key."""
+
+    TRUTH = "truth"  #: the log and what belongs to it; deleted by retention only
+    CONTROL = "control"  #: backed up, not rebuilt
+    DERIVED = "derived"  #: may be deleted at any time and comes back from the truth
+    EPHEMERAL = "ephemeral"  #: may vanish at any time
+
+
+class Key(NamedTuple):
+    """One row of the table. `pattern` is what stands after the hash tag."""
+
+    pattern: str
+    type: str
+    key_class: KeyClass
+    lifetime: str
+
+
+#: The table. `{p}` stands for `{environment:namespace:partition}`, `{store}` for `{environment:namespace:store}`.
+KEYS: Final = (
+    Key("{p}:log:<session>", "stream", KeyClass.TRUTH, "until archived by retention"),
+    Key("{p}:sessions", "zset", KeyClass.TRUTH, "for ever; all scores 0, ordered by id"),
+    Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
+    Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
+    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as a flag in the head points at it"),
+    Key("{p}:feed", "stream", KeyClass.CONTROL, "for ever (trimming behind all cursors is later work)"),
+    Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
+    Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
+    Key("{p}:audit", "stream", KeyClass.CONTROL, "for ever"),
+    Key("{p}:cursor:<projection>@<version>", "hash", KeyClass.DERIVED, "as long as the projection version"),
+    Key("{p}:view:session:<session>", "string", KeyClass.DERIVED, "as long as the session"),
+    Key("{p}:view:agent:<agent>", "string", KeyClass.DERIVED, "as long as a session in the partition names the agent"),
+    Key("{p}:index:agents", "zset", KeyClass.DERIVED, "for ever; all scores 0, ordered by id"),
+    Key("{p}:ckpt:<session>", "hash", KeyClass.DERIVED, "the last four a session"),
+    Key("{p}:replaced:<session>", "string", KeyClass.EPHEMERAL, "a week after recovery replaced the view"),
+    Key("{store}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, partitions, wire version"),
+    Key("{store}:workers", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
+    Key("{store}:worker:<worker>", "hash", KeyClass.EPHEMERAL, "seconds after the last heartbeat"),
+)
+
+
+def partition_of(session: str, partitions: int) -> int:
+    """The partition of a session: the first 32 bits of its id's SHA-1, modulo the count."""
+    return int(sha1(session.encode()).hexdigest()[:8], 16) % partitions
+
+
+class PartitionKeys:
+    """The keys of one partition."""
+
+    def __init__(self, tag: str) -> None:
+        self.meta = f"{tag}:meta"
+        self.sessions = f"{tag}:sessions"
+        self.feed = f"{tag}:feed"
+        self.agents = f"{tag}:index:agents"
+        self.audit = f"{tag}:audit"
+        self._log = f"{tag}:log:"
+        self._head = f"{tag}:head:"
+        self._hold = f"{tag}:hold:"
+        self._view = f"{tag}:view:"
+        self._ckpt = f"{tag}:ckpt:"
+        self._replaced = f"{tag}:replaced:"
+        self._tag = tag
+
+    def log(self, session: str) -> str:
+        return self._log + session
+
+    def head(self, session: str) -> str:
+        return self._head + session
+
+    def hold(self, session: str) -> str:
+        return self._hold + session
+
+    def session_view(self, session: str) -> str:
+        return f"{self._view}session:{session}"
+
+    def agent_view(self, agent: str) -> str:
+        return f"{self._view}agent:{agent}"
+
+    def checkpoints(self, session: str) -> str:
+        return self._ckpt + session
+
+    def replaced(self, session: str) -> str:
+        return self._replaced + session
+
+    def cursor(self, projection: str, version: int) -> str:
+        return f"{self._tag}:cursor:{projection}@{version}"
+
+    def owner(self, projection: str) -> str:
+        return f"{self._tag}:owner:{projection}"
+
+    def parked(self, projection: str) -> str:
+        return f"{self._tag}:parked:{projection}"
+
+
+class Keyspace:
+    """The keys of one store: an environment and a namespace, hashed to a fixed number of partitions."""
+
+    def __init__(self, environment: str, namespace: str, partitions: int) -> None:
+        check_keyspace(environment, namespace)
+        if partitions < 1:
+            raise Misconfigured("SETTING_INVALID", f"{partitions} partitions are too few")
+        self.environment = environment
+        self.namespace = namespace
+        self.count = partitions
+        self.partitions = [PartitionKeys(f"{{{environment}:{namespace}:{index}}}") for index in range(partitions)]
+        store = store_tag(environment, namespace)
+        self.store_meta = f"{store}:meta"
+        self.workers = f"{store}:workers"
+        self._worker = f"{store}:worker:"
+
+    def partition_of(self, session: str) -> int:
+        return partition_of(session, self.count)
+
+    def of(self, session: str) -> PartitionKeys:
+        """The keys of the partition that holds the session."""
+        return self.partitions[partition_of(session, self.count)]
+
+    def worker(self, worker: str) -> str:
+        return self._worker + worker
+
+
+def check_keyspace(environment: str, namespace: str) -> None:
+    """Refuses parts that would break the hash tag (SETTING_INVALID)."""
+    for name, part in (("environment", environment), ("namespace", namespace)):
+        if not _PART.match(part):
+            raise Misconfigured("SETTING_INVALID", f"{name} {part!r} must be 1 to 64 of A-Z a-z 0-9 . _ @ / + -")
+
+
+def store_tag(environment: str, namespace: str) -> str:
+    """The hash tag of what belongs to the whole store."""
+    return f"{{{environment}:{namespace}:store}}"

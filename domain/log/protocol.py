@@ -1,0 +1,633 @@
+"""The log without its wire: requests, the Redis commands they become, and what the replies mean. Does no I/O.
+
+A *request* is one question to the log. A *flow* is a generator that yields lists of requests and is sent the list of their
+answers; what it returns is the result. Shells run flows: they turn the requests of a list into commands, send these in one
+write, and give back the answers. So every decision (deduplication, paging, search) is written once, for the blocking log, the
+asyncio log and the log in memory.
+
+Appends of one list that belong to one partition travel in one call of the append function, each with its own answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from msgspec import Struct, structs
+
+from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprint
+from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused, Unavailable
+from domain.events import Event, check_session, is_identifier
+from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.keys import Keyspace, PartitionKeys
+from domain.session import gate_after, kinds_of
+
+APPEND_FUNCTION = "muster_append_1"
+#: A call of the append function carries at most so many commits and bytes; more become several calls.
+CALL_COMMITS = 128
+CALL_BYTES = 1024 * 1024
+#: A page of commits is sized so that it holds about this many bytes, and never more entries than PAGE_ENTRIES.
+PAGE_BYTES = 2 * 1024 * 1024
+PAGE_ENTRIES = 1024
+FIRST_PAGE_ENTRIES = 128
+#: How often a deduplicated append reads and decides again when other producers are quicker.
+DEDUPE_ATTEMPTS = 32
+
+Command: TypeAlias = list[Any]
+T = TypeVar("T")
+
+
+class Searching(Struct, frozen=True):
+    """The answer to an append that would have to search far: where the session stands. Nothing was written."""
+
+    seq: int
+
+
+class AppendRequest(Struct, frozen=True):
+    """One commit, encoded. Answered by a Receipt, Searching, or an error."""
+
+    session: str
+    expected: Expected
+    known: int | None
+    kinds: str
+    body: bytes
+    traceparent: str | None = None
+
+
+class HeadRequest(Struct, frozen=True):
+    """Where a session stands. Answered by a Head or None."""
+
+    session: str
+
+
+class RangeRequest(Struct, frozen=True):
+    """Commits whose last seq lies in [from_seq, to_seq]. Answered by a list of at most `count`."""
+
+    session: str
+    from_seq: int
+    to_seq: int | None
+    count: int
+    backward: bool = False
+
+
+class RegistryRequest(Struct, frozen=True):
+    """Session ids of a partition after `after`. Answered by a list of at most `count`."""
+
+    partition: int
+    after: str | None
+    count: int
+
+
+Request: TypeAlias = AppendRequest | HeadRequest | RangeRequest | RegistryRequest
+Flow: TypeAlias = Generator[list[Request], list[Any], T]
+
+
+class Call(Struct):
+    """One command, and which answers its reply holds: `answers(reply)` gives one for each of `places`."""
+
+    command: Command
+    places: list[int]
+    answers: Callable[[Any], list[Any]]
+    #: The command writes: without a reply it is unknown whether it took effect.
+    writes: bool = False
+
+
+# -- requests to commands, replies to answers ----------------------------------------------------------------------------
+
+
+class Protocol:
+    """Turns requests into commands for one store, and replies into answers."""
+
+    def __init__(self, keyspace: Keyspace, store: str, epoch: int) -> None:
+        self.keyspace = keyspace
+        self._identity = [store, str(epoch)]
+
+    def calls(self, requests: Sequence[Request]) -> list[Call]:
+        """The commands for these requests, in an order that keeps the order within every session."""
+        calls: list[Call] = []
+        open_calls: dict[int, tuple[list[int], list[AppendRequest], int]] = {}
+        for place, request in enumerate(requests):
+            if not isinstance(request, AppendRequest):
+                calls.append(self._single(place, request))
+                continue
+            partition = self.keyspace.partition_of(request.session)
+            places, grouped, size = open_calls.get(partition, ([], [], 0))
+            if grouped and (len(grouped) == CALL_COMMITS or size + len(request.body) > CALL_BYTES):
+                calls.append(self._append_call(partition, places, grouped))
+                places, grouped, size = [], [], 0
+            places.append(place)
+            grouped.append(request)
+            open_calls[partition] = (places, grouped, size + len(request.body))
+        for partition, (places, grouped, _) in open_calls.items():
+            calls.append(self._append_call(partition, places, grouped))
+        return calls
+
+    def _append_call(self, partition: int, places: list[int], requests: list[AppendRequest]) -> Call:
+        keys = self.keyspace.partitions[partition]
+        names: list[Any] = [keys.meta, keys.sessions, keys.feed]
+        arguments: list[Any] = list(self._identity)
+        for request in requests:
+            session = request.session
+            names += (keys.log(session), keys.head(session), keys.hold(session))
+            known = "" if request.known is None else request.known
+            arguments += (
+                session,
+                request.expected,
+                known,
+                "",
+                "",
+                request.kinds,
+                request.body,
+                request.traceparent or "",
+            )
+        command = ["FCALL", APPEND_FUNCTION, len(names), *names, *arguments]
+
+        def answers(reply: Any) -> list[Any]:
+            return [append_answer(request, row) for request, row in zip(requests, reply, strict=True)]
+
+        return Call(command, places, answers, writes=True)
+
+    def _single(self, place: int, request: HeadRequest | RangeRequest | RegistryRequest) -> Call:
+        keys: PartitionKeys
+        command: Command
+        match request:
+            case HeadRequest(session):
+                command = ["GET", self.keyspace.of(session).head(session)]
+                return Call(command, [place], lambda reply: [parse_head(reply)])
+            case RangeRequest(session, from_seq, to_seq, count, backward):
+                low, high = str(from_seq), "+" if to_seq is None else str(to_seq)
+                log = self.keyspace.of(session).log(session)
+                command = ["XREVRANGE", log, high, low] if backward else ["XRANGE", log, low, high]
+                command += ["COUNT", count]
+                return Call(command, [place], lambda reply: [[parse_entry(session, entry) for entry in reply]])
+            case RegistryRequest(partition, after, count):
+                keys = self.keyspace.partitions[partition]
+                low = "-" if after is None else "(" + after
+                command = ["ZRANGEBYLEX", keys.sessions, low, "+", "LIMIT", 0, count]
+                return Call(command, [place], lambda reply: [[member.decode() for member in reply]])
+
+
+def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching | MusterError:
+    """What one row of the append function's reply means."""
+    word, *rest = [value.decode() if isinstance(value, bytes) else value for value in row]
+    session = request.session
+    match word:
+        case "APPENDED" | "DUPLICATE":
+            first, last, digest, at_ms = int(rest[0]), int(rest[1]), rest[2], int(rest[3])
+            count = last - first + 1
+            known = count if word == "DUPLICATE" else 0
+            return Receipt(session, first, last, digest, at_ms, appended=count - known, duplicates=known)
+        case "CONFLICT":
+            return conflict(session, request.expected, int(rest[0]))
+        case "SEARCH":
+            return Searching(int(rest[0]))
+        case "REFUSED":
+            if rest[0] == "GATE_REFUSED":
+                return gate_refused(session, int(rest[1]), rest[2], int(rest[3]))
+            return Refused(rest[0], f"session {session}: {' '.join(rest[1:])}", session=session)
+        case "DAMAGED":
+            if rest[0] == "QUARANTINED":
+                return quarantined(session, rest[1], int(rest[2]))
+            return Damaged(rest[0], f"session {session}: the log and its head do not fit together", session=session)
+    raise AssertionError(f"unknown answer {word!r}")
+
+
+def conflict(session: str, expected: Expected, actual: int) -> Conflict:
+    """The session is not where the commit expected it."""
+    return Conflict(
+        "SEQ_CONFLICT",
+        f"session {session} was expected at seq {0 if expected == 'new' else expected} and stands at {actual}",
+        session=session,
+        expected=0 if expected == "new" else expected,
+        actual=actual,
+    )
+
+
+def gate_refused(session: str, position: int, gate: str, seq: int) -> Refused:
+    """The session is closed for one of the commit's events; `position` counts them from 1."""
+    was = {"o": "open", "c": "completed", "e": "expired"}[gate]
+    return Refused(
+        "GATE_REFUSED",
+        f"session {session} is {was} at seq {seq}; it takes no such event as number {position} of the commit",
+        session=session,
+        position=position,
+        gate=gate,
+        seq=seq,
+    )
+
+
+def quarantined(session: str, code: str, first_bad_seq: int) -> Damaged:
+    """The session takes no appends, because its log is damaged."""
+    return Damaged(
+        "QUARANTINED",
+        f"session {session} is quarantined: {code} from seq {first_bad_seq} on",
+        session=session,
+        reason=code,
+        first_bad_seq=first_bad_seq,
+    )
+
+
+def parse_head(packed: bytes | None) -> Head | None:
+    """A head as the append function packs it. Raises Damaged (HEAD_MISSING) if it is no such thing."""
+    if packed is None:
+        return None
+    try:
+        seq, digest, gate, at_ms, flags = packed.decode().split(" ")
+        return Head(int(seq), digest, gate, int(at_ms), flags)
+    except ValueError:
+        raise Damaged("HEAD_MISSING", f"a head holds {packed[:60]!r}") from None
+
+
+def pack_head(head: Head) -> str:
+    """The inverse of `parse_head`."""
+    return f"{head.seq} {head.digest} {head.gate} {head.at_ms} {head.flags}"
+
+
+def parse_entry(session: str, entry: tuple[bytes, Any]) -> Commit:
+    """A stream entry as a commit. An entry that is no commit comes out with a digest that no chain holds."""
+    entry_id, flat = entry
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
+    last, _, count = entry_id.partition(b"-")
+    trace = fields.get(b"c")
+    at_ms = fields.get(b"t", b"0")
+    return Commit(
+        session,
+        int(last) - int(count) + 1,
+        int(last),
+        int(at_ms) if at_ms.isdigit() else 0,
+        fields.get(b"d", b"").decode("ascii", "replace"),
+        fields.get(b"b", b""),
+        trace.decode("utf-8", "replace") if trace is not None else None,
+    )
+
+
+#: What the server's error replies mean, by their first word; the first match counts.
+_BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
+    ("STORE_MISSING", Misconfigured, "STORE_MISSING"),
+    ("STORE_CHANGED", Misconfigured, "STORE_CHANGED"),
+    ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
+    ("ERR Function not found", Misconfigured, "FUNCTIONS_MISSING"),
+    ("OOM", Unavailable, "SERVER_OUT_OF_MEMORY"),
+    ("READONLY", Unavailable, "SERVER_READ_ONLY"),
+    ("MISCONF", Unavailable, "SERVER_CANNOT_PERSIST"),
+    ("NOREPLICAS", Unavailable, "SERVER_LACKS_REPLICAS"),
+    ("LOADING", Unavailable, "SERVER_LOADING"),
+    ("MASTERDOWN", Unavailable, "SERVER_LOADING"),
+    ("BUSY", Unavailable, "SERVER_BUSY"),
+    ("NOAUTH", Misconfigured, "ACCESS_DENIED"),
+    ("WRONGPASS", Misconfigured, "ACCESS_DENIED"),
+    ("NOPERM", Misconfigured, "ACCESS_DENIED"),
+)
+
+
+def server_error(message: str) -> MusterError:
+    """The typed error for an error reply of the server."""
+    for prefix, raised_as, code in _BY_PREFIX:
+        if message.startswith(prefix):
+            return raised_as(code, f"the server says: {message}")
+    return Unavailable("SERVER_ERROR", f"the server says: {message}")
+
+
+# -- flows -----------------------------------------------------------------------------------------------------------------
+
+
+def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt]:
+    """One commit, so that sending its request again is harmless: everything that can be checked here is checked first.
+
+    A commit expected anywhere is recognised, when it comes twice, among those after the seq its producer last knew; so a
+    producer that knows none is told the head first.
+    """
+    request = encode_append(append, limits)
+    if request.expected == "any" and request.known is None:
+        (head,) = yield [HeadRequest(append.session)]
+        request = structs.replace(request, known=0 if taken(head) is None else head.seq)
+    while True:
+        (answer,) = yield [request]
+        if not isinstance(answer, Searching):
+            receipt: Receipt = taken(answer)
+            return receipt
+        # More commits came since than the function searches, and it wrote nothing: search here, then say what is known.
+        commit = yield from _search_flow(request, request.known or 0, answer.seq)
+        if commit is not None:
+            count = commit.last_seq - commit.first_seq + 1
+            return Receipt(
+                append.session, commit.first_seq, commit.last_seq, commit.digest, commit.at_ms, 0, duplicates=count
+            )
+        request = structs.replace(request, known=answer.seq)
+
+
+def append_many_flow(appends: Sequence[Append], limits: Limits = DEFAULT_LIMITS) -> Flow[list[Receipt | MusterError]]:
+    """Many commits, side by side; each with its own receipt or error.
+
+    Heads that must be told are asked for first, so that all commits leave together, in the order given.
+    """
+    told = list(dict.fromkeys(append.session for append in appends if _must_be_told(append)))
+    heads: list[Any] = (yield [HeadRequest(session) for session in told]) if told else []
+    known = {
+        session: 0 if head is None else head.seq
+        for session, head in zip(told, heads, strict=True)
+        if not isinstance(head, MusterError)
+    }
+    informed = [
+        structs.replace(append, known=known.get(append.session)) if _must_be_told(append) else append
+        for append in appends
+    ]
+    return (yield from together([append_flow(append, limits) for append in informed]))
+
+
+def _must_be_told(append: Append) -> bool:
+    """The producer knows no seq of the session, and needs one so that a repeat is recognised."""
+    return append.expected == "any" and append.known is None and is_identifier(append.session)
+
+
+def dedupe_flow(
+    session: str,
+    events: Sequence[Event],
+    traceparent: str | None,
+    limits: Limits = DEFAULT_LIMITS,
+    known: KnownEvents | None = None,
+) -> Flow[Receipt]:
+    """Appends those of the events that the session does not hold yet, whatever batches they came in before.
+
+    `known` is what an earlier flow for the session read; it is brought up to date here.
+    """
+    check_session(session)
+    for event in events:
+        if not event.id:
+            raise Refused("ID_INVALID", "an event without an id cannot be recognised", session=session)
+    if not events:
+        raise Refused("COMMIT_EMPTY", "a commit holds no event", session=session)
+    known = known if known is not None else KnownEvents(session)
+    yield from known.refresh_flow()
+    for _ in range(DEDUPE_ATTEMPTS):
+        fresh, seqs = known.split(events)
+        if not fresh:
+            return Receipt(session, min(seqs), max(seqs), None, known.at_ms, appended=0, duplicates=len(events))
+        request = encode_append(Append(session, tuple(fresh), known.seq, None, traceparent), limits)
+        (answer,) = yield [request]
+        if isinstance(answer, Conflict):
+            yield from known.refresh_flow()
+            continue
+        receipt = taken(answer)
+        known.add(fresh, receipt)
+        return Receipt(
+            session,
+            min([receipt.first_seq, *seqs]),
+            receipt.last_seq,
+            receipt.digest,
+            receipt.at_ms,
+            appended=receipt.appended,
+            duplicates=len(events) - receipt.appended,
+        )
+    raise conflict(session, known.seq, known.seq)
+
+
+class KnownEvents:
+    """The ids a session holds, with a fingerprint and the seq of each, as of `seq`."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.seq = 0
+        self.digest = ""
+        self.gate = "o"
+        self.at_ms = 0
+        self._held: dict[str, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def refresh_flow(self) -> Flow[None]:
+        """Reads what came since. The head is asked first, so that an unchanged session costs one small read."""
+        (answer,) = yield [HeadRequest(self.session)]
+        head: Head | None = taken(answer)
+        if head is None or (head.seq, head.digest) == (self.seq, self.digest):
+            return
+        reading = ReadFlow(self.session, after=self.seq)
+        while (page := (yield from reading.next_page())) is not None:
+            for commit in page:
+                for seq, event in enumerate(commit.events, commit.first_seq):
+                    self._held[event.id] = (fingerprint(event), seq)
+                self.seq, self.digest, self.at_ms = commit.last_seq, commit.digest, commit.at_ms
+        self.gate = head.gate
+
+    def split(self, events: Sequence[Event]) -> tuple[list[Event], list[int]]:
+        """The events that are new, and the seqs of those that are held. Raises Refused (ID_REUSED)."""
+        fresh: dict[str, Event] = {}
+        seqs: list[int] = []
+        for event in events:
+            if event.id in fresh:
+                if fingerprint(fresh[event.id]) != fingerprint(event):
+                    raise self.reused(event.id)
+                continue
+            held = self._held.get(event.id)
+            if held is None:
+                fresh[event.id] = event
+            elif held[0] == fingerprint(event):
+                seqs.append(held[1])
+            else:
+                raise self.reused(event.id)
+        return list(fresh.values()), seqs
+
+    def holds(self, event: Event) -> bool:
+        """Whether this very event is held. Raises Refused (ID_REUSED) if another one is held under its id."""
+        held = self._held.get(event.id)
+        if held is not None and held[0] != fingerprint(event):
+            raise self.reused(event.id)
+        return held is not None
+
+    def add(self, events: Sequence[Event], receipt: Receipt) -> None:
+        """Notes what an append of ours added."""
+        for seq, event in enumerate(events, receipt.first_seq):
+            self._held[event.id] = (fingerprint(event), seq)
+        self.seq, self.digest, self.at_ms = receipt.last_seq, receipt.digest or "", receipt.at_ms
+        self.gate = gate_after(self.gate, kinds_of(events))[0]
+
+    def reused(self, event_id: str) -> Refused:
+        """The error for an id that stands for another event already."""
+        return Refused("ID_REUSED", f"session {self.session} holds another event with the id {event_id}", id=event_id)
+
+
+class ReadFlow:
+    """Reads a session's commits page by page; the page size follows the size of what came."""
+
+    def __init__(self, session: str, *, after: int = 0, to: int | None = None) -> None:
+        check_session(session)
+        self._session = session
+        self._low = max(after, 0) + 1
+        self._to = to
+        self._count = FIRST_PAGE_ENTRIES
+        self._done = to is not None and to <= after
+
+    def next_page(self) -> Flow[list[Commit] | None]:
+        """The next page, or None at the end."""
+        if self._done:
+            return None
+        # A stream is ordered by the last seq of its commits, and the commit that holds `to` may end after it: so the range
+        # is left open, and the page is cut here.
+        (answer,) = yield [RangeRequest(self._session, self._low, None, self._count)]
+        page: list[Commit] = taken(answer)
+        self._done = len(page) < self._count
+        if not page:
+            return None
+        self._low = page[-1].last_seq + 1
+        self._count = next_count(page)
+        if self._to is not None and page[-1].last_seq >= self._to:
+            self._done = True
+            to = self._to
+            page = [commit for commit in page if commit.first_seq <= to]
+        return page
+
+
+class ReadBackFlow:
+    """Reads a session's commits page by page, newest first."""
+
+    def __init__(self, session: str, *, before: int | None = None) -> None:
+        check_session(session)
+        self._session = session
+        self._before = before
+        self._high: int | None = None
+        self._count = FIRST_PAGE_ENTRIES
+        self._done = before is not None and before <= 1
+
+    def next_page(self) -> Flow[list[Commit] | None]:
+        """The next page, or None at the end."""
+        if self._done:
+            return None
+        if self._before is not None:
+            # A commit that ends at or after `before` may begin before it: then it is the first of those that end there.
+            (answer,) = yield [RangeRequest(self._session, self._before, None, 1)]
+            at = taken(answer)
+            self._high = at[0].last_seq if at and at[0].first_seq < self._before else self._before - 1
+            self._before = None
+        (answer,) = yield [RangeRequest(self._session, 1, self._high, self._count, backward=True)]
+        page: list[Commit] = taken(answer)
+        self._done = len(page) < self._count
+        if not page:
+            return None
+        self._high = page[-1].first_seq - 1
+        self._done = self._done or self._high < 1
+        self._count = next_count(page)
+        return page
+
+
+def next_count(page: Sequence[Commit]) -> int:
+    """How many commits to ask for next, so that a page holds about PAGE_BYTES."""
+    size = sum(len(commit.body) for commit in page) // len(page) + 64
+    return max(1, min(PAGE_ENTRIES, PAGE_BYTES // size))
+
+
+def head_flow(sessions: Sequence[str]) -> Flow[list[Head | None]]:
+    """The heads of sessions."""
+    for session in sessions:
+        check_session(session)
+    answers: list[Any] = yield [HeadRequest(session) for session in sessions]
+    return [taken(answer) for answer in answers]
+
+
+class RegistryFlow:
+    """Enumerates sessions by partition and id, page by page."""
+
+    def __init__(self, keyspace: Keyspace, after: str | None, page: int = 1000) -> None:
+        self._partitions = keyspace.count
+        self._partition = keyspace.partition_of(after) if after is not None else 0
+        self._after = after
+        self._page = page
+
+    def next_page(self) -> Flow[list[str] | None]:
+        """The next page, or None at the end."""
+        while self._partition < self._partitions:
+            (answer,) = yield [RegistryRequest(self._partition, self._after, self._page)]
+            page: list[str] = taken(answer)
+            if len(page) < self._page:
+                self._partition, self._after = self._partition + 1, None
+            else:
+                self._after = page[-1]
+            if page:
+                return page
+        return None
+
+
+def together(flows: Sequence[Flow[T]]) -> Flow[list[T | MusterError]]:
+    """Runs flows side by side: the requests of all travel together. A flow that fails gives its error in its place."""
+    results: list[Any] = [None] * len(flows)
+    waiting: dict[int, list[Request]] = {}
+    for index, flow in enumerate(flows):
+        _advance(index, flow, None, waiting, results)
+    while waiting:
+        indexes = list(waiting)
+        batch = [request for index in indexes for request in waiting[index]]
+        answers = yield batch
+        at = 0
+        for index in indexes:
+            count = len(waiting.pop(index))
+            _advance(index, flows[index], answers[at : at + count], waiting, results)
+            at += count
+    return results
+
+
+def _advance(
+    index: int, flow: Flow[Any], answers: list[Any] | None, waiting: dict[int, list[Request]], results: list[Any]
+) -> None:
+    try:
+        waiting[index] = next(flow) if answers is None else flow.send(answers)
+    except StopIteration as done:
+        results[index] = done.value
+    except MusterError as error:
+        results[index] = error
+
+
+def taken(answer: Any) -> Any:
+    """The answer, unless it is an error: that is raised."""
+    if isinstance(answer, MusterError):
+        raise answer
+    return answer
+
+
+def encode_append(append: Append, limits: Limits = DEFAULT_LIMITS) -> AppendRequest:
+    """Checks and encodes one commit. Raises Refused; `append` was not sent then."""
+    check_session(append.session)
+    expected = append.expected
+    if expected not in ("any", "new") and (not isinstance(expected, int) or isinstance(expected, bool) or expected < 0):
+        raise Refused("EXPECTED_INVALID", f"{expected!r} is neither `any`, `new` nor a seq", session=append.session)
+    body = encode_body(append.events, limits)
+    return AppendRequest(append.session, expected, append.known, kinds_of(append.events), body, append.traceparent)
+
+
+def _search_flow(request: AppendRequest, known: int, to: int) -> Flow[Commit | None]:
+    """Looks for the very commit of a request among those after `known`."""
+    reading = ReadFlow(request.session, after=known, to=to)
+    while (page := (yield from reading.next_page())) is not None:
+        for commit in page:
+            if commit.body == request.body:
+                return commit
+    return None
+
+
+# -- what all shells do with arguments and results ------------------------------------------------------------------------
+
+
+def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:
+    """The events, each with an id; one that has none gets a new one."""
+    return tuple(event if event.id else structs.replace(event, id=new_id()) for event in events)
+
+
+def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
+    """One event or many, as a tuple."""
+    return (events,) if isinstance(events, Event) else tuple(events)
+
+
+def deduped(
+    session: str, events: tuple[Event, ...], expected: Expected, traceparent: str | None, limits: Limits
+) -> Flow[Receipt]:
+    """A deduplicated append, which chooses its place itself. Raises Refused (EXPECTED_INVALID) for any other wish."""
+    if expected != "any":
+        raise Refused("EXPECTED_INVALID", "a deduplicated append finds its own place: expect `any`")
+    return dedupe_flow(session, events, traceparent, limits)
+
+
+def limited(items: Iterator[str], limit: int | None) -> Iterator[str]:
+    """At most `limit` of the items."""
+    for index, item in enumerate(items):
+        if limit is not None and index >= limit:
+            return
+        yield item

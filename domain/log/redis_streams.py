@@ -1,0 +1,546 @@
+"""The log on Redis Streams: the blocking and the asyncio shell over `domain.log.protocol`.
+
+A shell sends commands, waits, retries, and knows nothing of what they mean. redis-py's own retries are off: they would send
+a write again without telling. Here a request is sent again only because the protocol made that harmless.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import redis
+import redis.asyncio
+from msgspec import Struct, structs
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
+from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
+from domain.events import Event
+from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
+from domain.log.protocol import (
+    AppendRequest,
+    Call,
+    Command,
+    Flow,
+    Protocol,
+    ReadBackFlow,
+    ReadFlow,
+    RegistryFlow,
+    Request,
+    append_flow,
+    append_many_flow,
+    as_events,
+    deduped,
+    head_flow,
+    limited,
+    server_error,
+    taken,
+    with_ids,
+)
+from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
+
+T = TypeVar("T")
+
+#: How many commits without a reply a log remembers.
+REMEMBERED_DOUBTS = 1024
+#: How many sessions a log remembers the last seq of, so that an append anywhere need not ask for the head first.
+REMEMBERED_SESSIONS = 65536
+
+
+class Connecting(Struct, frozen=True):
+    """How to reach a server, and how long to keep trying."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    #: How long one connection attempt, and one command, may take.
+    timeout_s: float = 5.0
+    #: How long a request is sent again when no answer comes; 0 sends once.
+    retry_for_s: float = 10.0
+
+
+def connection_options(connecting: Connecting) -> dict[str, Any]:
+    """Options for redis-py, blocking and asyncio alike."""
+    return {
+        "socket_timeout": connecting.timeout_s,
+        "socket_connect_timeout": connecting.timeout_s,
+        "decode_responses": False,
+        "protocol": 2,
+    }
+
+
+def connect(connecting: Connecting) -> redis.Redis:
+    """A blocking client that never repeats a command by itself. Raises Misconfigured (SETTING_INVALID) for a bad URL."""
+    options = {**connection_options(connecting), "retry": Retry(NoBackoff(), 0)}
+    try:
+        return redis.Redis.from_url(connecting.url, **options)
+    except ValueError as error:
+        raise Misconfigured(
+            "SETTING_INVALID", f"the URL {without_password(connecting.url)} is invalid: {error}"
+        ) from None
+
+
+def connect_async(connecting: Connecting) -> redis.asyncio.Redis:
+    """An asyncio client that never repeats a command by itself."""
+    options = {**connection_options(connecting), "retry": AsyncRetry(NoBackoff(), 0)}
+    try:
+        return redis.asyncio.Redis.from_url(connecting.url, **options)
+    except ValueError as error:
+        raise Misconfigured(
+            "SETTING_INVALID", f"the URL {without_password(connecting.url)} is invalid: {error}"
+        ) from None
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+
+
+def connection_error(error: Exception, *, wrote: bool = False) -> MusterError:
+    """The typed error for what redis-py raises when a command gets no good answer.
+
+    `wrote`: an attempt to write was sent and got no reply, whatever a later attempt met.
+    """
+    if wrote:
+        return OutcomeUnknown("OUTCOME_UNKNOWN", f"no reply to a write: {error}")
+    word = _first_word(error)
+    if word is not None:
+        return server_error(f"{word} {error}")
+    if isinstance(error, redis.ResponseError):
+        return server_error(str(error))
+    if isinstance(error, redis.AuthenticationError):
+        return server_error(f"NOAUTH {error}")
+    return Unavailable("UNREACHABLE", f"no answer from the server: {error}")
+
+
+def _first_word(error: BaseException) -> str | None:
+    """The word that redis-py cut off an error reply; None if there was none, or no reply."""
+    word: str | None = getattr(error, "status_code", None)
+    return word
+
+
+class _Sending:
+    """One exchange with the server: the retry policy, and whether anything may have been sent."""
+
+    def __init__(self, connecting: Connecting, *, wrote: bool) -> None:
+        self._wrote = wrote
+        self._sent = False
+        #: Options for tenacity, blocking and asyncio alike. The delay is overshot by at most one attempt.
+        self.policy: dict[str, Any] = {
+            "retry": retry_if_exception(self._is_passing),
+            "stop": stop_after_delay(connecting.retry_for_s),
+            "wait": wait_random_exponential(multiplier=0.05, max=1.0),
+            "reraise": True,
+        }
+
+    def _is_passing(self, error: BaseException) -> bool:
+        """Whether sending the same again may help."""
+        if isinstance(error, redis.AuthenticationError):
+            return False
+        if not isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+            return False
+        replied = _first_word(error) is not None
+        self._sent = self._sent or not (replied or "connecting to" in str(error))
+        return True
+
+    def failed(self, error: Exception) -> MusterError:
+        """The typed error, after the last attempt."""
+        return connection_error(error, wrote=self._wrote and self._sent)
+
+
+def new_id() -> str:
+    """An id for an event that came without one."""
+    return uuid4().hex
+
+
+class _Shell:
+    """What both shells share: the protocol of the open store, the last seq known of each session, and commits in doubt.
+
+    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what is known
+    since, or its repeat would not be recognised.
+    """
+
+    def __init__(self, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits) -> None:
+        self.keyspace = keyspace
+        self.identity = identity
+        self.limits = limits
+        self.connecting = connecting
+        self._protocol = Protocol(keyspace, identity.store, identity.epoch)
+        self._known: OrderedDict[str, int] = OrderedDict()
+        self._doubted: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+
+    def _completed(self, append: Append) -> Append:
+        """The append with ids for events that have none, and with the seq last known of its session."""
+        events = with_ids(append.events, new_id)
+        known = append.known
+        if append.expected == "any" and known is None:
+            if self._doubted and events:
+                known = self._doubted.get((append.session, encode_body(events, self.limits)))
+            if known is None:
+                known = self._known.get(append.session)
+        return structs.replace(append, events=events, known=known)
+
+    def _doubt(self, requests: Sequence[Request]) -> None:
+        """Notes commits that were sent and got no reply."""
+        for request in requests:
+            if isinstance(request, AppendRequest) and request.expected == "any" and request.known is not None:
+                self._doubted[request.session, request.body] = request.known
+                if len(self._doubted) > REMEMBERED_DOUBTS:
+                    self._doubted.popitem(last=False)
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """Forgets the doubts about commits that got a reply."""
+        if self._doubted:
+            for request in requests:
+                if isinstance(request, AppendRequest):
+                    self._doubted.pop((request.session, request.body), None)
+
+    def _remember(self, receipt: Receipt | MusterError) -> None:
+        if isinstance(receipt, Receipt):
+            self._known[receipt.session] = max(receipt.last_seq, self._known.get(receipt.session, 0))
+            self._known.move_to_end(receipt.session)
+            if len(self._known) > REMEMBERED_SESSIONS:
+                self._known.popitem(last=False)
+
+
+def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> list[Any]:
+    """The answers to `count` requests, from the replies to the calls they became."""
+    answers: list[Any] = [None] * count
+    for call, reply in zip(calls, replies, strict=True):
+        found: list[Any]
+        if isinstance(reply, Exception):
+            found = [connection_error(reply)] * len(call.places)
+        else:
+            try:
+                found = call.answers(reply)
+            except MusterError as error:
+                found = [error] * len(call.places)
+        for place, answer in zip(call.places, found, strict=True):
+            answers[place] = answer
+    return answers
+
+
+class SessionLog(_Shell):
+    """The log on Redis Streams, blocking. Safe to share between threads. See `EventLog` for what each method promises."""
+
+    def __init__(
+        self, client: redis.Redis, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits
+    ) -> None:
+        super().__init__(keyspace, identity, connecting, limits)
+        self.client = client
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Connecting = Connecting(),
+        *,
+        environment: str = "dev",
+        namespace: str = "main",
+        partitions: int | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Self:
+        """Connects to a server and opens the store on it.
+
+        Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD, ACCESS_DENIED).
+        """
+        connecting = Connecting(url) if isinstance(url, str) else url
+        client = connect(connecting)
+        try:
+            replies = _send(client, open_commands(environment, namespace), connecting, wrote=False)
+            identity = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+        except BaseException:
+            client.close()
+            raise
+        return cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.client.close()
+
+    def append(
+        self,
+        session: str,
+        events: Event | Sequence[Event],
+        *,
+        expected: Expected = "any",
+        dedupe: bool = False,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        flow: Flow[Receipt]
+        if dedupe:
+            flow = deduped(session, as_events(events), expected, traceparent, self.limits)
+        else:
+            append = Append(session, as_events(events), expected, traceparent=traceparent)
+            flow = append_flow(self._completed(append), self.limits)
+        receipt = self.run(flow)
+        self._remember(receipt)
+        return receipt
+
+    def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        receipts = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        for receipt in receipts:
+            self._remember(receipt)
+        return receipts
+
+    def head(self, session: str) -> Head | None:
+        return self.heads([session])[0]
+
+    def heads(self, sessions: Sequence[str]) -> list[Head | None]:
+        return self.run(head_flow(sessions))
+
+    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
+        return self._pages(ReadFlow(session, after=after, to=to))
+
+    def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
+        return self._pages(ReadBackFlow(session, before=before))
+
+    def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
+        yield from limited(self._pages(RegistryFlow(self.keyspace, after)), limit)
+
+    def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> Iterator[Any]:
+        while (page := self.run(reading.next_page())) is not None:
+            yield from page
+
+    def run(self, flow: Flow[T]) -> T:
+        """Runs a flow of the protocol to its end, and returns its result."""
+        try:
+            requests = next(flow)
+            while True:
+                requests = flow.send(self._exchange(requests))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _exchange(self, requests: list[Request]) -> list[Any]:
+        calls = self._protocol.calls(requests)
+        wrote = any(call.writes for call in calls)
+        try:
+            replies = _send(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+        except OutcomeUnknown:
+            self._doubt(requests)
+            raise
+        self._settle(requests)
+        return _distribute(calls, replies, len(requests))
+
+
+class AsyncSessionLog(_Shell):
+    """The log on Redis Streams for asyncio. See `EventLog` for what each method promises."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        keyspace: Keyspace,
+        identity: Identity,
+        connecting: Connecting,
+        limits: Limits,
+    ) -> None:
+        super().__init__(keyspace, identity, connecting, limits)
+        self.client = client
+
+    @classmethod
+    async def open(
+        cls,
+        url: str | Connecting = Connecting(),
+        *,
+        environment: str = "dev",
+        namespace: str = "main",
+        partitions: int | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Self:
+        """As `SessionLog.open`."""
+        connecting = Connecting(url) if isinstance(url, str) else url
+        client = connect_async(connecting)
+        try:
+            replies = await _send_async(client, open_commands(environment, namespace), connecting, wrote=False)
+            identity = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+        except BaseException:
+            await client.aclose()
+            raise
+        return cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def append(
+        self,
+        session: str,
+        events: Event | Sequence[Event],
+        *,
+        expected: Expected = "any",
+        dedupe: bool = False,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        flow: Flow[Receipt]
+        if dedupe:
+            flow = deduped(session, as_events(events), expected, traceparent, self.limits)
+        else:
+            append = Append(session, as_events(events), expected, traceparent=traceparent)
+            flow = append_flow(self._completed(append), self.limits)
+        receipt = await self.run(flow)
+        self._remember(receipt)
+        return receipt
+
+    async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        receipts = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        for receipt in receipts:
+            self._remember(receipt)
+        return receipts
+
+    async def head(self, session: str) -> Head | None:
+        return (await self.heads([session]))[0]
+
+    async def heads(self, sessions: Sequence[str]) -> list[Head | None]:
+        return await self.run(head_flow(sessions))
+
+    def read(self, session: str, *, after: int = 0, to: int | None = None) -> AsyncIterator[Commit]:
+        return self._pages(ReadFlow(session, after=after, to=to))
+
+    def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]:
+        return self._pages(ReadBackFlow(session, before=before))
+
+    async def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]:
+        left = limit
+        async for session in self._pages(RegistryFlow(self.keyspace, after)):
+            if left is not None:
+                if left == 0:
+                    return
+                left -= 1
+            yield session
+
+    async def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> AsyncIterator[Any]:
+        while (page := await self.run(reading.next_page())) is not None:
+            for item in page:
+                yield item
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Runs a flow of the protocol to its end, and returns its result."""
+        try:
+            requests = next(flow)
+            while True:
+                requests = flow.send(await self._exchange(requests))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _exchange(self, requests: list[Request]) -> list[Any]:
+        calls = self._protocol.calls(requests)
+        wrote = any(call.writes for call in calls)
+        try:
+            replies = await _send_async(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+        except OutcomeUnknown:
+            self._doubt(requests)
+            raise
+        self._settle(requests)
+        return _distribute(calls, replies, len(requests))
+
+
+def create_store(
+    client: redis.Redis,
+    *,
+    environment: str = "dev",
+    namespace: str = "main",
+    partitions: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[Identity, bool]:
+    """Makes a store on a server, or finishes making it; returns it and whether it is new. Also loads the functions.
+
+    `partitions` None takes those of the store that is there, and DEFAULT_PARTITIONS for a new one.
+
+    Raises Misconfigured (PARTITIONS_DIFFER, SERVER_TOO_OLD) if another store is there that does not fit.
+    """
+    connecting = Connecting(retry_for_s=0)
+    keyspace = Keyspace(environment, namespace, partitions or DEFAULT_PARTITIONS)
+
+    def send(commands: list[Command]) -> list[Any]:
+        return [_raised(reply) for reply in _send(client, commands, connecting, wrote=True)]
+
+    opening = open_commands(environment, namespace)
+    replies = send(opening)
+    is_new = b"ready" not in replies[0]
+    if is_new:
+        check_version(replies[1])
+    else:
+        parse_open(replies, environment, namespace, partitions)
+    claim, _, ready = create_commands(keyspace, uuid4().hex, limits)
+    send(claim)
+    if is_new:
+        store, found = (value.decode() for value in send([["HMGET", keyspace.store_meta, "store", "partitions"]])[0])
+        if int(found) != keyspace.count:
+            raise Misconfigured("PARTITIONS_DIFFER", f"the store was begun with {found} partitions, not {keyspace.count}")
+        send(create_commands(keyspace, store, limits)[1])
+        send(ready)
+    return parse_open(send(opening), environment, namespace, partitions), is_new
+
+
+def _send(client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool) -> list[Any]:
+    """Sends commands in one write and returns their replies; errors of single commands are among them."""
+    sending = _Sending(connecting, wrote=wrote)
+    try:
+        replies: list[Any] = Retrying(**sending.policy)(_send_once, client, commands)
+        return replies
+    except (redis.RedisError, OSError) as error:
+        raise sending.failed(error) from error
+
+
+def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
+    with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        replies: list[Any] = pipe.execute(raise_on_error=False)
+    return replies
+
+
+async def _send_async(
+    client: redis.asyncio.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool
+) -> list[Any]:
+    sending = _Sending(connecting, wrote=wrote)
+    try:
+        replies: list[Any] = await AsyncRetrying(**sending.policy)(_send_once_async, client, commands)
+        return replies
+    except (redis.RedisError, OSError) as error:
+        raise sending.failed(error) from error
+
+
+async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+    return replies
+
+
+def _raised(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise connection_error(reply)
+    return taken(reply)
+
+
+__all__ = [
+    "AsyncSessionLog",
+    "Connecting",
+    "SessionLog",
+    "connect",
+    "connection_error",
+    "create_store",
+    "without_password",
+]

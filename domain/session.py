@@ -1,0 +1,175 @@
+"""A session: the fold of its events, and the table that says which events are legal.
+
+Two tables are the whole of it. GATE says which kinds of events a session takes, given whether it is open, completed or
+expired; the append function on the server refuses by the same table. ENTERS says which state an event leads to. One rule
+stands beside them: while a session is coordinating, an event by any agent but the one that handed off makes it working first,
+then the event's own rule applies. A session begins with whatever event comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from domain.errors import Damaged
+from domain.events import BUILT_IN, NO_DATA, OWN_ACTOR, Event
+
+WORKING: Final = "working"
+BROKEN: Final = "broken"
+COORDINATING: Final = "coordinating"
+COMPLETED: Final = "completed"
+EXPIRED: Final = "expired"
+
+#: The state an event leads to; any other event leaves the state as it is.
+ENTERS: Final[Mapping[str, str]] = {
+    "start": WORKING,
+    "test_pass": WORKING,
+    "broke": BROKEN,
+    "handoff": COORDINATING,
+    "completed": COMPLETED,
+    "expired": EXPIRED,
+}
+
+#: The letter by which a producer states the kind of an event to the append function.
+KIND: Final[Mapping[str, str]] = {
+    "start": "s",
+    "left": "l",
+    "checkpoint": "k",
+    "completed": "c",
+    "expired": "x",
+    **dict.fromkeys(("joined", "modified", "broke", "test_pass", "handoff", "extended"), "b"),
+}
+DOTTED_KIND: Final = "."
+
+OPEN_GATE: Final = "o"
+COMPLETED_GATE: Final = "c"
+EXPIRED_GATE: Final = "e"
+
+#: gate → kind → the gate after it; a kind that is not listed is refused.
+GATE: Final[Mapping[str, Mapping[str, str]]] = {
+    OPEN_GATE: {"s": "o", "l": "o", "k": "o", "b": "o", ".": "o", "c": "c", "x": "e"},
+    COMPLETED_GATE: {"s": "o", "l": "c", "k": "c", ".": "c", "x": "e"},
+    EXPIRED_GATE: {"s": "o"},
+}
+_GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
+
+assert set(KIND) == set(BUILT_IN)
+
+
+def kind_of(type: str) -> str:
+    """The gate's letter for a type of event."""
+    return KIND.get(type, DOTTED_KIND)
+
+
+def kinds_of(events: Iterable[Event]) -> str:
+    """One letter an event, in order: what a producer states to the gate."""
+    return "".join([KIND.get(event.type, DOTTED_KIND) for event in events])
+
+
+def gate_after(gate: str, kinds: str) -> tuple[str, int | None]:
+    """The gate after these kinds, and the index of the first one it refuses (None if it takes all)."""
+    for index, kind in enumerate(kinds):
+        after = GATE[gate].get(kind)
+        if after is None:
+            return gate, index
+        gate = after
+    return gate, None
+
+
+class Participation(Struct, array_like=True, gc=False):
+    """An agent's part in a session: how many events, from which seq to which, and whether it is there now."""
+
+    events: int
+    first_seq: int
+    last_seq: int
+    present: bool
+
+
+class Session(Struct, array_like=True):
+    """The state of a session after its first `seq` events. Mutable: `apply` moves it on by one event.
+
+    `digest` belongs to the last commit that ended; inside a commit it is that of the commit before. Times are the server's,
+    in milliseconds since 1970. Field order is the stored order: new fields are appended with defaults.
+    """
+
+    session: str
+    seq: int = 0
+    digest: str = ""
+    state: str = WORKING
+    agents: dict[str, Participation] = {}
+    event_types: dict[str, int] = {}
+    entities: set[str] = set()
+    first_actor: str | None = None
+    last_type: str | None = None
+    handed_off_by: str | None = None
+    started_at: int = 0
+    last_at: int = 0
+
+    @property
+    def gate(self) -> str:
+        """Whether the session is open, completed or expired, as the append function keeps it."""
+        return _GATE_OF_STATE.get(self.state, OPEN_GATE)
+
+    def apply(self, event: Event) -> None:
+        """Moves the state on by one event.
+
+        Raises Damaged (EVENT_ILLEGAL for one the table refuses, EVENT_UNREADABLE), and changes nothing then.
+        """
+        gate = self.gate
+        if kind_of(event.type) not in GATE[gate]:
+            at = self.seq + 1
+            raise Damaged("EVENT_ILLEGAL", f"{event.type} at seq {at} is illegal while {self.state}", seq=at)
+        self.move(event, entities_of(event))
+
+    def move(self, event: Event, entities: list[str] | None) -> None:
+        """`apply` for an event that is known to be legal, and whose entities were read already."""
+        type, actor = event.type, event.actor
+        state = self.state
+        if state == COORDINATING and actor != self.handed_off_by:
+            state = WORKING
+        self.state = ENTERS.get(type, state)
+        if type == "handoff":
+            self.handed_off_by = actor
+
+        self.seq = seq = self.seq + 1
+        if actor != OWN_ACTOR:
+            part = self.agents.get(actor)
+            if part is None:
+                self.agents[actor] = Participation(1, seq, seq, type != "left")
+            else:
+                part.events += 1
+                part.last_seq = seq
+                part.present = type != "left"
+        self.event_types[type] = self.event_types.get(type, 0) + 1
+        if self.first_actor is None:
+            self.first_actor = actor
+        self.last_type = type
+        if entities:
+            self.entities.update(entities)
+
+
+def entities_of(event: Event) -> list[str] | None:
+    """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library writes."""
+    if event.data == NO_DATA or event.type not in BUILT_IN:
+        return None
+    try:
+        change = _CHANGES.decode(event.data).change
+    except msgspec.MsgspecError as error:
+        raise Damaged(
+            "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
+        ) from None
+    return change.entity_ids if change is not None else None
+
+
+class _ChangedEntities(Struct, gc=False):
+    entity_ids: list[str] | None = None
+
+
+class _OnlyChange(Struct, gc=False):
+    change: _ChangedEntities | None = None
+
+
+_CHANGES = msgspec.msgpack.Decoder(_OnlyChange)

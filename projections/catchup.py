@@ -1,0 +1,155 @@
+"""Catching up: a batch of the feed becomes views, checkpoints and totals, in one step with the cursor.
+
+Theory of operation. The feed says which commits came after the cursor. A view that stands right before them is moved on by
+folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again from the log. The
+totals of agents move by what the session contributes after the batch less what it contributed at the cursor, and the cursor
+says exactly which seq that was: the one before the batch's first. So whatever happens to a view, totals add up.
+
+A commit that breaks a law parks its session: the view stays at the last good commit, the reason is kept, and all other
+sessions go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import Struct
+
+from domain.agent import NOTHING, Totals, contributions, difference, merge
+from domain.codec import Commit
+from domain.errors import Damaged
+from domain.log.contract import EventLog
+from projections import agent_view, session_view
+from projections.session_view import Folding
+from projections.store import (
+    Operation,
+    Parked,
+    ProjectionStore,
+    Span,
+    park,
+    write_checkpoints,
+    write_totals,
+    write_view,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(Struct, frozen=True):
+    """A stretch of a partition's feed, to be applied under a lease: spans of sessions between two cursor positions.
+
+    Without `cursor_to` the feed cannot say what is new, and the partition is brought up to date from its registry and log.
+    """
+
+    partition: int
+    token: str
+    cursor_from: int | None
+    cursor_to: int | None
+    spans: list[Span]
+
+
+class Outcome(Struct, frozen=True):
+    """A session after a batch."""
+
+    session: str
+    view: bytes
+    checkpoints: dict[int, bytes]
+    moved: dict[str, Totals]
+    parked: Parked | None
+
+
+class Projected(Struct, frozen=True):
+    """What a batch did."""
+
+    events: int
+    sessions: int
+    parked: int
+
+
+def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
+    """Applies a batch: load, fold, step. Raises Conflict if the lease or the cursor moved; nothing was written then."""
+    views, commits, parked = store.spans(batch.partition, batch.spans)
+    outcomes = []
+    for span, stored, new in zip(batch.spans, views, commits, strict=True):
+        if span.session in parked:
+            continue
+        outcome = fold_span(log, span, stored, new)
+        if outcome is not None:
+            outcomes.append(outcome)
+    events = (batch.cursor_to or 0) - (batch.cursor_from or 0)
+    store.step(
+        batch.partition,
+        token=batch.token,
+        cursor_from=batch.cursor_from,
+        cursor_to=batch.cursor_to,
+        events=events,
+        operations=writes(store, batch.partition, outcomes),
+    )
+    return Projected(events, len(outcomes), sum(outcome.parked is not None for outcome in outcomes))
+
+
+def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Commit]) -> Outcome | None:
+    """A session after the commits of its span; None if its view holds them already."""
+    view = session_view.readable(stored)
+    if stored is None and span.from_seq == 1:
+        view = session_view.initial(span.session)
+    if view is not None and view.seq >= span.to_seq:
+        return None
+    if view is not None and view.seq >= span.from_seq - 1:
+        before = contributions(view)
+        folding = Folding(view)
+        parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
+    else:
+        logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
+        folding, parked = from_log(log, span.session, span.from_seq - 1)
+        before = contributions(folding.view)
+        if parked is None:
+            parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
+    moved = difference(before, contributions(folding.view))
+    return Outcome(span.session, session_view.encode(folding.view), folding.checkpoints, moved, parked)
+
+
+def from_log(log: EventLog, session: str, to_seq: int) -> tuple[Folding, Parked | None]:
+    """The fold of a session's log from its beginning to the end of the commit that holds `to_seq`."""
+    folding = Folding(session_view.initial(session))
+    return folding, advance(folding, log.read(session, to=to_seq), to_seq)
+
+
+def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked | None:
+    """Moves a fold on to `to_seq`, or to the last commit before one that breaks a law; then returns what it breaks."""
+    try:
+        folding.advance(commits)
+        if folding.view.seq < to_seq:
+            at = folding.view.seq
+            raise Damaged("TAIL_LOST", f"the log of session {folding.view.session} ends at seq {at}, not at {to_seq}")
+    except Damaged as broken:
+        return Parked(broken.code, broken.cause, folding.view.seq + 1)
+    return None
+
+
+def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) -> Iterator[Operation]:
+    """The writes of a step that brings the outcomes in."""
+    keys = store.keys(partition)
+    with_checkpoints = [outcome for outcome in outcomes if outcome.checkpoints]
+    seqs = store.checkpoint_seqs(partition, [outcome.session for outcome in with_checkpoints])
+    for outcome in outcomes:
+        yield write_view(keys, outcome.session, outcome.view)
+        if outcome.parked is not None:
+            yield park(keys, outcome.session, outcome.parked)
+    for outcome, stored in zip(with_checkpoints, seqs, strict=True):
+        yield from write_checkpoints(keys, outcome.session, outcome.checkpoints, stored)
+
+    moved: dict[str, Totals] = {}
+    for outcome in outcomes:
+        merge(moved, outcome.moved)
+    agents = [agent for agent, totals in sorted(moved.items()) if totals != NOTHING]
+    for agent, part in zip(agents, store.totals(partition, agents), strict=True):
+        try:
+            totals = NOTHING if part is None else agent_view.decode(agent, part)
+        except Damaged:
+            # A difference cannot be added to what is unreadable. It stays damaged, for the validator to find and recovery
+            # to compute again from the session views.
+            logger.warning("the totals of agent %s in partition %d are damaged", agent, partition)
+            continue
+        yield from write_totals(keys, agent, totals + moved[agent])

@@ -1,0 +1,464 @@
+"""The validator: reads the log again, folds it, and says exactly where stored state differs.
+
+Theory of operation. Appends and projections go on while it reads, so everything that must fit together is read in one
+transaction: a partition's cursor with the heads, last entries, views and checkpoints of some of its sessions. The feed after that
+cursor tells the seq each view should stand at: right before the session's first commit that is not applied yet, else at its head.
+The totals of agents are judged against the cursor that was read together with them.
+
+One cause is one finding. A session whose log is damaged is reported once, as that; what was derived from it is not reported too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from domain.agent import NOTHING, Totals, contributions, merge
+from domain.errors import Damaged
+from domain.log.contract import EventLog, Head
+from domain.log.protocol import parse_entry, parse_head
+from projections import agent_view, session_view
+from projections.catchup import advance
+from projections.session_view import Folding
+from projections.store import Cursor, Parked, ProjectionStore, parse_checkpoints, parse_cursor, parse_parked
+
+SCHEMA: Final = "muster.finding/1"
+#: How many sessions are read in one transaction.
+SNAPSHOT_SESSIONS: Final = 128
+
+
+class Kind(NamedTuple):
+    """What a code of a finding says: which part drifted, how bad that is, and what to do."""
+
+    kind: str
+    severity: str
+    remedy: str
+
+
+_REPAIR: Final = "muster recover apply"
+_OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
+
+#: Every code a finding may carry.
+KINDS: Final[dict[str, Kind]] = {
+    "LOG_GAP": Kind("log", "critical", _OPERATOR),
+    "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
+    "TAIL_LOST": Kind("log", "critical", _OPERATOR),
+    "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
+    "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
+    "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
+    "HEAD_MISSING": Kind("head", "error", _REPAIR),
+    "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
+    "VIEW_MISSING": Kind("view", "error", _REPAIR),
+    "VIEW_UNREADABLE": Kind("view", "error", _REPAIR),
+    "VIEW_DIFFERS": Kind("view", "error", _REPAIR),
+    "VIEW_BEHIND": Kind("view", "error", _REPAIR),
+    "VIEW_AHEAD": Kind("view", "error", _REPAIR),
+    "SESSION_PARKED": Kind("view", "warning", _REPAIR),
+    "CHECKPOINT_MISSING": Kind("checkpoint", "error", _REPAIR),
+    "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", _REPAIR),
+    "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", _REPAIR),
+    "AGENT_MISSING": Kind("agent", "error", _REPAIR),
+    "AGENT_DIFFERS": Kind("agent", "error", _REPAIR),
+    "AGENT_UNEXPECTED": Kind("agent", "error", _REPAIR),
+    "INDEX_DIFFERS": Kind("index", "error", _REPAIR),
+    "CURSOR_MISSING": Kind("cursor", "warning", _REPAIR),
+    "CURSOR_AHEAD": Kind("cursor", "error", _REPAIR),
+    "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
+}
+
+
+class Finding(Struct, frozen=True):
+    """One place where stored state breaks a law. `stored` and `rebuilt` hold only what differs."""
+
+    schema: str
+    code: str
+    severity: str
+    kind: str
+    session: str | None
+    agent: str | None
+    projection: str | None
+    first_bad_seq: int | None
+    stored: Any
+    rebuilt: Any
+    remedy: str
+    quarantined: bool
+    #: Which partition the finding is in; recovery works by partition.
+    partition: int
+
+
+class Read(Struct):
+    """What a verification has read so far. It never says anything about what it has not read."""
+
+    partitions: int = 0
+    sessions: int = 0
+    events: int = 0
+
+
+class Snapshot(Struct, frozen=True):
+    """A session's stored state, read together with its partition's cursor."""
+
+    session: str
+    head: Head | None
+    packed_head: bytes | None
+    last_seq: int
+    last_entry: str
+    view: bytes | None
+    checkpoints: dict[int, bytes]
+    parked: Parked | None
+
+
+class Examination(Struct, frozen=True):
+    """What a session's log says: the view and the checkpoints that should be stored, and what breaks a law of the log.
+
+    `contributed` is what the session adds to the totals of its agents; None where nobody can know that any more.
+    """
+
+    snapshot: Snapshot
+    expected_seq: int
+    view: bytes
+    checkpoints: dict[int, bytes]
+    contributed: dict[str, Totals] | None
+    damage: Parked | None
+    verified: Head
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the session was quarantined when it was read."""
+        return self.snapshot.head is not None and self.snapshot.head.quarantined
+
+    @property
+    def log_is_damaged(self) -> bool:
+        """Whether commits are missing or altered; an event that producers should not have sent is no damage of the log."""
+        return self.damage is not None and KINDS[self.damage.code].severity == "critical"
+
+
+class Validator:
+    """Verifies stored state against the log, partition by partition."""
+
+    def __init__(self, store: ProjectionStore, log: EventLog) -> None:
+        self._store = store
+        self._log = log
+        self.read = Read()
+
+    def everything(self) -> Iterator[Finding]:
+        """The findings of all partitions."""
+        for partition in range(self._store.keyspace.count):
+            yield from self.partition(partition)
+            self.read.partitions += 1
+
+    def session(self, session: str) -> Iterator[Finding]:
+        """The findings of one session."""
+        partition = self._store.keyspace.partition_of(session)
+        for examination in self.examine(partition, [session]):
+            yield from self._session_findings(partition, examination)
+
+    def partition(self, partition: int) -> Iterator[Finding]:
+        """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents."""
+        yield from self._feed_findings(partition)
+        cursor, stored = self._stored_totals(partition)
+        totals: dict[str, Totals] = {}
+        judged = True
+        sessions = (session for page in self._store.member_pages(partition) for session in page)
+        for examination in self.examine(partition, sessions, totals_at=cursor):
+            yield from self._session_findings(partition, examination)
+            if examination.contributed is None:
+                judged = False
+            else:
+                merge(totals, examination.contributed)
+        if judged:
+            yield from self._agent_findings(partition, stored, totals)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def examine(
+        self,
+        partition: int,
+        sessions: Iterable[str],
+        *,
+        views_at: Cursor | None = None,
+        totals_at: Cursor | None = None,
+    ) -> Iterator[Examination]:
+        """What the log says of sessions of a partition.
+
+        Views and contributions are judged at the stored cursor, as it is when they are read, unless another one is given.
+        """
+        remaining = iter(sessions)
+        while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
+            cursor, snapshots = self._snapshots(partition, page)
+            cursor = views_at if views_at is not None else cursor
+            since = totals_at if totals_at is not None else cursor
+            oldest = min(cursor.position or 0, since.position or 0)
+            pending: dict[str, int] = {}
+            pending_since: dict[str, int] = {}
+            for entry in self._store.feed_after(partition, oldest):
+                for span in entry.spans:
+                    pending_since.setdefault(span.session, span.from_seq)
+                    if entry.position > (cursor.position or 0):
+                        pending.setdefault(span.session, span.from_seq)
+            for snapshot in snapshots:
+                yield self._examine(snapshot, cursor, pending, pending_since)
+
+    def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
+        keys = self._store.keys(partition)
+        types = self._store.types([keys.checkpoints(session) for session in sessions])
+        pipe = self._store.client.pipeline(transaction=True)
+        pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
+        pipe.hmget(keys.parked(session_view.NAME), list(sessions))
+        for session, kind in zip(sessions, types, strict=True):
+            pipe.get(keys.head(session))
+            pipe.xrevrange(keys.log(session), count=1)
+            pipe.get(keys.session_view(session))
+            if kind == b"hash":
+                pipe.hgetall(keys.checkpoints(session))
+            else:
+                pipe.type(keys.checkpoints(session))
+        position, parked, *rest = pipe.execute(raise_on_error=False)
+        snapshots = [
+            _snapshot(session, reason, *rest[at * 4 : at * 4 + 4])
+            for at, (session, reason) in enumerate(zip(sessions, parked, strict=True))
+        ]
+        return parse_cursor(position), snapshots
+
+    def _examine(
+        self, snapshot: Snapshot, cursor: Cursor, pending: dict[str, int], pending_since: dict[str, int]
+    ) -> Examination:
+        session = snapshot.session
+        head_seq = max(snapshot.last_seq, snapshot.head.seq if snapshot.head is not None else 0, 1)
+        expected = pending.get(session, head_seq + 1) - 1
+        contributed_seq = pending_since.get(session, head_seq + 1) - 1
+        if cursor.position is None:
+            # Nobody knows how far this partition was applied: take the view's own word for where it stands.
+            view = session_view.readable(snapshot.view)
+            expected = contributed_seq = min(view.seq, head_seq) if view is not None else 0
+
+        folding = Folding(session_view.initial(session))
+        damage: Parked | None = None
+        contributed: dict[str, Totals] | None = {}
+        view_bytes, checkpoints = b"", dict[int, bytes]()
+        for stop in sorted({contributed_seq, expected, head_seq}):
+            if damage is None:
+                commits = self._log.read(session, after=folding.view.seq, to=stop)
+                damage = advance(folding, commits, stop)
+            if stop == contributed_seq:
+                contributed = contributions(folding.view)
+            if stop == expected:
+                view_bytes, checkpoints = session_view.encode(folding.view), dict(folding.checkpoints)
+        self.read.sessions += 1
+        self.read.events += folding.view.seq
+        quarantined = snapshot.head is not None and snapshot.head.quarantined
+        if damage is not None and not quarantined and KINDS[damage.code].severity == "critical":
+            # What the missing commits contributed is known by the view alone, if it can be trusted.
+            kept = session_view.readable(snapshot.view)
+            contributed = contributions(kept) if kept is not None else None
+        verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
+        return Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
+
+    def _stored_totals(self, partition: int) -> tuple[Cursor, dict[str, bytes | None]]:
+        """The stored totals of all agents of a partition, with the cursor they belong to."""
+        keys = self._store.keys(partition)
+        while True:
+            agents = [agent for page in self._store.member_pages(partition, agents=True) for agent in page]
+            pipe = self._store.client.pipeline(transaction=True)
+            pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
+            pipe.zcard(keys.agents)
+            for agent in agents:
+                pipe.get(keys.agent_view(agent))
+            position, count, *parts = pipe.execute(raise_on_error=False)
+            if count == len(agents) or not isinstance(count, int):
+                parts = [None if isinstance(part, Exception) else part for part in parts]
+                return parse_cursor(position), dict(zip(agents, parts, strict=True))
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    def _session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
+        snapshot, damage = found.snapshot, found.damage
+        session = snapshot.session
+        if damage is not None:
+            yield finding(
+                damage.code,
+                partition,
+                session=session,
+                first_bad_seq=damage.first_bad_seq,
+                stored=damage.cause,
+                rebuilt={"verified_seq": found.verified.seq, "digest": found.verified.digest},
+                quarantined=found.quarantined,
+            )
+            if found.log_is_damaged and not found.quarantined:
+                return
+        elif found.quarantined:
+            yield finding("QUARANTINED", partition, session=session, quarantined=True)
+        if damage is None:
+            yield from self._head_findings(partition, found)
+        yield from _view_findings(partition, found)
+        yield from _checkpoint_findings(partition, found)
+
+    def _head_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
+        head, verified = found.snapshot.head, found.verified
+        if head is None:
+            yield finding(
+                "HEAD_MISSING" if found.snapshot.packed_head is None else "HEAD_DIFFERS",
+                partition,
+                session=found.snapshot.session,
+                first_bad_seq=verified.seq,
+                rebuilt={"seq": verified.seq, "digest": verified.digest, "gate": verified.gate},
+            )
+        elif (head.seq, head.digest, head.gate) != (verified.seq, verified.digest, verified.gate):
+            stored = {"seq": head.seq, "digest": head.digest, "gate": head.gate}
+            rebuilt = {"seq": verified.seq, "digest": verified.digest, "gate": verified.gate}
+            yield finding(
+                "HEAD_DIFFERS", partition, session=found.snapshot.session, first_bad_seq=verified.seq,
+                **difference(stored, rebuilt),
+            )  # fmt: skip
+
+    def _feed_findings(self, partition: int) -> Iterator[Finding]:
+        keys = self._store.keys(partition)
+        pipe = self._store.client.pipeline(transaction=True)
+        pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
+        pipe.hget(keys.meta, "total")
+        pipe.xrevrange(keys.feed, count=1)
+        fields, total, last = pipe.execute()
+        cursor, total = parse_cursor(fields), int(total or 0)
+        position = int(last[0][0].partition(b"-")[0]) if last else 0
+        if position != total:
+            yield finding("FEED_DIFFERS", partition, stored={"position": position}, rebuilt={"position": total})
+        if cursor.position is not None and cursor.position > total:
+            yield finding("CURSOR_AHEAD", partition, stored={"position": cursor.position}, rebuilt={"position": total})
+        elif cursor.position is None and self._has_views(partition):
+            yield finding("CURSOR_MISSING", partition, rebuilt={"position": total})
+
+    def _has_views(self, partition: int) -> bool:
+        for page in self._store.member_pages(partition):
+            if any(stored is not None for stored in self._store.views(page)):
+                return True
+        return False
+
+    def _agent_findings(
+        self, partition: int, stored: dict[str, bytes | None], totals: dict[str, Totals]
+    ) -> Iterator[Finding]:
+        rebuilt = {agent: total for agent, total in totals.items() if total != NOTHING}
+        for agent in sorted(stored.keys() | rebuilt.keys()):
+            part = stored.get(agent)
+            should = rebuilt.get(agent)
+            if should is None:
+                yield finding("AGENT_UNEXPECTED", partition, agent=agent)
+            elif part is None:
+                yield finding("AGENT_MISSING", partition, agent=agent, rebuilt=msgspec.to_builtins(_fields(should)))
+            elif part != agent_view.encode(agent, should):
+                try:
+                    have: Any = _fields(agent_view.decode(agent, part))
+                except Damaged as damaged:
+                    have = {"unreadable": damaged.cause}
+                yield finding("AGENT_DIFFERS", partition, agent=agent, **difference(have, _fields(should)))
+
+
+def _view_findings(partition: int, found: Examination) -> Iterator[Finding]:
+    snapshot = found.snapshot
+    if snapshot.view == found.view:
+        return
+    session, seq = snapshot.session, found.expected_seq
+    rebuilt = session_view.document(session_view.decode(found.view))
+    if snapshot.view is None:
+        if snapshot.parked is None and seq == 0:
+            return
+        code, stored = "VIEW_MISSING", None
+        rebuilt = {"seq": rebuilt["seq"], "digest": rebuilt["digest"]}
+    else:
+        try:
+            view = session_view.decode(snapshot.view)
+        except Damaged as damaged:
+            code, stored = "VIEW_UNREADABLE", {"unreadable": damaged.cause}
+            rebuilt = {"seq": rebuilt["seq"], "digest": rebuilt["digest"]}
+        else:
+            stored = session_view.document(view)
+            code = "VIEW_DIFFERS"
+            if view.session == session and view.seq != rebuilt["seq"]:
+                code = "VIEW_BEHIND" if view.seq < rebuilt["seq"] else "VIEW_AHEAD"
+                if snapshot.parked is not None:
+                    code = "SESSION_PARKED"
+    yield finding(code, partition, session=session, first_bad_seq=seq, **difference(stored, rebuilt))
+
+
+def _checkpoint_findings(partition: int, found: Examination) -> Iterator[Finding]:
+    session, stored = found.snapshot.session, found.snapshot.checkpoints
+    for seq in sorted(stored.keys() | found.checkpoints.keys()):
+        should = found.checkpoints.get(seq)
+        if should is None:
+            yield finding("CHECKPOINT_UNEXPECTED", partition, session=session, first_bad_seq=seq)
+        elif seq not in stored:
+            digest = session_view.decode(should).digest
+            yield finding(
+                "CHECKPOINT_MISSING",
+                partition,
+                session=session,
+                first_bad_seq=seq,
+                rebuilt={"seq": seq, "digest": digest},
+            )
+        elif stored[seq] != should:
+            kept = session_view.readable(stored[seq])
+            have = {"unreadable": "the checksum does not fit"} if kept is None else session_view.document(kept)
+            yield finding(
+                "CHECKPOINT_DIFFERS",
+                partition,
+                session=session,
+                first_bad_seq=seq,
+                **difference(have, session_view.document(session_view.decode(should))),
+            )
+
+
+def finding(
+    code: str,
+    partition: int,
+    *,
+    session: str | None = None,
+    agent: str | None = None,
+    first_bad_seq: int | None = None,
+    stored: Any = None,
+    rebuilt: Any = None,
+    quarantined: bool = False,
+) -> Finding:
+    """A finding of a registered code."""
+    kind = KINDS[code]
+    projection = session_view.NAME if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None
+    return Finding(
+        SCHEMA, code, kind.severity, kind.kind, session, agent, projection, first_bad_seq,
+        stored, rebuilt, kind.remedy, quarantined, partition,
+    )  # fmt: skip
+
+
+def difference(stored: Any, rebuilt: dict[str, Any]) -> dict[str, Any]:
+    """The fields in which two documents differ, as the arguments `stored` and `rebuilt` of a finding."""
+    if not isinstance(stored, dict) or "unreadable" in stored:
+        return {"stored": stored, "rebuilt": rebuilt}
+    names = [name for name in rebuilt if stored.get(name) != rebuilt[name]]
+    return {
+        "stored": {name: stored.get(name) for name in names},
+        "rebuilt": {name: rebuilt[name] for name in names},
+    }
+
+
+def _fields(totals: Totals) -> dict[str, int]:
+    return {"events": totals.events, "sessions": totals.sessions, "present": totals.present}
+
+
+def _snapshot(session: str, reason: bytes | None, head: Any, last: Any, view: Any, checkpoints: Any) -> Snapshot:
+    """A session's stored state from the replies of a transaction. A key of the wrong type counts as missing."""
+    packed = head if isinstance(head, bytes) else None
+    try:
+        parsed = parse_head(packed)
+    except Damaged:
+        parsed = None
+    entry = last[0] if isinstance(last, list) and last else None
+    return Snapshot(
+        session,
+        parsed,
+        packed,
+        parse_entry(session, entry).last_seq if entry is not None else 0,
+        entry[0].decode() if entry is not None else "",
+        view if isinstance(view, bytes) else None,
+        parse_checkpoints(checkpoints) if isinstance(checkpoints, dict) else {},
+        None if reason is None else parse_parked(reason),
+    )

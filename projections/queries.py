@@ -1,0 +1,171 @@
+"""The read API: sessions and agents, now or at a seq.
+
+A reader never sees a view that cannot be trusted: one that is missing or damaged is folded from the log while the reader
+waits. What it gets is the same, only later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import merge as merged
+from itertools import groupby, islice
+from typing import Any, Final
+
+from domain.agent import NOTHING, Totals
+from domain.codec import Commit
+from domain.errors import Damaged, NotFound
+from domain.events import check_session
+from domain.invariants import broken_law
+from domain.log.contract import EventLog, Head
+from domain.session import Session
+from projections import agent_view, session_view
+from projections.catchup import from_log
+from projections.session_view import Folding
+from projections.store import ProjectionStore
+
+#: How many sessions are read in one round trip.
+PAGE: Final = 256
+
+
+class Views:
+    """What sessions and agents are doing, read from the views and, where needed, from the log."""
+
+    def __init__(self, store: ProjectionStore, log: EventLog) -> None:
+        self._store = store
+        self._log = log
+
+    def session(self, session: str) -> dict[str, Any]:
+        """A session as it stands. Raises NotFound (SESSION_UNKNOWN)."""
+        check_session(session)
+        found = self._documents([session])
+        if not found:
+            raise unknown_session(session)
+        return found[0]
+
+    def session_at(self, session: str, seq: int) -> dict[str, Any]:
+        """A session as it stood right after `seq`; the digest is None if that is inside a commit.
+
+        Raises NotFound (SESSION_UNKNOWN, SEQ_UNKNOWN), Damaged if the log is damaged before `seq`.
+        """
+        check_session(session)
+        (head,) = self._store.heads([session])
+        if head is None:
+            raise unknown_session(session)
+        if not 1 <= seq <= head.seq:
+            raise NotFound("SEQ_UNKNOWN", f"session {session} has the seqs 1 to {head.seq}, not {seq}", session=session)
+        view, whole = state_at(self._log, self._nearest(session, seq), seq)
+        quarantined = self._quarantines([session], [head])[0]
+        return session_view.document(view, quarantined=quarantined, digest=whole)
+
+    def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """All sessions by partition and id, beginning after the id `after`."""
+        ids = self._log.sessions(after=after, limit=limit)
+        while page := list(islice(ids, PAGE)):
+            yield from self._documents(page)
+
+    def agent(self, agent: str) -> dict[str, Any]:
+        """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""
+        total = NOTHING
+        for partition in range(self._store.keyspace.count):
+            total += self._part(partition, agent)
+        if total == NOTHING:
+            raise NotFound("AGENT_UNKNOWN", f"no session names the agent {agent}", agent=agent)
+        return agent_view.document(agent, total)
+
+    def agents(self, *, after: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """All agents by id, beginning after the id `after`."""
+        parts = [self._parts(partition, after) for partition in range(self._store.keyspace.count)]
+        totals = (
+            (agent, sum((part for _, part in group), NOTHING))
+            for agent, group in groupby(merged(*parts, key=_name), key=_name)
+        )
+        for agent, total in islice(totals, limit):
+            yield agent_view.document(agent, total)
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    def _documents(self, sessions: Sequence[str]) -> list[dict[str, Any]]:
+        heads = self._store.heads(sessions)
+        views = [session_view.readable(stored) for stored in self._store.views(sessions)]
+        quarantines = self._quarantines(sessions, heads)
+        found = []
+        for session, head, view, quarantined in zip(sessions, heads, views, quarantines, strict=True):
+            if head is None and view is None:
+                continue
+            if view is None and head is not None:
+                view = from_log(self._log, session, head.seq)[0].view
+            assert view is not None
+            found.append(session_view.document(view, quarantined=quarantined))
+        return found
+
+    def _quarantines(self, sessions: Sequence[str], heads: Sequence[Head | None]) -> list[dict[str, Any] | None]:
+        held = [s for s, head in zip(sessions, heads, strict=True) if head is not None and head.quarantined]
+        reasons = dict(zip(held, self._store.holds(held), strict=True))
+        return [reasons.get(session) for session in sessions]
+
+    def _nearest(self, session: str, seq: int) -> Session:
+        """The newest checkpoint at or before `seq` that can be trusted, else the beginning."""
+        for at, stored in sorted(self._store.checkpoints(session).items(), reverse=True):
+            view = session_view.readable(stored) if at <= seq else None
+            if view is not None and (view.session, view.seq) == (session, at):
+                return view
+        return session_view.initial(session)
+
+    # -- agents --------------------------------------------------------------------------------------------------------
+
+    def _part(self, partition: int, agent: str) -> Totals:
+        (stored,) = self._store.totals(partition, [agent])
+        return self._trusted(partition, [agent], [stored])[0]
+
+    def _parts(self, partition: int, after: str | None) -> Iterator[tuple[str, Totals]]:
+        for page in self._store.member_pages(partition, agents=True, after=after):
+            yield from zip(page, self._trusted(partition, page, self._store.totals(partition, page)), strict=True)
+
+    def _trusted(self, partition: int, agents: Sequence[str], stored: Sequence[bytes | None]) -> list[Totals]:
+        """The parts of agents; one that is damaged is summed from the session views of the partition."""
+        parts: list[Totals] = []
+        summed: dict[str, Totals] | None = None
+        for agent, part in zip(agents, stored, strict=True):
+            try:
+                parts.append(NOTHING if part is None else agent_view.decode(agent, part))
+            except Damaged:
+                if summed is None:
+                    summed = self._store.summed_totals(partition)
+                parts.append(summed.get(agent, NOTHING))
+        return parts
+
+
+def state_at(log: EventLog, view: Session, seq: int) -> tuple[Session, bool]:
+    """Folds `view` on to exactly `seq`; returns it, and whether `seq` ends a commit. Raises Damaged."""
+    folding = Folding(view)
+    inside: Commit | None = None
+
+    def whole() -> Iterator[Commit]:
+        nonlocal inside
+        for commit in log.read(view.session, after=view.seq, to=seq):
+            if commit.last_seq > seq:
+                inside = commit
+                return
+            yield commit
+
+    folding.advance(whole())
+    if inside is not None:
+        law = broken_law(view, inside)
+        if law is not None:
+            raise law
+        for event in inside.events[: seq - view.seq]:
+            view.apply(event)
+        view.last_at = inside.at_ms
+        view.started_at = view.started_at or inside.at_ms
+    if view.seq != seq:
+        raise Damaged("TAIL_LOST", f"the log of session {view.session} ends at seq {view.seq}", session=view.session)
+    return view, inside is None
+
+
+def unknown_session(session: str) -> NotFound:
+    """Nothing was ever appended to the session."""
+    return NotFound("SESSION_UNKNOWN", f"there is no session {session}", session=session)
+
+
+def _name(part: tuple[str, Totals]) -> str:
+    return part[0]

@@ -1,0 +1,207 @@
+"""Rebuilding under a lease: what the log says is built beside what is stored, compared, and swapped where it differs.
+
+Appends go on all the while. The partition's cursor stands still, because only the holder of the lease moves it; what is
+appended meanwhile lies after the cursor and is caught up with afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from msgspec import Struct
+
+from domain.agent import NOTHING
+from domain.log.contract import EventLog
+from projections import agent_view
+from projections.drift import Examination, Validator
+from projections.store import (
+    NO_SPANS,
+    Cursor,
+    Operation,
+    Parked,
+    ProjectionStore,
+    park,
+    unpark,
+    write_totals,
+    write_view,
+)
+
+#: How many sessions are swapped in one step.
+STEP_SESSIONS: Final = 64
+#: A replaced view is kept for a week.
+REPLACED_TTL_MS: Final = 7 * 24 * 3600 * 1000
+
+
+class Swapped(Struct, frozen=True):
+    """What became of a session: whether something was replaced, and what is still wrong with it."""
+
+    session: str
+    changed: bool
+    damage: Parked | None
+    quarantined: bool
+
+
+class Rebuild:
+    """The rebuild of one partition by the holder of its lease.
+
+    `renew` is called before every step and raises if the lease is lost. With `quarantine`, a session whose log is damaged is
+    quarantined; without, it is parked. `who` is noted in the audit stream.
+    """
+
+    def __init__(
+        self,
+        store: ProjectionStore,
+        log: EventLog,
+        partition: int,
+        token: str,
+        *,
+        who: str,
+        quarantine: bool,
+        renew: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._validator = Validator(store, log)
+        self._partition = partition
+        self._keys = store.keys(partition)
+        self._token = token
+        self._who = who
+        self._quarantine = quarantine
+        self._renew = renew
+        self._cursor = store.cursor(partition)
+        # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the cursor is
+        # set at the end.
+        total = store.total(partition)
+        self._target = self._cursor if store.feed_covers(partition, self._cursor, total) else Cursor(total)
+
+    @property
+    def events_read(self) -> int:
+        """How many events were folded so far."""
+        return self._validator.read.events
+
+    def everything(self) -> Iterator[Swapped]:
+        """Rebuilds all sessions, then the totals, then sets the cursor."""
+        yield from self.sessions(name for page in self._store.member_pages(self._partition) for name in page)
+        self.totals()
+        self.finish()
+
+    def sessions(self, sessions: Iterable[str]) -> Iterator[Swapped]:
+        """Rebuilds views and checkpoints of sessions, and swaps what differs."""
+        remaining = iter(sessions)
+        while page := list(islice(remaining, STEP_SESSIONS)):
+            found = list(self._validator.examine(self._partition, page, views_at=self._target, totals_at=self._target))
+            self._renew()
+            for examination in found:
+                self._mend_truth(examination)
+            changes = [list(self._changes(examination)) for examination in found]
+            self._step([operation for change in changes for operation in change])
+            for examination, change in zip(found, changes, strict=True):
+                yield Swapped(
+                    examination.snapshot.session,
+                    bool(change),
+                    examination.damage,
+                    examination.quarantined or (self._quarantine and examination.log_is_damaged),
+                )
+
+    def totals(self) -> int:
+        """Sums the totals of agents from the session views, and swaps those that differ; returns how many did.
+
+        Only right once every view of the partition is.
+        """
+        self._renew()
+        should = self._store.summed_totals(self._partition)
+        indexed = [agent for page in self._store.member_pages(self._partition, agents=True) for agent in page]
+        agents = sorted(should.keys() | set(indexed))
+        changed = 0
+        operations: list[Operation] = []
+        for agent, part in zip(agents, self._store.totals(self._partition, agents), strict=True):
+            totals = should.get(agent, NOTHING)
+            is_stored = part == agent_view.encode(agent, totals) and agent in indexed
+            if not is_stored:
+                changed += 1
+                operations += write_totals(self._keys, agent, totals)
+        self._step(operations)
+        return changed
+
+    def finish(self) -> None:
+        """Sets the cursor to where the rebuilt views stand, if it was missing or impossible or the feed has gaps."""
+        if self._target is self._cursor:
+            return
+        self._store.step(
+            self._partition,
+            token=self._token,
+            cursor_from=self._cursor.position,
+            cursor_to=self._target.position,
+            operations=self._feed_end(),
+        )
+        self._cursor = self._target
+
+    def _feed_end(self) -> list[Operation]:
+        """An entry without spans where the feed lost its end, so that it ends at the running total again."""
+        target = self._target.position or 0
+        if self._store.feed_position(self._partition) >= target:
+            return []
+        return [Operation("XADD", self._keys.feed, (f"{target}-0", "t", 0, "c", NO_SPANS))]
+
+    def _step(self, operations: Sequence[Operation]) -> None:
+        if operations:
+            self._store.step(
+                self._partition,
+                token=self._token,
+                cursor_from=self._cursor.position,
+                cursor_to=None,
+                operations=operations,
+            )
+
+    def _mend_truth(self, found: Examination) -> None:
+        """Quarantines a session with a damaged log; puts a head right whose log is whole."""
+        session, snapshot = found.snapshot.session, found.snapshot
+        if found.log_is_damaged and self._quarantine and not found.quarantined:
+            assert found.damage is not None
+            self._store.quarantine(session, found.damage.code, found.damage.first_bad_seq)
+        elif found.damage is None and (snapshot.head is None or not _fits(found)):
+            flags = snapshot.head.flags if snapshot.head is not None else "-"
+            verified = found.verified
+            head = type(verified)(verified.seq, verified.digest, verified.gate, verified.at_ms, flags)
+            self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
+
+    def _changes(self, found: Examination) -> Iterator[Operation]:
+        """The writes that make a session's stored state what its log says."""
+        snapshot, session = found.snapshot, found.snapshot.session
+        nothing_yet = found.expected_seq == 0 and snapshot.view is None
+        if snapshot.view != found.view and not nothing_yet:
+            if snapshot.view is not None:
+                replaced = self._keys.replaced(session)
+                yield Operation("SET", replaced, (snapshot.view,))
+                yield Operation("PEXPIRE", replaced, (REPLACED_TTL_MS,))
+            yield write_view(self._keys, session, found.view)
+            yield self._audit(found)
+        stored, should = snapshot.checkpoints, found.checkpoints
+        added = [part for seq in should if stored.get(seq) != should[seq] for part in (seq, should[seq])]
+        dropped = [seq for seq in stored if seq not in should]
+        if added:
+            yield Operation("HSET", self._keys.checkpoints(session), tuple(added))
+        if dropped:
+            yield Operation("HDEL", self._keys.checkpoints(session), tuple(dropped))
+        if found.damage is not None and not (self._quarantine and found.log_is_damaged):
+            if snapshot.parked != found.damage:
+                yield park(self._keys, session, found.damage)
+        elif snapshot.parked is not None:
+            yield unpark(self._keys, session)
+
+    def _audit(self, found: Examination) -> Operation:
+        return Operation(
+            "XADD",
+            self._keys.audit,
+            (
+                *("*", "who", self._who, "what", "view replaced", "session", found.snapshot.session),
+                *("seq", min(found.expected_seq, found.verified.seq), "digest", found.verified.digest),
+                *("why", found.damage.code if found.damage is not None else "rebuild"),
+            ),
+        )
+
+
+def _fits(found: Examination) -> bool:
+    head, verified = found.snapshot.head, found.verified
+    return head is not None and (head.seq, head.digest, head.gate) == (verified.seq, verified.digest, verified.gate)

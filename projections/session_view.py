@@ -1,0 +1,115 @@
+"""The view of a session, and the checkpoints along its way.
+
+The view is the fold of the session's log and nothing else: no wall clock, no worker's name, nothing that depends on when or
+where it was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from domain.codec import Commit, genesis
+from domain.errors import Damaged
+from domain.invariants import fold
+from domain.session import Session
+from projections.sealed import Seal, seal
+
+#: The projection that builds session views, checkpoints and agent totals in one step.
+NAME: Final = "sessions"
+#: Raised whenever the same log would give other bytes.
+VERSION: Final = 1
+
+#: A checkpoint is kept at the end of a commit that crosses a multiple of this seq …
+CHECKPOINT_INTERVAL: Final = 50
+#: … or holds one of these.
+CHECKPOINT_TYPES: Final = frozenset({"broke", "handoff", "completed"})
+#: How many checkpoints a session keeps, the newest ones.
+CHECKPOINTS_KEPT: Final = 4
+
+_SEAL = Seal(VERSION, Session)
+
+
+def initial(session: str) -> Session:
+    """A session before its first event."""
+    return Session(session, digest=genesis(session))
+
+
+def encode(view: Session) -> bytes:
+    """The stored bytes of a view; a checkpoint's are the same."""
+    return seal(VERSION, view)
+
+
+def decode(stored: bytes) -> Session:
+    """The view. Raises Damaged (VIEW_UNREADABLE)."""
+    view: Session = _SEAL.open(stored)
+    return view
+
+
+def readable(stored: bytes | None) -> Session | None:
+    """The view, or None where there is none that can be trusted."""
+    if stored is None:
+        return None
+    try:
+        return decode(stored)
+    except Damaged:
+        return None
+
+
+def is_checkpoint(commit: Commit) -> bool:
+    """Whether a checkpoint is due at the end of this commit; a function of the log alone."""
+    if commit.last_seq // CHECKPOINT_INTERVAL > (commit.first_seq - 1) // CHECKPOINT_INTERVAL:
+        return True
+    return any(event.type in CHECKPOINT_TYPES for event in commit.events)
+
+
+class Folding:
+    """A fold in progress: the view so far, and the newest checkpoints on the way."""
+
+    def __init__(self, view: Session) -> None:
+        self.view = view
+        self.checkpoints: dict[int, bytes] = {}
+
+    def advance(self, commits: Iterable[Commit]) -> None:
+        """Folds commits until one breaks a law: then Damaged is raised, and the view stands before that commit."""
+        for commit in commits:
+            fold(self.view, commit)
+            if is_checkpoint(commit):
+                self.checkpoints[commit.last_seq] = encode(self.view)
+                if len(self.checkpoints) > CHECKPOINTS_KEPT:
+                    del self.checkpoints[min(self.checkpoints)]
+
+
+def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest: bool = True) -> dict[str, Any]:
+    """The view as readers get it: plain JSON, times as RFC 3339 in UTC, nothing that depends on when it is asked."""
+    return {
+        "session": view.session,
+        "seq": view.seq,
+        "digest": view.digest if digest else None,
+        "state": view.state,
+        "agents": {
+            agent: {
+                "events": part.events,
+                "first_seq": part.first_seq,
+                "last_seq": part.last_seq,
+                "present": part.present,
+            }
+            for agent, part in sorted(view.agents.items())
+        },
+        "event_types": dict(sorted(view.event_types.items())),
+        "entities": sorted(view.entities),
+        "first_actor": view.first_actor,
+        "last_type": view.last_type,
+        "handed_off_by": view.handed_off_by,
+        "started_at": rfc3339(view.started_at),
+        "last_at": rfc3339(view.last_at),
+        "quarantined": quarantined,
+    }
+
+
+def rfc3339(at_ms: int) -> str | None:
+    """Server time in milliseconds as text; None for a session without events."""
+    if at_ms == 0:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,340 @@
+"""Where derived values live: what catch-up and recovery load from Redis, and the one step by which they write.
+
+A *step* writes views, checkpoints and totals and moves the partition's cursor, all at once or not at all; it is refused unless
+the caller still holds the partition's lease and the cursor stands where the caller read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from domain.agent import NOTHING, Totals, contributions, merge
+from domain.codec import Commit
+from domain.errors import Conflict
+from domain.log.contract import Head
+from domain.log.keys import Keyspace, PartitionKeys
+from domain.log.protocol import pack_head, parse_entry, parse_head
+from projections import agent_view, session_view
+
+#: How many feed entries are read at a time.
+FEED_PAGE: Final = 512
+#: The spans of a feed entry that tells of no events.
+NO_SPANS: Final = b"\x90"
+#: How many names of a registry or an index are read at a time.
+MEMBER_PAGE: Final = 256
+
+
+class Span(Struct, frozen=True, gc=False):
+    """New commits of a session: from the first seq of the first to the last seq of the last, and their bytes."""
+
+    session: str
+    from_seq: int
+    to_seq: int
+    size: int = 0
+
+
+class FeedEntry(Struct, frozen=True):
+    """One call of the append function, as the feed tells it. `position` is the running total of events after it."""
+
+    position: int
+    at_ms: int
+    spans: list[Span]
+
+
+class Cursor(Struct, frozen=True):
+    """How far a projection has applied a partition's feed; `position` is None where there is no cursor yet."""
+
+    position: int | None
+    events: int = 0
+
+
+class Parked(Struct, frozen=True):
+    """Why a session is not projected any further: the view stands before the commit at `first_bad_seq`."""
+
+    code: str
+    cause: str
+    first_bad_seq: int
+
+
+class Operation(Struct, frozen=True):
+    """One write of a step."""
+
+    command: str
+    key: str
+    arguments: tuple[Any, ...] = ()
+
+
+_SPANS = msgspec.msgpack.Decoder(list[tuple[str, int, int, int]])
+_PARKED = msgspec.json.Decoder(Parked)
+
+
+def parse_feed_entry(entry: tuple[bytes, dict[bytes, bytes]]) -> FeedEntry:
+    """A feed entry as the append function packs it."""
+    entry_id, fields = entry
+    spans = [Span(*packed) for packed in _SPANS.decode(fields[b"c"])]
+    return FeedEntry(int(entry_id.partition(b"-")[0]), int(fields[b"t"]), spans)
+
+
+class ProjectionStore:
+    """The derived keys of one store, read and written through one blocking client."""
+
+    def __init__(self, client: redis.Redis, keyspace: Keyspace) -> None:
+        self.client: Any = client
+        self.keyspace = keyspace
+
+    def keys(self, partition: int) -> PartitionKeys:
+        return self.keyspace.partitions[partition]
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def cursor(self, partition: int) -> Cursor:
+        """How far the partition's feed is applied."""
+        return parse_cursor(self.client.hmget(self._cursor_key(partition), "position", "events"))
+
+    def total(self, partition: int) -> int:
+        """How many events the partition's log ever took."""
+        return int(self.client.hget(self.keys(partition).meta, "total") or 0)
+
+    def feed_after(self, partition: int, position: int) -> list[FeedEntry]:
+        """All feed entries after a position."""
+        entries: list[FeedEntry] = []
+        feed = self.keys(partition).feed
+        while True:
+            page = self.client.xrange(feed, f"{position + 1}-0", "+", count=FEED_PAGE)
+            entries += [parse_feed_entry(entry) for entry in page]
+            if len(page) < FEED_PAGE:
+                return entries
+            position = entries[-1].position
+
+    def oldest_after(self, partition: int, position: int) -> int | None:
+        """When the first feed entry after a position was written, in server ms."""
+        found = self.client.xrange(self.keys(partition).feed, f"{position + 1}-0", "+", count=1)
+        return parse_feed_entry(found[0]).at_ms if found else None
+
+    def feed_position(self, partition: int) -> int:
+        """The position of the feed's last entry."""
+        last = self.client.xrevrange(self.keys(partition).feed, count=1)
+        return int(last[0][0].partition(b"-")[0]) if last else 0
+
+    def feed_covers(self, partition: int, cursor: Cursor, total: int) -> bool:
+        """Whether the feed, from the cursor on, tells of every event up to `total` at least."""
+        if cursor.position is None or cursor.position > total:
+            return False
+        position = cursor.position
+        for entry in self.feed_after(partition, position):
+            position += sum(span.to_seq - span.from_seq + 1 for span in entry.spans)
+            if position != entry.position:
+                return False
+        return position >= total
+
+    def views(self, sessions: Sequence[str]) -> list[bytes | None]:
+        """The stored session views, of any partitions."""
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.get(self.keyspace.of(session).session_view(session))
+        return list(pipe.execute()) if sessions else []
+
+    def heads(self, sessions: Sequence[str]) -> list[Head | None]:
+        """The heads of sessions, of any partitions."""
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.get(self.keyspace.of(session).head(session))
+        return [parse_head(packed) for packed in pipe.execute()] if sessions else []
+
+    def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
+        """What a batch needs, in one round trip: views, new commits, and which sessions are parked."""
+        keys = self.keys(partition)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hmget(keys.parked(session_view.NAME), [span.session for span in spans])
+        pipe.mget([keys.session_view(span.session) for span in spans])
+        for span in spans:
+            pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
+        parked, views, *logs = pipe.execute()
+        commits = [[parse_entry(span.session, entry) for entry in log] for span, log in zip(spans, logs, strict=True)]
+        held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}
+        return views, commits, held
+
+    def parked(self, partition: int, sessions: Sequence[str]) -> list[Parked | None]:
+        """Why sessions are parked; None for those that are not."""
+        stored = self.client.hmget(self.keys(partition).parked(session_view.NAME), list(sessions)) if sessions else []
+        return [None if reason is None else parse_parked(reason) for reason in stored]
+
+    def types(self, keys: Sequence[str]) -> list[bytes]:
+        """The Redis types of keys; b"none" for those that are not there."""
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.type(key)
+        return list(pipe.execute()) if keys else []
+
+    def totals(self, partition: int, agents: Sequence[str]) -> list[bytes | None]:
+        """The stored totals of agents in a partition."""
+        keys = self.keys(partition)
+        return list(self.client.mget([keys.agent_view(agent) for agent in agents])) if agents else []
+
+    def checkpoint_seqs(self, partition: int, sessions: Sequence[str]) -> list[list[int]]:
+        """The seqs at which sessions have checkpoints."""
+        keys = self.keys(partition)
+        kinds = self.types([keys.checkpoints(session) for session in sessions])
+        pipe = self.client.pipeline(transaction=False)
+        for session, kind in zip(sessions, kinds, strict=True):
+            if kind == b"hash":
+                pipe.hkeys(keys.checkpoints(session))
+        seqs = iter(pipe.execute()) if any(kind == b"hash" for kind in kinds) else iter(())
+        return [[int(seq) for seq in next(seqs) if seq.isdigit()] if kind == b"hash" else [] for kind in kinds]
+
+    def checkpoints(self, session: str) -> dict[int, bytes]:
+        """The stored checkpoints of a session, by seq."""
+        key = self.keyspace.of(session).checkpoints(session)
+        if self.client.type(key) != b"hash":
+            return {}
+        return parse_checkpoints(self.client.hgetall(key))
+
+    def holds(self, sessions: Sequence[str]) -> list[dict[str, Any]]:
+        """Why sessions are quarantined: code and first bad seq."""
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.hmget(self.keyspace.of(session).hold(session), "code", "first_bad_seq")
+        reasons = pipe.execute() if sessions else []
+        return [
+            {"code": (code or b"?").decode(), "first_bad_seq": int(first_bad_seq or 0)}
+            for code, first_bad_seq in reasons
+        ]
+
+    def member_pages(self, partition: int, *, agents: bool = False, after: str | None = None) -> Iterator[list[str]]:
+        """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id."""
+        keys = self.keys(partition)
+        key = keys.agents if agents else keys.sessions
+        low = "-" if after is None else "(" + after
+        while page := self.client.zrangebylex(key, low, "+", start=0, num=MEMBER_PAGE):
+            members = [member.decode("utf-8", "replace") for member in page]
+            yield members
+            if len(members) < MEMBER_PAGE:
+                return
+            low = "(" + members[-1]
+
+    def summed_totals(self, partition: int) -> dict[str, Totals]:
+        """The totals of all agents in a partition, summed from its session views. Views that are damaged are left out."""
+        summed: dict[str, Totals] = {}
+        for page in self.member_pages(partition):
+            for stored in self.views(page):
+                view = session_view.readable(stored)
+                if view is not None:
+                    merge(summed, contributions(view))
+        return summed
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        partition: int,
+        *,
+        token: str,
+        cursor_from: int | None,
+        cursor_to: int | None,
+        events: int = 0,
+        operations: Iterable[Operation],
+    ) -> None:
+        """Writes operations and moves the cursor, or does nothing.
+
+        `cursor_from` None: there is no cursor yet. `cursor_to` None: the cursor is left as it is.
+
+        Raises Conflict: LEASE_TAKEN if the caller lost the partition, CURSOR_MOVED if somebody else moved the cursor.
+        """
+        names = [self.keys(partition).owner(session_view.NAME), self._cursor_key(partition)]
+        index: dict[str, int] = {}
+        position = "" if cursor_from is None else str(cursor_from)
+        arguments: list[Any] = [token, position, "" if cursor_to is None else cursor_to, events]
+        for operation in operations:
+            at = index.get(operation.key)
+            if at is None:
+                names.append(operation.key)
+                at = index[operation.key] = len(names)
+            arguments += (operation.command, at, len(operation.arguments), *operation.arguments)
+        word, *rest = self.client.fcall("muster_step_1", len(names), *names, *arguments)
+        if word == b"LEASE_TAKEN":
+            raise Conflict("LEASE_TAKEN", f"the lease of partition {partition} is no longer held", partition=partition)
+        if word == b"CURSOR_MOVED":
+            actual = rest[0].decode()
+            raise Conflict(
+                "CURSOR_MOVED",
+                f"the cursor of partition {partition} stands at {actual or 'nothing'}, not at {position or 'nothing'}",
+                partition=partition,
+                expected=position,
+                actual=actual,
+            )
+
+    def quarantine(self, session: str, code: str, first_bad_seq: int) -> None:
+        """Closes a session for appends, because its log is damaged from `first_bad_seq` on."""
+        keys = self.keyspace.of(session)
+        self.client.fcall(
+            "muster_quarantine_1", 2, keys.head(session), keys.hold(session), session, code, first_bad_seq
+        )
+
+    def mend_head(self, session: str, stored: bytes | None, last_entry: str, head: Head) -> bool:
+        """Puts a head that fits the log in the place of a damaged one. False if the session moved on meanwhile."""
+        keys = self.keyspace.of(session)
+        names = (keys.head(session), keys.log(session))
+        return bool(self.client.fcall("muster_mend_head_1", 2, *names, stored or b"", last_entry, pack_head(head)))
+
+    def _cursor_key(self, partition: int) -> str:
+        return self.keys(partition).cursor(session_view.NAME, session_view.VERSION)
+
+
+def parse_parked(stored: bytes) -> Parked:
+    """The reason a session is parked, as `park` stores it."""
+    return _PARKED.decode(stored)
+
+
+def parse_checkpoints(stored: dict[bytes, bytes]) -> dict[int, bytes]:
+    """The checkpoints of a session by seq, as read from their hash."""
+    return {int(seq): view for seq, view in stored.items() if seq.isdigit()}
+
+
+def parse_cursor(fields: Sequence[bytes | None]) -> Cursor:
+    """A cursor's position and events, as read from its hash."""
+    position, events = fields
+    return Cursor(None if position is None else int(position), int(events or 0))
+
+
+# -- the writes of steps -------------------------------------------------------------------------------------------------
+
+
+def write_view(keys: PartitionKeys, session: str, view: bytes) -> Operation:
+    return Operation("SET", keys.session_view(session), (view,))
+
+
+def write_checkpoints(
+    keys: PartitionKeys, session: str, made: dict[int, bytes], stored: Sequence[int]
+) -> list[Operation]:
+    """Adds checkpoints and drops those that are no longer among the newest."""
+    kept = sorted({*made, *stored})[-session_view.CHECKPOINTS_KEPT :]
+    added = [part for seq, view in sorted(made.items()) if seq in kept for part in (seq, view)]
+    dropped = [seq for seq in stored if seq not in kept]
+    key = keys.checkpoints(session)
+    operations = []
+    if added:
+        operations.append(Operation("HSET", key, tuple(added)))
+    if dropped:
+        operations.append(Operation("HDEL", key, tuple(dropped)))
+    return operations
+
+
+def write_totals(keys: PartitionKeys, agent: str, totals: Totals) -> list[Operation]:
+    """Sets an agent's totals in the partition; totals of nothing are no totals."""
+    if totals == NOTHING:
+        return [Operation("DEL", keys.agent_view(agent)), Operation("ZREM", keys.agents, (agent,))]
+    stored = agent_view.encode(agent, totals)
+    return [Operation("SET", keys.agent_view(agent), (stored,)), Operation("ZADD", keys.agents, (0, agent))]
+
+
+def park(keys: PartitionKeys, session: str, reason: Parked) -> Operation:
+    return Operation("HSET", keys.parked(session_view.NAME), (session, msgspec.json.encode(reason)))
+
+
+def unpark(keys: PartitionKeys, session: str) -> Operation:
+    return Operation("HDEL", keys.parked(session_view.NAME), (session,))

@@ -1,0 +1,158 @@
+"""The logs that the contract is held against, behind one blocking face."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any, Protocol, TypeVar
+
+from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
+from domain.codec import chain, genesis
+from domain.log import EventLog, Expected
+from domain.log.protocol import AppendRequest, Flow, Request
+
+import pytest
+T = TypeVar("T")
+_NUMBERS = count(1)
+
+
+class RunnableLog(EventLog, Protocol):
+    """A log that also runs flows of the protocol by hand, so that a test can step in between two of its steps."""
+
+    def run(self, flow: Flow[T]) -> T: ...
+
+
+class Blocking:
+    """An asyncio log behind the blocking face: each call runs its coroutine to the end, in an event loop of its own."""
+
+    def __init__(self, opening: Callable[[], Coroutine[Any, Any, AsyncSessionLog]]) -> None:
+        self._runner = asyncio.Runner()
+        try:
+            self._log = self._runner.run(opening())
+        except BaseException:
+            self._runner.close()
+            raise
+
+    def append(
+        self,
+        session: str,
+        events: Event | Sequence[Event],
+        *,
+        expected: Expected = "any",
+        dedupe: bool = False,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        return self._runner.run(
+            self._log.append(session, events, expected=expected, dedupe=dedupe, traceparent=traceparent)
+        )
+
+    def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        return self._runner.run(self._log.append_many(appends))
+
+    def head(self, session: str) -> Head | None:
+        return self._runner.run(self._log.head(session))
+
+    def heads(self, sessions: Sequence[str]) -> list[Head | None]:
+        return self._runner.run(self._log.heads(sessions))
+
+    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
+        return self._each(self._log.read(session, after=after, to=to))
+
+    def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
+        return self._each(self._log.read_back(session, before=before))
+
+    def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
+        return self._each(self._log.sessions(after=after, limit=limit))
+
+    def run(self, flow: Flow[T]) -> T:
+        return self._runner.run(self._log.run(flow))
+
+    def close(self) -> None:
+        self._runner.run(self._log.close())
+        self._runner.close()
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T:
+            return await anext(items)
+
+        while True:
+            try:
+                item = self._runner.run(following())
+            except StopAsyncIteration:
+                return
+            yield item
+
+
+class MakeLog(Protocol):
+    """Opens a log of the kind under test, on one and the same store every time."""
+
+    def __call__(self, limits: Limits = Limits()) -> RunnableLog: ...  # noqa: B008 (a frozen value)
+
+
+def new_session() -> str:
+    """A session id that no test used before."""
+    return f"s-{next(_NUMBERS)}"
+
+
+def note(id: str = "", **data: Any) -> Event:
+    """An event without any effect on the state."""
+    return Event.of("note.made", actor="agent-1", id=id, data=data)
+
+
+def notes(*ids: str) -> tuple[Event, ...]:
+    """One event for each id."""
+    return tuple(note(id) for id in ids)
+
+
+def ids(commits: Iterator[Commit]) -> list[str]:
+    """The ids of all events of commits, in order."""
+    return [event.id for commit in commits for event in commit.events]
+
+
+def assert_chained(session: str, commits: Sequence[Commit], head: Head | None) -> None:
+    """Every commit follows on the one before it by seq, digest and time, and the head stands at the last."""
+    seq, digest, at_ms = 0, genesis(session), 0
+    for commit in commits:
+        assert commit.first_seq == seq + 1
+        assert commit.at_ms >= at_ms
+        size = commit.last_seq - commit.first_seq + 1
+        digest = chain(digest, session, commit.first_seq, size, commit.at_ms, commit.body)
+        assert commit.digest == digest
+        assert len(commit.events) == size
+        seq, at_ms = commit.last_seq, commit.at_ms
+    if commits:
+        assert head is not None
+        assert (head.seq, head.digest, head.at_ms) == (seq, digest, at_ms)
+    else:
+        assert head is None
+
+
+def disturbed(flow: Flow[T], disturb: Callable[[], object]) -> Flow[T]:
+    """The flow, with another producer quicker than its first append."""
+    requests: list[Request] = next(flow)
+    disturbances = [disturb]
+    try:
+        while True:
+            if disturbances and any(isinstance(request, AppendRequest) for request in requests):
+                # In a thread, because an asyncio log runs this flow within an event loop, where no other can run.
+                with ThreadPoolExecutor(1) as others:
+                    others.submit(disturbances.pop()).result()
+            requests = flow.send((yield requests))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def refused(call: Callable[[], object], error: type[MusterError], code: str) -> MusterError:
+    """Runs the call, which must raise this error with this code, and returns the error."""
+    with pytest.raises(error) as raised:
+        call()
+    assert raised.value.code == code, f"raised {raised.value}"
+    return raised.value
+
+
+#: Conformance: mypy holds every log against the face the contract uses.
+def _conformance(memory: MemoryLog, blocking: Blocking) -> list[RunnableLog]:
+    return [memory, blocking]

@@ -1,0 +1,1 @@
+"""What runs: worker processes, recovery, the embedded server, the command line."""

@@ -1,0 +1,81 @@
+"""The command line `muster`: data on stdout, progress and errors on stderr, an exit code that says what the caller can do.
+
+    0 ok · 1 a check found a problem · 2 usage · 3 configuration · 4 not found · 5 Redis unreachable or refused · 6 conflict ·
+    7 partial · 8 integrity · 9 refused · 10 deadline · 70 bug
+
+Each group of commands is a module; only the one that is called is imported, so that a command starts quickly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+#: Group → what it is for. The module of a group is `workers.cli.<group>`.
+GROUPS: Final = {
+    "init": "make a store on a server, or load the functions into it again",
+    "dev": "run an embedded server and workers in the foreground",
+    "demo": "run the main job once, end to end, and say what it proved",
+    "event": "append, import, show and follow events",
+    "session": "list and show sessions",
+    "agent": "list and show agents",
+    "worker": "run worker processes, list those that live",
+    "projection": "lag, verification and rebuild of what is built from the log",
+    "recover": "plan and apply repairs of what verification found",
+    "explain": "say what an error code means and what to do",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    group = arguments[0] if arguments else ""
+    if group not in GROUPS:
+        return _overview(group)
+
+    from domain.errors import MusterError
+    from workers.settings import load
+
+    parser = argparse.ArgumentParser(prog=f"muster {group}", description=GROUPS[group])
+    import_module(f"workers.cli.{group}").configure(parser)
+    options = parser.parse_args(arguments[1:])
+    try:
+        flags = {name: getattr(options, name.rpartition(".")[2], None) for name in _FLAGS}
+        settings = load(os.environ, flags=flags)
+        code: int = options.run(options, settings)
+        sys.stdout.flush()
+        return code
+    except MusterError as error:
+        print(f"error: {error.code}: {error.cause}\nremedy: {error.remedy}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever reads our output has read enough; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in muster; the lines above say where", file=sys.stderr)
+        return 70
+
+
+_FLAGS: Final = ("redis.url", "environment", "namespace", "partitions")
+
+
+def _overview(asked: str) -> int:
+    is_help = asked in ("-h", "--help", "help")
+    stream = sys.stdout if is_help else sys.stderr
+    if asked and not is_help:
+        print(f"muster: there is no command {asked!r}", file=stream)
+    print("usage: muster COMMAND …\n", file=stream)
+    for name, purpose in GROUPS.items():
+        print(f"  {name:<12}{purpose}", file=stream)
+    print("\n`muster COMMAND --help` says more.", file=stream)
+    return 0 if is_help else 2

@@ -1,0 +1,69 @@
+"""What commands share: how the server is named, how a command is declared, how the store is opened."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from domain.log import SessionLog
+from projections.store import ProjectionStore
+from workers.settings import Settings
+
+Run: TypeAlias = Callable[[argparse.Namespace, Settings], int]
+
+
+def server(parser: argparse.ArgumentParser) -> None:
+    """The options that say which store is meant."""
+    parser.add_argument("--url", help="address of the server (MUSTER_REDIS__URL)")
+    parser.add_argument("--environment", help="environment of the store (MUSTER_ENVIRONMENT)")
+    parser.add_argument("--namespace", help="namespace of the store (MUSTER_NAMESPACE)")
+
+
+def output(parser: argparse.ArgumentParser) -> None:
+    """The option that says how data is printed."""
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json", "jsonl"), default="table", help="how data is printed"
+    )
+
+
+def commands(parser: argparse.ArgumentParser) -> Any:
+    """The subcommands of a group."""
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
+def command(group: Any, name: str, purpose: str, run: Run) -> argparse.ArgumentParser:
+    """One subcommand that works on a store and prints data."""
+    parser: argparse.ArgumentParser = group.add_parser(name, help=purpose, description=purpose)
+    parser.set_defaults(run=run)
+    server(parser)
+    output(parser)
+    return parser
+
+
+@contextmanager
+def opened_log(settings: Settings) -> Iterator[SessionLog]:
+    """The log of the store that the settings name."""
+    with SessionLog.open(
+        settings.connecting,
+        environment=settings.environment,
+        namespace=settings.namespace,
+        partitions=settings.partitions,
+    ) as log:
+        yield log
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[tuple[SessionLog, ProjectionStore]]:
+    """The log and the projections of the store that the settings name."""
+    with opened_log(settings) as log:
+        yield log, ProjectionStore(log.client, log.keyspace)
+
+
+def who() -> str:
+    """Who runs this command, for the audit stream."""
+    return f"{getpass.getuser()}@{platform.node()}:{os.getpid()}"

@@ -1,0 +1,44 @@
+"""`muster dev`: an embedded server and workers in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+from workers.cli import printing
+from workers.embedded import EmbeddedServer
+from workers.fleet import until_stopped
+from workers.settings import Settings
+from workers.stack import Stack
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, help="keeps the data here (default: a temporary directory that goes)")
+    parser.add_argument("--port", type=int, help="port of the server (default: a free one, kept with the data)")
+    parser.add_argument("--workers", type=int, help="how many worker processes (MUSTER_WORKER__PROCESSES)")
+    parser.add_argument("--partitions", type=int, help="how many partitions a new store gets")
+    parser.add_argument("--environment", help="environment of the store (MUSTER_ENVIRONMENT)")
+    parser.add_argument("--namespace", help="namespace of the store (MUSTER_NAMESPACE)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    stop = Event()
+    with ExitStack() as resources:
+        # First: a signal that comes while the rest is being built must not leave half of it behind.
+        impatient = resources.enter_context(until_stopped(stop))
+        data_dir = options.data_dir
+        if data_dir is None:
+            data_dir = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="muster-dev-")))
+        stack = Stack(EmbeddedServer(data_dir, port=options.port), settings, log=printing.say, workers=options.workers)
+        resources.callback(stack.stop)
+        stack.start()
+        impatient(stack.kill_workers)
+        print(f"ready {stack.url}", flush=True)
+        stop.wait()
+        printing.say("stopping: workers drain, then the server writes out what it has")
+        clean = stack.stop()
+    return 0 if clean else 10

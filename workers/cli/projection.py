@@ -1,0 +1,109 @@
+"""`muster projection`: how far projections are, whether they are true, and building them again."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import msgspec
+
+from domain.errors import DeadlineExceeded, MusterError, Unavailable
+from projections.drift import Validator
+from projections.lag import lag
+from projections.queries import unknown_session
+from workers.cli import arguments, printing
+from workers.recovery import Recovery
+from workers.settings import Settings
+
+LAG_COLUMNS = ("partition", "events", "seconds", "position", "total", "owner")
+FINDING_COLUMNS = ("code", "severity", "kind", "session", "agent", "first_bad_seq", "quarantined", "remedy")
+#: How often `lag --wait` looks, in seconds.
+LOOK_EVERY_S = 0.05
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    group = arguments.commands(parser)
+
+    how_far = arguments.command(group, "lag", "how far the views are behind the log", run_lag)
+    how_far.add_argument("--wait", action="store_true", help="return when they have caught up")
+    how_far.add_argument(
+        "--timeout", type=float, metavar="S", help="with --wait: give up after so many seconds (exit 10)"
+    )
+
+    verify = arguments.command(group, "verify", "read the log again and compare everything with it", run_verify)
+    which = verify.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="everything")
+    which.add_argument("--session", help="one session")
+    verify.add_argument("--info", action="store_true", help="also what is worth knowing and no drift")
+
+    again = arguments.command(
+        group, "rebuild", "build everything again from the log, beside what is there", run_rebuild
+    )
+    again.add_argument("--partition", type=int, action="append", help="only this partition; may be repeated")
+    again.add_argument("--dry-run", action="store_true", help="say how much it would touch")
+
+
+def run_lag(options: argparse.Namespace, settings: Settings) -> int:
+    deadline = None if options.timeout is None else time.monotonic() + options.timeout
+    progress = printing.Progress()
+    with arguments.opened(settings) as (_, store):
+        while True:
+            try:
+                found = lag(store)
+            except (MusterError, OSError) as error:
+                if not options.wait or not isinstance(error, Unavailable):
+                    raise
+                progress(f"waiting: {error}")
+                found = None
+            if found is not None and (not options.wait or found.events == 0):
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                behind = "the server" if found is None else f"{found.events} events"
+                raise DeadlineExceeded("BEHIND", f"after {options.timeout:g} s still waiting for {behind}")
+            if found is not None:
+                idle = sum(1 for part in found.partitions if part.events and part.owner is None)
+                progress(f"{found.events} events behind" + (f"; {idle} partitions have no worker" if idle else ""))
+            time.sleep(LOOK_EVERY_S)
+    document: dict[str, Any] = {"schema": "muster.lag/1", **msgspec.to_builtins(found)}
+    if options.output == "table":
+        behind_rows = [row for row in document["partitions"] if row["events"]]
+        printing.rows(behind_rows, "table", columns=LAG_COLUMNS)
+        print(f"{found.events} events, {found.seconds:.3f} s behind; {found.applied} applied")
+    else:
+        printing.document(document, options.output)
+    return 0
+
+
+def run_verify(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        validator = Validator(store, log)
+        if options.session is not None and log.head(options.session) is None:
+            raise unknown_session(options.session)
+        findings = validator.everything() if options.all else validator.session(options.session)
+        shown = (msgspec.to_builtins(finding) for finding in findings if options.info or finding.severity != "info")
+        count = printing.rows(shown, options.output, columns=FINDING_COLUMNS)
+        read = validator.read
+        printing.say(
+            f"read {read.sessions} sessions, {read.events} events in {read.partitions or 'part of 1'} partitions: "
+            f"{count or 'no'} finding{'' if count == 1 else 's'}"
+        )
+    return 1 if count else 0
+
+
+def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        partitions = options.partition or range(store.keyspace.count)
+        if options.dry_run:
+            sessions = sum(len(page) for partition in partitions for page in store.member_pages(partition))
+            printing.say(f"dry run: would rebuild {sessions} sessions in {len(partitions)} partitions")
+            return 0
+        progress = printing.Progress()
+        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=progress)
+        began = time.monotonic()
+        done = recovery.rebuild(list(partitions))
+        seconds = round(time.monotonic() - began, 3)
+        printing.document(
+            {"schema": "muster.rebuild/1", **msgspec.to_builtins(done), "seconds": seconds}, options.output
+        )
+    return 7 if done.quarantined else 0

@@ -1,0 +1,44 @@
+"""`muster session`: what sessions are doing, now or at a seq."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from projections.queries import Views
+from workers.cli import arguments, printing
+from workers.settings import Settings
+
+SCHEMA = "muster.session/1"
+COLUMNS = ("session", "seq", "state", "first_actor", "last_type", "last_at", "quarantined")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    group = arguments.commands(parser)
+    ls = arguments.command(group, "ls", "list sessions by partition and id", run_ls)
+    ls.add_argument("--all", action="store_true", help="all of them; else --limit")
+    ls.add_argument("--limit", type=int, default=50, help="how many (50)")
+    ls.add_argument("--after", metavar="SESSION", help="begin after this session: the last one of the page before")
+    show = arguments.command(group, "show", "show one session", run_show)
+    show.add_argument("session")
+    show.add_argument("--at", type=int, metavar="SEQ", help="as it stood right after this seq")
+
+
+def run_ls(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        found = Views(store, log).sessions(after=options.after, limit=None if options.all else options.limit)
+        printing.rows(map(with_schema, found), options.output, columns=COLUMNS)
+    return 0
+
+
+def run_show(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        views = Views(store, log)
+        at = options.at
+        found = views.session(options.session) if at is None else views.session_at(options.session, at)
+        printing.document(with_schema(found), options.output)
+    return 0
+
+
+def with_schema(found: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **found}

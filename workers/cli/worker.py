@@ -1,0 +1,54 @@
+"""`muster worker`: runs worker processes, and lists those that live."""
+
+from __future__ import annotations
+
+import argparse
+from threading import Event
+from typing import Any
+
+from projections.session_view import rfc3339
+from workers.cli import arguments, printing
+from workers.fleet import until_stopped, worker_supervisor
+from workers.leasing import living_workers
+from workers.settings import Settings
+
+COLUMNS = ("pid", "host", "partitions", "heartbeat_at")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    group = arguments.commands(parser)
+    run = arguments.command(group, "run", "run worker processes in the foreground until SIGTERM or SIGINT", run_run)
+    run.add_argument("--processes", type=int, help="how many (MUSTER_WORKER__PROCESSES)")
+    arguments.command(group, "ls", "list the living processes that hold partitions", run_ls)
+
+
+def run_run(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened_log(settings):
+        pass  # a server that cannot be used is an error now, not a restart every few seconds
+    stop = Event()
+    with until_stopped(stop) as killed:
+        supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
+        supervisor.start()
+        printing.say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
+        killed(supervisor.kill)
+        stop.wait()
+        printing.say("draining")
+        clean = supervisor.stop(settings.worker.drain_s + 5)
+    return 0 if clean else 10
+
+
+def run_ls(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened_log(settings) as log:
+        printing.rows(map(_row, living_workers(log.client, log.keyspace)), options.output, columns=COLUMNS)
+    return 0
+
+
+def _row(worker: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": "muster.worker/1",
+        "worker": worker["worker"],
+        "pid": int(worker["pid"]),
+        "host": worker["host"],
+        "partitions": worker["partitions"],
+        "heartbeat_at": rfc3339(int(worker["heartbeat_at"])),
+    }

@@ -1,0 +1,132 @@
+"""Shares the partitions out among the worker processes that live, and keeps the leases of this one.
+
+Every beat: a sign of life, all leases renewed, then partitions given back or claimed until this process holds its fair share.
+A process that dies stops beating; its sign of life and its leases pass their deadlines, and the others take its partitions.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from threading import Event, Thread
+from typing import Any
+
+import redis
+from dramatiq import Broker, Middleware, Worker
+
+from domain.log.keys import Keyspace
+from projections.lease import Leases
+from workers.partitions import HeldPartitions
+
+logger = logging.getLogger(__name__)
+
+#: A worker that has given no sign of life for so many beats is counted out.
+MISSED_BEATS = 4
+
+
+class LeaseKeeper(Middleware):
+    """Runs beside a Dramatiq worker: begins when it boots, and gives everything back when it has shut down."""
+
+    def __init__(
+        self,
+        client: Any,
+        keyspace: Keyspace,
+        partitions: HeldPartitions,
+        *,
+        worker: str,
+        about: dict[str, str],
+        lease_ttl_ms: int,
+        beat_ms: int,
+    ) -> None:
+        self._client = client
+        self._keyspace = keyspace
+        self._partitions = partitions
+        self._worker = worker
+        self._about = about
+        self._leases = Leases(client, keyspace, worker)
+        self._lease_ttl_ms = lease_ttl_ms
+        self._beat_ms = beat_ms
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        self._thread.start()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        # Only now: the batches in flight are done, and their leases were renewed to the end.
+        self._stopping.set()
+        self._thread.join()
+        try:
+            for partition, token in self._partitions.tokens().items():
+                self._leases.release(partition, token)
+            self._client.zrem(self._keyspace.workers, self._worker)
+            self._client.delete(self._keyspace.worker(self._worker))
+        except (redis.RedisError, OSError) as error:
+            logger.warning("could not give the leases back, they run out by themselves: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._beat()
+            except (redis.RedisError, OSError) as error:
+                logger.warning("no sign of life could be given: %s", error)
+            self._stopping.wait(self._beat_ms / 1000)
+
+    def _beat(self) -> None:
+        tokens = self._partitions.tokens()
+        for partition in self._leases.renew(tokens, ttl_ms=self._lease_ttl_ms):
+            logger.warning("the lease of partition %d was taken over", partition)
+            self._partitions.drop(partition, tokens[partition])
+        living = self._sign_of_life(sorted(self._partitions.tokens()))
+        share = -(-self._keyspace.count // living)
+        surplus = len(self._partitions.tokens()) - share
+        if surplus > 0:
+            for partition, token in self._partitions.leave(surplus).items():
+                self._leases.release(partition, token)
+        else:
+            self._partitions.stay()
+            self._claim(-surplus)
+
+    def _sign_of_life(self, held: list[int]) -> int:
+        """Says that this process lives and what it holds; returns how many do."""
+        seconds, micros = self._client.time()
+        now = seconds * 1000 + micros // 1000
+        key = self._keyspace.worker(self._worker)
+        lifetime_ms = MISSED_BEATS * self._beat_ms
+        pipe = self._client.pipeline(transaction=True)
+        pipe.zremrangebyscore(self._keyspace.workers, "-inf", now)
+        pipe.zadd(self._keyspace.workers, {self._worker: now + lifetime_ms})
+        pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
+        pipe.pexpire(key, lifetime_ms)
+        pipe.zcard(self._keyspace.workers)
+        return int(pipe.execute()[-1])
+
+    def _claim(self, count: int) -> None:
+        if not count:
+            return
+        seconds, micros = self._client.time()
+        now = seconds * 1000 + micros // 1000
+        free = [p for p, owner in enumerate(self._leases.owners()) if owner is None or owner[1] <= now]
+        # In an order of its own, so that several processes that see the same free partitions do not all try the same ones.
+        random.shuffle(free)
+        for partition in free[:count]:
+            token = self._leases.claim(partition, ttl_ms=self._lease_ttl_ms)
+            if token is not None:
+                self._partitions.adopt(partition, token)
+
+
+def living_workers(client: Any, keyspace: Keyspace) -> list[dict[str, Any]]:
+    """The worker processes that gave a sign of life lately."""
+    seconds, micros = client.time()
+    now = seconds * 1000 + micros // 1000
+    names = [name.decode() for name in client.zrangebyscore(keyspace.workers, f"({now}", "+inf")]
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.hgetall(keyspace.worker(name))
+    found = []
+    for name, fields in zip(names, pipe.execute() if names else [], strict=True):
+        if fields:
+            about = {key.decode(): value.decode() for key, value in fields.items()}
+            partitions = [int(partition) for partition in about.get("partitions", "").split(",") if partition]
+            found.append({**about, "worker": name, "partitions": partitions})
+    return found

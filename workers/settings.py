@@ -1,0 +1,140 @@
+"""Settings: flag > environment (`MUSTER_…`, `__` nests, `_FILE` reads a file) > `muster.toml` > default.
+
+The only module that reads the environment. An unknown name is an error that suggests the nearest known one, because a setting
+that is silently ignored is found out at night.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from domain.errors import Misconfigured
+from domain.log import Connecting
+
+PREFIX: Final = "MUSTER_"
+#: Names under the prefix that are no settings: they belong to the scripts.
+NOT_SETTINGS: Final = frozenset({"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CONFIG"})
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class RedisSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The server that holds the store."""
+
+    #: Address, with user and password if the server wants them: redis://, rediss:// or unix://.
+    url: str = "redis://127.0.0.1:6379/0"
+    #: How long connecting, and one command, may take, in seconds.
+    timeout_s: Annotated[float, Meta(gt=0)] = 5.0
+    #: How long a request without an answer is sent again, in seconds.
+    retry_for_s: Annotated[float, Meta(ge=0)] = 10.0
+
+
+class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Worker processes."""
+
+    #: Processes that `worker run` and `dev` keep alive.
+    processes: Positive = 2
+    #: Batches one process works on at a time.
+    threads: Positive = 2
+    #: How long a partition stays with a worker that gives no sign of life, in ms.
+    lease_ttl_ms: Annotated[int, Meta(ge=500)] = 3000
+    #: How often a worker gives a sign of life, renews its leases and shares partitions out, in ms.
+    beat_ms: Annotated[int, Meta(ge=50)] = 400
+    #: How long a stopping worker may finish what is in flight, in seconds.
+    drain_s: Annotated[float, Meta(gt=0)] = 20.0
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
+
+    environment: str = "dev"
+    namespace: str = "main"
+    partitions: Positive | None = None
+    redis: RedisSettings = RedisSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @property
+    def connecting(self) -> Connecting:
+        """How to reach the server."""
+        return Connecting(self.redis.url, self.redis.timeout_s, self.redis.retry_for_s)
+
+    def environ(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process; secrets travel so and never in arguments."""
+        return {
+            PREFIX + "__".join(path).upper(): str(value)
+            for path, value in _leaves(msgspec.to_builtins(self))
+            if value is not None
+        }
+
+
+def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, toml: Path | None = None) -> Settings:
+    """The settings in force. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID).
+
+    `flags` are paths like `redis.url` with the values given on the command line; None values count as not given.
+    """
+    merged: dict[str, Any] = {}
+    for path, value in [*_from_toml(environ, toml), *_from_environ(environ), *_from_flags(flags or {})]:
+        _check_known(path)
+        target = merged
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+        target[path[-1]] = value
+    try:
+        return msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
+
+
+def _from_toml(environ: Mapping[str, str], toml: Path | None) -> Iterator[tuple[tuple[str, ...], Any]]:
+    named = toml or (Path(environ["MUSTER_CONFIG"]) if "MUSTER_CONFIG" in environ else None)
+    path = named or Path("muster.toml")
+    if named is None and not path.exists():
+        return
+    try:
+        yield from _leaves(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Misconfigured("SETTING_INVALID", f"{path} cannot be read: {error}") from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        path = tuple(name[len(PREFIX) :].lower().split("__"))
+        if path[-1].endswith("_file"):
+            path = (*path[:-1], path[-1].removesuffix("_file"))
+            try:
+                value = Path(value).read_text("utf-8").strip()
+            except OSError as error:
+                raise Misconfigured("SETTING_INVALID", f"{name} names a file that cannot be read: {error}") from None
+        yield path, value
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in flags.items():
+        if value is not None:
+            yield tuple(name.split(".")), value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def _check_known(path: tuple[str, ...]) -> None:
+    known = {".".join(leaf) for leaf, _ in _leaves(msgspec.to_builtins(Settings()))}
+    name = ".".join(path)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(sorted(known))}"
+        raise Misconfigured("SETTING_UNKNOWN", f"there is no setting {name!r}{hint}")

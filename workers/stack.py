@@ -1,0 +1,80 @@
+"""The whole of Muster on one host: an embedded server with a store, and worker processes, all kept alive.
+
+The order of stopping matters: workers first, so that they finish what is in flight while the server still answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import structs
+
+from domain.log import SessionLog, connect, create_store
+from workers.embedded import EmbeddedServer
+from workers.fleet import worker_supervisor
+from workers.settings import Settings
+from workers.supervisor import Supervisor
+
+#: How long the server may take to write out what it has, in seconds.
+SERVER_STOP_S = 8.0
+
+
+class Stack:
+    """An embedded server and its workers. `settings` are the stack's own, with the server's address in them."""
+
+    def __init__(
+        self, server: EmbeddedServer, settings: Settings, *, log: Callable[[str], None], workers: int | None = None
+    ) -> None:
+        self.server = server
+        self.settings = settings
+        self._log = log
+        self._count = workers
+        self._keeper: Supervisor | None = None
+        self.workers: Supervisor | None = None
+        self._stopped: bool | None = None
+
+    def start(self) -> None:
+        """Starts the server, makes the store unless there is one, starts the workers."""
+        self.server.start()
+        redis_settings = structs.replace(self.settings.redis, url=self.server.url)
+        self.settings = structs.replace(self.settings, redis=redis_settings)
+        client = connect(self.settings.connecting)
+        try:
+            create_store(
+                client,
+                environment=self.settings.environment,
+                namespace=self.settings.namespace,
+                partitions=self.settings.partitions,
+            )
+        finally:
+            client.close()
+        self._keeper = Supervisor({"server": self.server.launch}, log=self._log)
+        self._keeper.start()
+        self.workers = worker_supervisor(self.settings, count=self._count, log=self._log)
+        self.workers.start()
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def open_log(self) -> SessionLog:
+        """The log of the stack's store."""
+        return SessionLog.open(
+            self.settings.connecting, environment=self.settings.environment, namespace=self.settings.namespace
+        )
+
+    def kill_workers(self) -> None:
+        """Ends the workers at once."""
+        if self.workers is not None:
+            self.workers.kill()
+
+    def stop(self) -> bool:
+        """Drains the workers, then stops the server; True if all ended cleanly. A second call answers the same."""
+        if self._stopped is None:
+            self._stopped = False
+            clean = self.workers is None or self.workers.stop(self.settings.worker.drain_s)
+            if self._keeper is not None:
+                clean = self._keeper.stop(SERVER_STOP_S) and clean
+            self.server.stop(SERVER_STOP_S)
+            self._stopped = clean
+        return self._stopped
