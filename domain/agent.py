@@ -1,7 +1,7 @@
 """An agent's totals over sessions, as sums of what each session contributes.
 
-Contributions are added and subtracted, never replaced: addition is commutative and associative, so partitions may be folded
-in any order, and the difference of two states of one session moves the totals from one to the other.
+Contributions are added and subtracted, never replaced: addition is commutative and associative, so partitions may
+be folded in any order, and the difference of two states of one session moves the totals from one to the other.
 """
 
 from __future__ import annotations

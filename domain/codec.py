@@ -206,9 +206,9 @@ def _from_foreign(line: _ForeignEvent) -> Event:
 def _line_fields(line: bytes, limits: Limits) -> dict[str, Any]:
     """The fields of a line, strictly read.
 
-    msgspec is fast but lets the last of two equal keys win. A line that is the same after decoding and encoding had none, so
-    only lines written in another way (spaces, escapes) take the strict and slower reader. Nesting is bounded by counting the
-    brackets, which is never too low.
+    msgspec is fast but lets the last of two equal keys win. A line that is the same after decoding and encoding had
+    none, so only lines written in another way (spaces, escapes) take the strict and slower reader. Nesting is
+    bounded by counting the brackets, which is never too low.
     """
     if line.count(b"{") + line.count(b"[") <= limits.depth:
         try:

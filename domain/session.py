@@ -1,9 +1,9 @@
 """A session: the fold of its events, and the table that says which events are legal.
 
 Two tables are the whole of it. GATE says which kinds of events a session takes, given whether it is open, completed or
-expired; the append function on the server refuses by the same table. ENTERS says which state an event leads to. One rule
-stands beside them: while a session is coordinating, an event by any agent but the one that handed off makes it working first,
-then the event's own rule applies. A session begins with whatever event comes first.
+expired; the append function on the server refuses by the same table. ENTERS says which state an event leads to. One
+rule stands beside them: while a session is coordinating, an event by any agent but the one that handed off makes it
+working first, then the event's own rule applies. A session begins with whatever event comes first.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Participation(Struct, array_like=True, gc=False):
 class Session(Struct, array_like=True):
     """The state of a session after its first `seq` events. Mutable: `apply` moves it on by one event.
 
-    `digest` belongs to the last commit that ended; inside a commit it is that of the commit before. Times are the server's,
-    in milliseconds since 1970. Field order is the stored order: new fields are appended with defaults.
+    `digest` belongs to the last commit that ended; inside a commit it is that of the commit before. Times are the
+    server's, in milliseconds since 1970. Field order is the stored order: new fields are appended with defaults.
     """
 
     session: str
@@ -152,7 +152,9 @@ class Session(Struct, array_like=True):
 
 
 def entities_of(event: Event) -> list[str] | None:
-    """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library writes."""
+    """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library
+    writes.
+    """
     if event.data == NO_DATA or event.type not in BUILT_IN:
         return None
     try:

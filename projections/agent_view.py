@@ -1,7 +1,7 @@
 """The view of an agent: its totals over all sessions, kept as one part a partition and merged when read.
 
-A part is never folded from events. It moves in the step that replaces a session's view, by the difference between what the
-old view contributed and what the new one does.
+A part is never folded from events. It moves in the step that replaces a session's view, by the difference between
+what the old view contributed and what the new one does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Catching up: a batch of the feed becomes views, checkpoints and totals, in one step with the cursor.
 
-Theory of operation. The feed says which commits came after the cursor. A view that stands right before them is moved on by
-folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again from the log. The
-totals of agents move by what the session contributes after the batch less what it contributed at the cursor, and the cursor
-says exactly which seq that was: the one before the batch's first. So whatever happens to a view, totals add up.
+Theory of operation. The feed says which commits came after the cursor. A view that stands right before them is
+moved on by folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again
+from the log. The totals of agents move by what the session contributes after the batch less what it contributed at
+the cursor, and the cursor says exactly which seq that was: the one before the batch's first. So whatever happens to
+a view, totals add up.
 
 A commit that breaks a law parks its session: the view stays at the last good commit, the reason is kept, and all other
 sessions go on.
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 class Batch(Struct, frozen=True):
     """A stretch of a partition's feed, to be applied under a lease: spans of sessions between two cursor positions.
 
-    Without `cursor_to` the feed cannot say what is new, and the partition is brought up to date from its registry and log.
+    Without `cursor_to` the feed cannot say what is new, and the partition is brought up to date from its registry
+    and log.
     """
 
     partition: int
@@ -148,8 +150,8 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
         try:
             totals = NOTHING if part is None else agent_view.decode(agent, part)
         except Damaged:
-            # A difference cannot be added to what is unreadable. It stays damaged, for the validator to find and recovery
-            # to compute again from the session views.
+            # A difference cannot be added to what is unreadable. It stays damaged, for the validator to find and
+            # recovery to compute again from the session views.
             logger.warning("the totals of agent %s in partition %d are damaged", agent, partition)
             continue
         yield from write_totals(keys, agent, totals + moved[agent])

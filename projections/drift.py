@@ -1,11 +1,12 @@
 """The validator: reads the log again, folds it, and says exactly where stored state differs.
 
 Theory of operation. Appends and projections go on while it reads, so everything that must fit together is read in one
-transaction: a partition's cursor with the heads, last entries, views and checkpoints of some of its sessions. The feed after that
-cursor tells the seq each view should stand at: right before the session's first commit that is not applied yet, else at its head.
-The totals of agents are judged against the cursor that was read together with them.
+transaction: a partition's cursor with the heads, last entries, views and checkpoints of some of its sessions. The
+feed after that cursor tells the seq each view should stand at: right before the session's first commit that is not
+applied yet, else at its head. The totals of agents are judged against the cursor that was read together with them.
 
-One cause is one finding. A session whose log is damaged is reported once, as that; what was derived from it is not reported too.
+One cause is one finding. A session whose log is damaged is reported once, as that; what was derived from it is not
+reported too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from domain.agent import NOTHING, Totals, contributions, merge
+from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import EventLog, Head
 from domain.log.protocol import parse_entry, parse_head
@@ -132,8 +134,27 @@ class Examination(Struct, frozen=True):
 
     @property
     def log_is_damaged(self) -> bool:
-        """Whether commits are missing or altered; an event that producers should not have sent is no damage of the log."""
+        """Whether commits are missing or altered; an event that producers should not have sent is no damage of the
+        log.
+        """
         return self.damage is not None and KINDS[self.damage.code].severity == "critical"
+
+
+class Reading:
+    """A session's commits, read up to one seq after another."""
+
+    def __init__(self, commits: Iterator[Commit]) -> None:
+        self._commits = commits
+        self._ahead: Commit | None = None
+
+    def to(self, seq: int) -> Iterator[Commit]:
+        """The next commits that begin at or before `seq`."""
+        while commit := self._ahead or next(self._commits, None):
+            self._ahead = commit
+            if commit.first_seq > seq:
+                return
+            self._ahead = None
+            yield commit
 
 
 class Validator:
@@ -184,7 +205,8 @@ class Validator:
     ) -> Iterator[Examination]:
         """What the log says of sessions of a partition.
 
-        Views and contributions are judged at the stored cursor, as it is when they are read, unless another one is given.
+        Views and contributions are judged at the stored cursor, as it is when they are read, unless another one is
+        given.
         """
         remaining = iter(sessions)
         while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
@@ -199,8 +221,8 @@ class Validator:
                     pending_since.setdefault(span.session, span.from_seq)
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
-            for snapshot in snapshots:
-                yield self._examine(snapshot, cursor, pending, pending_since)
+            for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
+                yield self._examine(snapshot, Reading(commits), cursor, pending, pending_since)
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
         keys = self._store.keys(partition)
@@ -224,7 +246,12 @@ class Validator:
         return parse_cursor(position), snapshots
 
     def _examine(
-        self, snapshot: Snapshot, cursor: Cursor, pending: dict[str, int], pending_since: dict[str, int]
+        self,
+        snapshot: Snapshot,
+        reading: Reading,
+        cursor: Cursor,
+        pending: dict[str, int],
+        pending_since: dict[str, int],
     ) -> Examination:
         session = snapshot.session
         head_seq = max(snapshot.last_seq, snapshot.head.seq if snapshot.head is not None else 0, 1)
@@ -241,8 +268,7 @@ class Validator:
         view_bytes, checkpoints = b"", dict[int, bytes]()
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
-                commits = self._log.read(session, after=folding.view.seq, to=stop)
-                damage = advance(folding, commits, stop)
+                damage = advance(folding, reading.to(stop), stop)
             if stop == contributed_seq:
                 contributed = contributions(folding.view)
             if stop == expected:

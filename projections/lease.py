@@ -1,7 +1,8 @@
 """The lease of a partition: the exclusive right to write what is derived in it, with a token that fences.
 
-A token is a counter and a random nonce and is compared for equality, so whoever lost the lease, however long ago, can write
-nothing any more. Deadlines are server time; a holder whose deadline passed keeps the lease until somebody else takes it.
+A token is a counter and a random nonce and is compared for equality, so whoever lost the lease, however long ago,
+can write nothing any more. Deadlines are server time; a holder whose deadline passed keeps the lease until somebody
+else takes it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Leases:
         self.holder = holder
 
     def claim(self, partition: int, *, ttl_ms: int, force: bool = False) -> str | None:
-        """Takes the lease if it is free, past its deadline or ours already; returns the token, or None if it is held."""
+        """Takes the lease if it is free, past its deadline or ours already; returns the token, or None if it is
+        held.
+        """
         nonce = uuid4().hex[:16]
         reply = self._client.fcall(
             "muster_claim_1", 1, self._owner(partition), self.holder, nonce, ttl_ms, "1" if force else "0"

@@ -1,7 +1,7 @@
 """The read API: sessions and agents, now or at a seq.
 
-A reader never sees a view that cannot be trusted: one that is missing or damaged is folded from the log while the reader
-waits. What it gets is the same, only later.
+A reader never sees a view that cannot be trusted: one that is missing or damaged is folded from the log while the
+reader waits. What it gets is the same, only later.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Swapped(Struct, frozen=True):
 class Rebuild:
     """The rebuild of one partition by the holder of its lease.
 
-    `renew` is called before every step and raises if the lease is lost. With `quarantine`, a session whose log is damaged is
-    quarantined; without, it is parked. `who` is noted in the audit stream.
+    `renew` is called before every step and raises if the lease is lost. With `quarantine`, a session whose log is
+    damaged is quarantined; without, it is parked. `who` is noted in the audit stream.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Rebuild:
         self._quarantine = quarantine
         self._renew = renew
         self._cursor = store.cursor(partition)
-        # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the cursor is
-        # set at the end.
+        # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
+        # cursor is set at the end.
         total = store.total(partition)
         self._target = self._cursor if store.feed_covers(partition, self._cursor, total) else Cursor(total)
 

@@ -1,7 +1,7 @@
 """How a derived value is stored: a checksum over all its bytes, the projection's version, then the value.
 
-The bytes are a function of the value alone: maps and sets are sorted. So two values are equal if their bytes are, whoever
-built them and in whatever order.
+The bytes are a function of the value alone: maps and sets are sorted. So two values are equal if their bytes are,
+whoever built them and in whatever order.
 """
 
 from __future__ import annotations

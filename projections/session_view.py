@@ -1,7 +1,7 @@
 """The view of a session, and the checkpoints along its way.
 
-The view is the fold of the session's log and nothing else: no wall clock, no worker's name, nothing that depends on when or
-where it was built.
+The view is the fold of the session's log and nothing else: no wall clock, no worker's name, nothing that depends on
+when or where it was built.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where derived values live: what catch-up and recovery load from Redis, and the one step by which they write.
 
-A *step* writes views, checkpoints and totals and moves the partition's cursor, all at once or not at all; it is refused unless
-the caller still holds the partition's lease and the cursor stands where the caller read it.
+A *step* writes views, checkpoints and totals and moves the partition's cursor, all at once or not at all; it is
+refused unless the caller still holds the partition's lease and the cursor stands where the caller read it.
 """
 
 from __future__ import annotations
@@ -218,7 +218,9 @@ class ProjectionStore:
             low = "(" + members[-1]
 
     def summed_totals(self, partition: int) -> dict[str, Totals]:
-        """The totals of all agents in a partition, summed from its session views. Views that are damaged are left out."""
+        """The totals of all agents in a partition, summed from its session views. Views that are damaged are left
+        out.
+        """
         summed: dict[str, Totals] = {}
         for page in self.member_pages(partition):
             for stored in self.views(page):
@@ -301,7 +303,8 @@ def parse_cursor(fields: Sequence[bytes | None]) -> Cursor:
     return Cursor(None if position is None else int(position), int(events or 0))
 
 
-# -- the writes of steps -------------------------------------------------------------------------------------------------
+# -- the writes of steps
+# -------------------------------------------------------------------------------------------------
 
 
 def write_view(keys: PartitionKeys, session: str, view: bytes) -> Operation:

@@ -1,7 +1,8 @@
 """Real servers for the tests, a store of its own for each test, and what every test must leave behind: nothing.
 
-The servers live as long as the test run and are shared; a test gets a namespace, whose keys are deleted after it. Before they
-are, each is held against the table of keys: its pattern, its type, and that no truth and no control key can expire.
+The servers live as long as the test run and are shared; a test gets a namespace, whose keys are deleted after it.
+Before they are, each is held against the table of keys: its pattern, its type, and that no truth and no control key can
+expire.
 
 A server that this machine lacks skips the tests that need it; where the environment variable CI is set, it fails them.
 """
@@ -21,10 +22,10 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from domain import Limits, MusterError, SessionLog
+from domain import Limits, Misconfigured, SessionLog
 from domain.log import AsyncSessionLog, Connecting, connect, create_store
 from domain.log.keys import KEYS, Key, KeyClass, Keyspace
-from workers.embedded import EmbeddedServer
+from workers.embedded import EmbeddedServer, find_server_binary
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
 ENVIRONMENT: Final = "test"
@@ -43,7 +44,7 @@ settings.load_profile("muster")
 
 
 class Servers:
-    """The shared servers of a test run, by name: `valkey` is the embedded one, `redis7` the `redis-server` on the PATH."""
+    """The shared servers of a test run: `valkey` is the embedded one, `redis7` the `redis-server` on the PATH."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -55,10 +56,7 @@ class Servers:
         if name not in self._running:
             before = children()
             server = self.make(name, self._directory / name)
-            try:
-                server.start()
-            except MusterError as error:
-                missing(str(error))
+            server.start()
             _OURS.update(children() - before)
             self._running[name] = server
             self.clients[name] = connect(Connecting(server.url))
@@ -68,7 +66,10 @@ class Servers:
     def make(name: str, data_dir: Path) -> EmbeddedServer:
         """A server that is not started yet, for a test that needs one of its own."""
         if name == "valkey":
-            return EmbeddedServer(data_dir)
+            try:
+                return EmbeddedServer(data_dir, binary=find_server_binary())
+            except Misconfigured as error:
+                missing(str(error))
         binary = shutil.which("redis-server")
         if binary is None:
             missing("there is no redis-server on the PATH")

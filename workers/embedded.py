@@ -198,10 +198,8 @@ class EmbeddedServer:
             *("--bind", "127.0.0.1", "--protected-mode", "yes", "--port", str(self.port)),
             *("--dir", self.data_dir, "--logfile", self.log_path, "--daemonize", "no"),
             *("--appendonly", "yes", "--appendfsync", self._appendfsync, "--save", ""),
-            *(
-                "--aof-load-truncated",
-                "yes",
-            ),  # a crash in the middle of a write leaves half a command, never acknowledged
+            # A crash in the middle of a write leaves half a command, which was never acknowledged.
+            *("--aof-load-truncated", "yes"),
             *("--maxmemory-policy", "noeviction"),
             *("--stream-node-max-bytes", "1024"),  # most sessions are short: a stream then takes what it holds
         ]

@@ -1,9 +1,9 @@
 """The feed as a Dramatiq queue: a broker whose queue `feed` is read straight from Redis Streams, all others stock.
 
-Theory of operation. The consumer blocks on the feeds of the partitions this process holds, from their cursors, and gives the
-actor one message for a batch of sessions. A partition has one batch in flight; its cursor moves in the same atomic step as the
-views, so a batch that is lost anywhere on the way is simply read again. Acknowledging is local: it says where the next batch of
-the partition begins.
+Theory of operation. The consumer blocks on the feeds of the partitions this process holds, from their cursors, and
+gives the actor one message for a batch of sessions. A partition has one batch in flight; its cursor moves in the
+same atomic step as the views, so a batch that is lost anywhere on the way is simply read again. Acknowledging is
+local: it says where the next batch of the partition begins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 QUEUE: Final = "feed"
 ACTOR: Final = "project"
 
-#: How long the consumer blocks when nothing is in flight, in ms: how late a partition that was just claimed is first read.
+#: How long the consumer blocks when nothing is in flight, in ms: how late a partition that was just claimed is
+#: first read.
 BLOCK_MS: Final = 100
 #: How long it waits between looks while a batch is in flight, in s; a batch that ends wakes it at once.
 BUSY_WAIT_S: Final = 0.002
@@ -41,7 +42,7 @@ class FeedBroker(RedisBroker):
     """Dramatiq's Redis broker, with the feed as one more queue that nobody can enqueue to."""
 
     def __init__(self, store: ProjectionStore, partitions: HeldPartitions, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._store = store
         self._partitions = partitions
 
@@ -66,7 +67,9 @@ class FeedBroker(RedisBroker):
 
 
 class FeedConsumer(Consumer):
-    """Reads batches from the feeds of the held partitions. Never raises: while Redis is away, it waits and tries again."""
+    """Reads batches from the feeds of the held partitions. Never raises: while Redis is away, it waits and tries
+    again.
+    """
 
     def __init__(self, store: ProjectionStore, partitions: HeldPartitions) -> None:
         self._store = store
@@ -137,8 +140,8 @@ class FeedConsumer(Consumer):
 def batch_of(partition: int, held: HeldPartition, entries: Iterable[FeedEntry]) -> Batch:
     """A batch of feed entries: as many as BATCH_BYTES allows, but at least one; spans of one session become one.
 
-    The positions in the feed are running totals. Where they do not add up, entries are missing: then the batch says so by
-    having no end, and the partition is compared with its registry instead.
+    The positions in the feed are running totals. Where they do not add up, entries are missing: then the batch says
+    so by having no end, and the partition is compared with its registry instead.
     """
     assert held.position is not None
     spans: dict[str, Span] = {}

@@ -1,8 +1,9 @@
 """Importing producers' lines from a file: the order of lines is kept within each session, repeats change nothing.
 
-A window of lines is read, sorted by session, and each session's lines become commits as large as allowed. What the session
-holds already is a duplicate; what its gate refuses is refused line by line and holds nothing else back. Every commit carries the
-exact seq it expects, so an import that was cut off, or runs twice at once, ends in the same log.
+A window of lines is read, sorted by session, and each session's lines become commits as large as allowed. What the
+session holds already is a duplicate; what its gate refuses is refused line by line and holds nothing else back.
+Every commit carries the exact seq it expects, so an import that was cut off, or runs twice at once, ends in the
+same log.
 """
 
 from __future__ import annotations
@@ -151,7 +152,9 @@ class Importer:
                 return new[new.index(commit[0]) :]
             receipt: Receipt = taken(answer)
             known.add(events, receipt)
-            self.report.appended += len(events)
+            # Another import of the same lines may have been quicker: then this very commit is there already.
+            self.report.appended += receipt.appended
+            self.report.duplicates += receipt.duplicates
         return []
 
     def _refuse(self, number: int, event_id: str | None, error: MusterError) -> None:
@@ -215,8 +218,8 @@ def paced(lines: Iterable[tuple[int, bytes]], rate: float | None) -> Iterator[tu
 def numbered_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
     """The lines of a file with their numbers from 1, without line ends; empty lines are passed over.
 
-    A line longer than `longest` comes out cut right after that many bytes, which no line that is right can be; so a file
-    without line breaks does not fill the memory.
+    A line longer than `longest` comes out cut right after that many bytes, which no line that is right can be; so a
+    file without line breaks does not fill the memory.
     """
     number = 0
     while line := file.readline(longest + 2):

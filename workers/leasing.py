@@ -1,7 +1,8 @@
 """Shares the partitions out among the worker processes that live, and keeps the leases of this one.
 
-Every beat: a sign of life, all leases renewed, then partitions given back or claimed until this process holds its fair share.
-A process that dies stops beating; its sign of life and its leases pass their deadlines, and the others take its partitions.
+Every beat: a sign of life, all leases renewed, then partitions given back or claimed until this process holds its
+fair share. A process that dies stops beating; its sign of life and its leases pass their deadlines, and the others
+take its partitions.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class LeaseKeeper(Middleware):
     def _beat(self) -> None:
         tokens = self._partitions.tokens()
         for partition in self._leases.renew(tokens, ttl_ms=self._lease_ttl_ms):
-            logger.warning("the lease of partition %d was taken over", partition)
+            logger.info("the lease of partition %d was taken over", partition)
             self._partitions.drop(partition, tokens[partition])
         living = self._sign_of_life(sorted(self._partitions.tokens()))
         share = -(-self._keyspace.count // living)
@@ -107,7 +108,8 @@ class LeaseKeeper(Middleware):
         seconds, micros = self._client.time()
         now = seconds * 1000 + micros // 1000
         free = [p for p, owner in enumerate(self._leases.owners()) if owner is None or owner[1] <= now]
-        # In an order of its own, so that several processes that see the same free partitions do not all try the same ones.
+        # In an order of its own, so that several processes that see the same free partitions do not all try the
+        # same ones.
         random.shuffle(free)
         for partition in free[:count]:
             token = self._leases.claim(partition, ttl_ms=self._lease_ttl_ms)

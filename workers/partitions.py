@@ -1,8 +1,8 @@
 """The partitions a worker process holds, and how far each has been handed out.
 
-Shared by three kinds of threads: the lease keeper adds and drops partitions, the feed's consumer hands out one batch of a
-partition at a time, and the threads that finished a batch say so. It lives on the broker and not in the consumer, because a
-consumer may be replaced while its batches are still in flight.
+Shared by three kinds of threads: the lease keeper adds and drops partitions, the feed's consumer hands out one
+batch of a partition at a time, and the threads that finished a batch say so. It lives on the broker and not in the
+consumer, because a consumer may be replaced while its batches are still in flight.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One worker process: the composition root of what consumes the feed, and its life from start to drain.
 
-Started by `muster worker run`, `dev` and `demo` as `python -m workers.process`, with its settings in the environment. SIGTERM or
-SIGINT ends it: the batches in flight are finished, the leases given back, exit 0. A second signal ends it at once.
+Started by `muster worker run`, `dev` and `demo` as `python -m workers.process`, with its settings in the
+environment. SIGTERM or SIGINT ends it: the batches in flight are finished, the leases given back, exit 0. A second
+signal ends it at once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import signal
 import sys
 from threading import Event
 
+import redis
 from dramatiq import Worker
 from dramatiq.middleware import Retries
 
-from domain.errors import Conflict, MusterError
+from domain.errors import Conflict, MusterError, Unavailable
 from domain.log import SessionLog
 from projections import catchup
 from projections.catchup import Batch
@@ -29,6 +31,9 @@ from workers.settings import Settings, load
 
 logger = logging.getLogger(__name__)
 
+#: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is read
+#: again, so a line in the log says enough; anything else is logged with its traceback.
+PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
 
@@ -81,7 +86,7 @@ def run(settings: Settings, stop: Event) -> None:
             beat_ms=settings.worker.beat_ms,
         )
         broker = FeedBroker(store, partitions, client=log.client, middleware=[keeper, Retries()])
-        declare_project_actor(broker, Projector(store, log, worker_id).project, throws=(Conflict,))
+        declare_project_actor(broker, Projector(store, log, worker_id).project, throws=PASSING)
         worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
         worker.start()
         logger.info("worker %s runs", worker_id)

@@ -1,7 +1,7 @@
 """Recovery: findings become a plan, a plan becomes repairs, and what was repaired is verified again.
 
-It works partition by partition, under the partition's lease: its worker waits meanwhile, appends and all other partitions go on.
-Every step may be repeated, so a recovery that was interrupted is completed by running it again.
+It works partition by partition, under the partition's lease: its worker waits meanwhile, appends and all other
+partitions go on. Every step may be repeated, so a recovery that was interrupted is completed by running it again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings: flag > environment (`MUSTER_…`, `__` nests, `_FILE` reads a file) > `muster.toml` > default.
 
-The only module that reads the environment. An unknown name is an error that suggests the nearest known one, because a setting
-that is silently ignored is found out at night.
+The only module that reads the environment. An unknown name is an error that suggests the nearest known one, because
+a setting that is silently ignored is found out at night.
 """
 
 from __future__ import annotations

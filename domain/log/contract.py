@@ -1,7 +1,7 @@
 """What a log promises: the values that go in and out, and the two faces every log has.
 
-`EventLog` is implemented by `SessionLog` (Redis Streams, blocking) and `MemoryLog`; `AsyncEventLog` by `AsyncSessionLog`. One
-contract test suite runs against all of them.
+`EventLog` is implemented by `SessionLog` (Redis Streams, blocking) and `MemoryLog`; `AsyncEventLog` by
+`AsyncSessionLog`. One contract test suite runs against all of them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Expected: TypeAlias = Literal["any", "new"] | int
 class Receipt(Struct, frozen=True):
     """What an append returns: where the events stand, and how sure that is.
 
-    `first_seq` to `last_seq` are the events' own; `digest` is the session's after `last_seq` (None after a deduplicated append
-    whose last event was known before). `at_ms` is server time. `appended` events are new, `duplicates` were there already.
-    `durability` is `memory`: the server replied, and has what it was configured to have by then.
+    `first_seq` to `last_seq` are the events' own; `digest` is the session's after `last_seq` (None after a
+    deduplicated append whose last event was known before). `at_ms` is server time. `appended` events are new,
+    `duplicates` were there already. `durability` is `memory`: the server replied, and has what it was configured to
+    have by then.
     """
 
     session: str
@@ -79,8 +80,8 @@ class EventLog(Protocol):
     ) -> Receipt:
         """Appends events as one commit, atomically, and returns the receipt.
 
-        `expected`: `any`; `new` (no events yet); or the seq the session must stand at. With `dedupe`, events whose ids the
-        session already holds are left out, and the rest is appended; then `expected` must be `any`.
+        `expected`: `any`; `new` (no events yet); or the seq the session must stand at. With `dedupe`, events whose
+        ids the session already holds are left out, and the rest is appended; then `expected` must be `any`.
 
         Raises Refused (bad input, or the session is closed), Conflict (SEQ_CONFLICT: `facts` hold expected and actual),
         Damaged (QUARANTINED, …), Unavailable (nothing written), OutcomeUnknown (sent, no reply: append the same again).
@@ -106,12 +107,21 @@ class EventLog(Protocol):
         """The commits that hold events after seq `after`, up to and with the one that holds seq `to`, oldest first."""
         ...
 
+    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        """The commits of many sessions, oldest first; the beginnings of all come in one round trip.
+
+        For many short sessions; of how many at a time is the caller's to choose.
+        """
+        ...
+
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         """The commits that hold events before seq `before` (all without it), newest first."""
         ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
-        """The ids of all sessions by partition and id, beginning after the id `after`. Stable while sessions are added."""
+        """The ids of all sessions by partition and id, beginning after the id `after`. Stable while sessions are
+        added.
+        """
         ...
 
     def close(self) -> None:

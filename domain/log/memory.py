@@ -1,11 +1,12 @@
 """The log in memory: the same protocol, answered by Python instead of a server.
 
-For tests of what is built on a log, and for trying things out. It keeps the laws of the log and passes its contract tests, but
-keeps nothing: when the process ends, its events are gone.
+For tests of what is built on a log, and for trying things out. It keeps the laws of the log and passes its contract
+tests, but keeps nothing: when the process ends, its events are gone.
 """
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from domain.events import Event
 from domain.log.contract import Append, Expected, Head, Receipt
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
+    EACH_FIRST_PAGE_ENTRIES,
     AppendRequest,
     Flow,
     HeadRequest,
@@ -30,6 +32,7 @@ from domain.log.protocol import (
     as_events,
     conflict,
     deduped,
+    first_pages_flow,
     gate_refused,
     head_flow,
     limited,
@@ -80,6 +83,11 @@ class MemoryLog:
 
     def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadFlow(session, after=after, to=to))
+
+    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
+        for first, reading in zip(self.run(first_pages_flow(readings)), readings, strict=True):
+            yield itertools.chain(first, self._pages(reading))
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))

@@ -1,9 +1,9 @@
 """The log without its wire: requests, the Redis commands they become, and what the replies mean. Does no I/O.
 
-A *request* is one question to the log. A *flow* is a generator that yields lists of requests and is sent the list of their
-answers; what it returns is the result. Shells run flows: they turn the requests of a list into commands, send these in one
-write, and give back the answers. So every decision (deduplication, paging, search) is written once, for the blocking log, the
-asyncio log and the log in memory.
+A *request* is one question to the log. A *flow* is a generator that yields lists of requests and is sent the list
+of their answers; what it returns is the result. Shells run flows: they turn the requests of a list into commands,
+send these in one write, and give back the answers. So every decision (deduplication, paging, search) is written
+once, for the blocking log, the asyncio log and the log in memory.
 
 Appends of one list that belong to one partition travel in one call of the append function, each with its own answer.
 """
@@ -30,6 +30,8 @@ CALL_BYTES = 1024 * 1024
 PAGE_BYTES = 2 * 1024 * 1024
 PAGE_ENTRIES = 1024
 FIRST_PAGE_ENTRIES = 128
+#: The first page of each session when many are read together.
+EACH_FIRST_PAGE_ENTRIES = 32
 #: How often a deduplicated append reads and decides again when other producers are quicker.
 DEDUPE_ATTEMPTS = 32
 
@@ -92,7 +94,8 @@ class Call(Struct):
     writes: bool = False
 
 
-# -- requests to commands, replies to answers ----------------------------------------------------------------------------
+# -- requests to commands, replies to answers
+# ----------------------------------------------------------------------------
 
 
 class Protocol:
@@ -288,14 +291,15 @@ def server_error(message: str) -> MusterError:
     return Unavailable("SERVER_ERROR", f"the server says: {message}")
 
 
-# -- flows -----------------------------------------------------------------------------------------------------------------
+# -- flows
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt]:
     """One commit, so that sending its request again is harmless: everything that can be checked here is checked first.
 
-    A commit expected anywhere is recognised, when it comes twice, among those after the seq its producer last knew; so a
-    producer that knows none is told the head first.
+    A commit expected anywhere is recognised, when it comes twice, among those after the seq its producer last knew;
+    so a producer that knows none is told the head first.
     """
     request = encode_append(append, limits)
     if request.expected == "any" and request.known is None:
@@ -450,20 +454,22 @@ class KnownEvents:
 class ReadFlow:
     """Reads a session's commits page by page; the page size follows the size of what came."""
 
-    def __init__(self, session: str, *, after: int = 0, to: int | None = None) -> None:
+    def __init__(
+        self, session: str, *, after: int = 0, to: int | None = None, first_page: int = FIRST_PAGE_ENTRIES
+    ) -> None:
         check_session(session)
         self._session = session
         self._low = max(after, 0) + 1
         self._to = to
-        self._count = FIRST_PAGE_ENTRIES
+        self._count = first_page
         self._done = to is not None and to <= after
 
     def next_page(self) -> Flow[list[Commit] | None]:
         """The next page, or None at the end."""
         if self._done:
             return None
-        # A stream is ordered by the last seq of its commits, and the commit that holds `to` may end after it: so the range
-        # is left open, and the page is cut here.
+        # A stream is ordered by the last seq of its commits, and the commit that holds `to` may end after it: so
+        # the range is left open, and the page is cut here.
         (answer,) = yield [RangeRequest(self._session, self._low, None, self._count)]
         page: list[Commit] = taken(answer)
         self._done = len(page) < self._count
@@ -514,6 +520,12 @@ def next_count(page: Sequence[Commit]) -> int:
     """How many commits to ask for next, so that a page holds about PAGE_BYTES."""
     size = sum(len(commit.body) for commit in page) // len(page) + 64
     return max(1, min(PAGE_ENTRIES, PAGE_BYTES // size))
+
+
+def first_pages_flow(readings: Sequence[ReadFlow]) -> Flow[list[list[Commit]]]:
+    """The first pages of many readings, side by side."""
+    pages = yield from together([reading.next_page() for reading in readings])
+    return [taken(page) or [] for page in pages]
 
 
 def head_flow(sessions: Sequence[str]) -> Flow[list[Head | None]]:
@@ -603,7 +615,8 @@ def _search_flow(request: AppendRequest, known: int, to: int) -> Flow[Commit | N
     return None
 
 
-# -- what all shells do with arguments and results ------------------------------------------------------------------------
+# -- what all shells do with arguments and results
+# ------------------------------------------------------------------------
 
 
 def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:

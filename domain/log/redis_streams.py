@@ -1,13 +1,14 @@
 """The log on Redis Streams: the blocking and the asyncio shell over `domain.log.protocol`.
 
-A shell sends commands, waits, retries, and knows nothing of what they mean. redis-py's own retries are off: they would send
-a write again without telling. Here a request is sent again only because the protocol made that harmless.
+A shell sends commands, waits, retries, and knows nothing of what they mean. redis-py's own retries are off: they
+would send a write again without telling. Here a request is sent again only because the protocol made that harmless.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import chain
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -26,6 +27,7 @@ from domain.events import Event
 from domain.log.contract import Append, Expected, Head, Receipt
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
+    EACH_FIRST_PAGE_ENTRIES,
     AppendRequest,
     Call,
     Command,
@@ -39,6 +41,7 @@ from domain.log.protocol import (
     append_many_flow,
     as_events,
     deduped,
+    first_pages_flow,
     head_flow,
     limited,
     server_error,
@@ -65,6 +68,10 @@ class Connecting(Struct, frozen=True):
     retry_for_s: float = 10.0
 
 
+#: A server on this host, on the usual port.
+LOCALHOST = Connecting()
+
+
 def connection_options(connecting: Connecting) -> dict[str, Any]:
     """Options for redis-py, blocking and asyncio alike."""
     return {
@@ -76,7 +83,9 @@ def connection_options(connecting: Connecting) -> dict[str, Any]:
 
 
 def connect(connecting: Connecting) -> redis.Redis:
-    """A blocking client that never repeats a command by itself. Raises Misconfigured (SETTING_INVALID) for a bad URL."""
+    """A blocking client that never repeats a command by itself. Raises Misconfigured (SETTING_INVALID) for a bad
+    URL.
+    """
     options = {**connection_options(connecting), "retry": Retry(NoBackoff(), 0)}
     try:
         return redis.Redis.from_url(connecting.url, **options)
@@ -165,8 +174,8 @@ def new_id() -> str:
 class _Shell:
     """What both shells share: the protocol of the open store, the last seq known of each session, and commits in doubt.
 
-    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what is known
-    since, or its repeat would not be recognised.
+    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what
+    is known since, or its repeat would not be recognised.
     """
 
     def __init__(self, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits) -> None:
@@ -230,7 +239,9 @@ def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> li
 
 
 class SessionLog(_Shell):
-    """The log on Redis Streams, blocking. Safe to share between threads. See `EventLog` for what each method promises."""
+    """The log on Redis Streams, blocking. Safe to share between threads. See `EventLog` for what each method
+    promises.
+    """
 
     def __init__(
         self, client: redis.Redis, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits
@@ -241,7 +252,7 @@ class SessionLog(_Shell):
     @classmethod
     def open(
         cls,
-        url: str | Connecting = Connecting(),
+        url: str | Connecting = LOCALHOST,
         *,
         environment: str = "dev",
         namespace: str = "main",
@@ -250,7 +261,8 @@ class SessionLog(_Shell):
     ) -> Self:
         """Connects to a server and opens the store on it.
 
-        Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD, ACCESS_DENIED).
+        Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD,
+        ACCESS_DENIED).
         """
         connecting = Connecting(url) if isinstance(url, str) else url
         client = connect(connecting)
@@ -305,6 +317,11 @@ class SessionLog(_Shell):
     def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadFlow(session, after=after, to=to))
 
+    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
+        for first, reading in zip(self.run(first_pages_flow(readings)), readings, strict=True):
+            yield chain(first, self._pages(reading))
+
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
 
@@ -354,7 +371,7 @@ class AsyncSessionLog(_Shell):
     @classmethod
     async def open(
         cls,
-        url: str | Connecting = Connecting(),
+        url: str | Connecting = LOCALHOST,
         *,
         environment: str = "dev",
         namespace: str = "main",
@@ -486,7 +503,9 @@ def create_store(
     if is_new:
         store, found = (value.decode() for value in send([["HMGET", keyspace.store_meta, "store", "partitions"]])[0])
         if int(found) != keyspace.count:
-            raise Misconfigured("PARTITIONS_DIFFER", f"the store was begun with {found} partitions, not {keyspace.count}")
+            raise Misconfigured(
+                "PARTITIONS_DIFFER", f"the store was begun with {found} partitions, not {keyspace.count}"
+            )
         send(create_commands(keyspace, store, limits)[1])
         send(ready)
     return parse_open(send(opening), environment, namespace, partitions), is_new

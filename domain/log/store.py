@@ -80,7 +80,8 @@ def load_library_command() -> Command:
 
 
 def create_commands(keyspace: Keyspace, store: str, limits: Limits = DEFAULT_LIMITS) -> list[list[Command]]:
-    """The steps that make a store, in order. Every step may be repeated, so an interrupted `init` is finished by the next.
+    """The steps that make a store, in order. Every step may be repeated, so an interrupted `init` is finished by
+    the next.
 
     `store` is the new id; it counts only if the server has none yet, and so does the partition count: so read both back
     between the first two steps.

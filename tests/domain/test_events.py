@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -51,7 +52,8 @@ def test_known_and_dotted_types_are_taken(type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "type", ["banana", "Start", "tool.", ".called", "..", "a..b", "Tool.called", "a.b\n", "a-b.c", "", "x" * 127 + ".y", 1]
+    "type",
+    ["banana", "Start", "tool.", ".called", "..", "a..b", "Tool.called", "a.b\n", "a-b.c", "", "x" * 127 + ".y", 1],
 )
 def test_other_types_are_refused(type: Any) -> None:
     """A type that is neither is refused, so that a slip of the pen does not become a new type."""
@@ -68,7 +70,18 @@ def test_times_with_an_offset_are_kept_to_the_letter(time: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "time", ["yesterday", "2026-01-01", "2026-01-01T00:00:00", "2026-02-30T00:00:00Z", "", "2026-01-01T25:00:00Z", 1.5]
+    "time",
+    [
+        "yesterday",
+        "2026-01-01",
+        "2026-01-01T00:00:00",
+        "2026-02-30T00:00:00Z",
+        "",
+        "2026-01-01T25:00:00Z",
+        "\ud800",
+        1.5,
+        datetime(2026, 1, 1, tzinfo=UTC),
+    ],
 )
 def test_other_times_are_refused(time: Any) -> None:
     """A time without an offset, or of a day that never was, tells nobody when."""

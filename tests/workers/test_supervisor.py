@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import has_ended, wait_until
-from workers.child_process import ChildProcess, start_child
+from workers.child_process import ChildProcess, _bind_to_parent, start_child
 from workers.supervisor import Supervisor, wait_before_restart
 
-#: Leaves a file `ready-<pid>` in argv[1] when it reacts to SIGTERM, by ending with argv[2] (`never`: not at all).
+#: Leaves a file `ready-<pid>` in argv[1] when it can be stopped, and `asked-<pid>` when it is asked to; then it ends
+#: with the code argv[2], or `never`.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
 
 def on_term(number, frame):
+    Path(sys.argv[1], f"asked-{os.getpid()}").touch()
     if sys.argv[2] != "never":
         os._exit(int(sys.argv[2]))
 
@@ -112,7 +114,7 @@ def test_a_stubborn_child_is_killed_after_the_timeout(tmp_path: Path) -> None:
     wait_until_ready(supervisor, tmp_path, 2)
     pid = supervisor.pids["stubborn"]
 
-    assert not supervisor.stop(timeout_s=2)
+    assert not supervisor.stop(timeout_s=5)
 
     assert supervisor.exit_codes == {"good": 0, "stubborn": -signal.SIGKILL}
     assert lines == [f"stubborn (pid {pid}) did not end in time; killing it"]
@@ -126,6 +128,7 @@ def test_a_kill_ends_a_stop_that_waits(tmp_path: Path) -> None:
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(supervisor.stop(timeout_s=600)))
     stopping.start()
+    wait_until(lambda: list(tmp_path.glob("asked-*")), message="the child was asked to end")
 
     supervisor.kill()
     stopping.join(60)
@@ -259,12 +262,23 @@ process = start_child([sys.executable, "-c", "import time; time.sleep(600)"])
 process.terminate()
 print(process.wait())
 """
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
     assert int(answer.stdout) == -signal.SIGTERM
 
 
-def test_what_a_child_forked_ends_with_it(tmp_path: Path) -> None:
+def test_a_child_whose_parent_is_gone_before_it_begins_does_not_begin(tmp_path: Path) -> None:
+    """The kernel tells of a parent's death once; a child that comes too late to hear of it must look for itself."""
+    begun = tmp_path / "begun"
+    somebody_else = os.getppid()
+
+    with subprocess.Popen(["touch", begun], preexec_fn=_bind_to_parent(somebody_else)) as late:
+        assert late.wait() == 128 + signal.SIGTERM
+
+    assert not begun.exists()
+
+
+def test_what_a_child_forked_ends_with_it() -> None:
     """When a master is killed, what is left of its group is killed as well: no worker goes on without it."""
     master = start_child(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE)
     with master:
@@ -290,7 +304,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
     environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning"}  # to fork beside a thread is the point
     answer = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True, env=environment
     )
 
     assert int(answer.stdout) == 5

@@ -1,7 +1,8 @@
-"""The command line `muster`: data on stdout, progress and errors on stderr, an exit code that says what the caller can do.
+"""The command line `muster`: data on stdout, progress and errors on stderr, an exit code that says what the caller
+can do.
 
-    0 ok · 1 a check found a problem · 2 usage · 3 configuration · 4 not found · 5 Redis unreachable or refused · 6 conflict ·
-    7 partial · 8 integrity · 9 refused · 10 deadline · 70 bug
+    0 ok · 1 a check found a problem · 2 usage · 3 configuration · 4 not found · 5 Redis unreachable or refused · 6
+    conflict · 7 partial · 8 integrity · 9 refused · 10 deadline · 70 bug
 
 Each group of commands is a module; only the one that is called is imported, so that a command starts quickly.
 """

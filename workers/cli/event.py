@@ -58,7 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with events as they come")
 
 
-# -- append --------------------------------------------------------------------------------------------------------------
+# -- append
+# --------------------------------------------------------------------------------------------------------------
 
 
 def run_append(options: argparse.Namespace, settings: Settings) -> int:
@@ -92,7 +93,8 @@ def expected(text: str) -> Expected:
     return int(text)
 
 
-# -- import --------------------------------------------------------------------------------------------------------------
+# -- import
+# --------------------------------------------------------------------------------------------------------------
 
 
 def run_import(options: argparse.Namespace, settings: Settings) -> int:
@@ -150,14 +152,17 @@ def writable(name: str) -> IO[str]:
 
 
 def read_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file. Raises NotFound (FILE_UNREADABLE) where it breaks off or is not what its name says."""
+    """The numbered lines of a file. Raises NotFound (FILE_UNREADABLE) where it breaks off or is not what its name
+    says.
+    """
     try:
         yield from numbered_lines(file, longest)
     except (OSError, EOFError) as error:
         raise NotFound("FILE_UNREADABLE", f"the file breaks off: {error}") from None
 
 
-# -- show and tail -------------------------------------------------------------------------------------------------------
+# -- show and tail
+# -------------------------------------------------------------------------------------------------------
 
 
 def run_show(options: argparse.Namespace, settings: Settings) -> int:

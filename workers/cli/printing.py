@@ -18,13 +18,14 @@ def rows(items: Iterable[Mapping[str, Any]], output: str, *, columns: Sequence[s
     """Prints items as they come, and returns how many there were. `columns` are those of the table."""
     if output == "table":
         return _table(items, columns)
-    count = 0
     if output == "json":
         listed = list(items)
         print(json.dumps(listed, ensure_ascii=False))
         return len(listed)
-    for count, item in enumerate(items, 1):
+    count = 0
+    for item in items:
         print(json.dumps(item, ensure_ascii=False, separators=(",", ":")))
+        count += 1
     return count
 
 
@@ -65,7 +66,8 @@ def _table(items: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> int:
     print("  ".join(f"{name.upper():<{width}}" for name, width in zip(columns, widths, strict=True)).rstrip())
     count = 0
     rest = ([_cell(item.get(name)) for name in columns] for item in iterator)
-    for count, row in enumerate(chain(first, rest), 1):
+    for row in chain(first, rest):
+        count += 1
         print("  ".join(f"{cell[:_WIDEST]:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return count
 

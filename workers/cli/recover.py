@@ -70,7 +70,9 @@ def made_plan(log: SessionLog, store: ProjectionStore) -> Plan:
 
 
 def read_plan(path: Path, log: SessionLog) -> Plan:
-    """A plan from its file. Raises NotFound (FILE_UNREADABLE), Misconfigured (STORE_CHANGED) if it is for another store."""
+    """A plan from its file. Raises NotFound (FILE_UNREADABLE), Misconfigured (STORE_CHANGED) if it is for another
+    store.
+    """
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
     except (OSError, msgspec.MsgspecError) as error:

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
+import pytest
+
 from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
 from domain.codec import chain, genesis
 from domain.log import EventLog, Expected
 from domain.log.protocol import AppendRequest, Flow, Request
 
-import pytest
 T = TypeVar("T")
 _NUMBERS = count(1)
 
@@ -59,6 +60,9 @@ class Blocking:
 
     def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
         return self._each(self._log.read(session, after=after, to=to))
+
+    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        return (self.read(session) for session in sessions)  # the asyncio face has no such method
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._each(self._log.read_back(session, before=before))

@@ -13,7 +13,8 @@ from domain import Append, Commit, Conflict, Damaged, Event, Limits, Receipt, Re
 from domain.codec import encode_body
 from domain.events import BUILT_IN
 from domain.log import Expected
-from domain.log.protocol import CALL_COMMITS, dedupe_flow
+from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
+from domain.log.protocol import CALL_COMMITS, RegistryFlow, dedupe_flow
 from domain.session import GATE, kind_of
 from tests.domain.log.logs import (
     MakeLog,
@@ -80,7 +81,7 @@ def test_an_expectation_that_is_none_is_refused(log: RunnableLog, expected: Any)
 
 
 def test_commits_are_dense_chained_and_in_order_of_time(log: RunnableLog) -> None:
-    """Whatever the sizes of commits: seqs are dense, each digest follows from genesis, and time does not run backwards."""
+    """Whatever the sizes of commits: seqs are dense, digests follow from genesis, time does not run backwards."""
 
     @given(st.lists(st.integers(1, 7), max_size=8))
     @settings(max_examples=15)
@@ -221,7 +222,7 @@ def test_a_repeat_with_an_exact_seq_returns_the_first_receipt(
 
 @pytest.mark.parametrize("others", [0, 1, 255, 256, 257, 600])
 def test_a_repeat_expected_anywhere_is_found_behind_the_known_seq(log: RunnableLog, others: int) -> None:
-    """A commit that may land anywhere is recognised among those after the seq its producer knew, however many these are."""
+    """A commit that may land anywhere is recognised among all those after the seq its producer knew."""
     log.append("s", note("0"))
     (first,) = log.append_many([Append("s", notes("1", "2"), known=1)])
     _follow(log, "s", others)
@@ -381,7 +382,7 @@ def test_nothing_appended_is_nothing_answered(log: RunnableLog) -> None:
 
 
 def test_commits_of_one_session_keep_their_order(log: RunnableLog) -> None:
-    """Commits of one session land in the order given, whatever each expects, also across several calls of the function."""
+    """Commits of one session land in the order given, whatever each expects, also across several calls."""
 
     @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=2 * CALL_COMMITS + 40))
     @settings(max_examples=8)
@@ -476,6 +477,20 @@ def test_large_commits_are_read_page_by_page(log: RunnableLog) -> None:
     assert list(log.read_back("s")) == list(log.read("s"))[::-1]
 
 
+def test_many_sessions_are_read_as_each_by_itself(log: RunnableLog) -> None:
+    """Reading sessions together gives what reading them one by one gives, long, short and unknown ones alike."""
+    lengths = [0, 1, 3, 40, 300, 2]
+    names = [new_session() for _ in lengths]
+    for name, length in zip(names, lengths, strict=True):
+        _follow(log, name, length)
+
+    together = [list(commits) for commits in log.read_each(names)]
+
+    assert [len(commits) for commits in together] == lengths
+    assert together == [list(log.read(name)) for name in names]
+    assert list(log.read_each([])) == []
+
+
 def test_a_reader_goes_on_where_it_stopped(log: RunnableLog) -> None:
     """A reader that stops early costs nothing but its place, which is the seq of its last event."""
     _follow(log, "s", 300)
@@ -527,6 +542,19 @@ def test_every_session_is_enumerated_once(log: RunnableLog) -> None:
     while page := list(log.sessions(after=by_pages[-1] if by_pages else None, limit=37)):
         by_pages += page
     assert by_pages == everything
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_pages_of_the_registry_meet_without_a_seam(log: RunnableLog, page: int) -> None:
+    """No session is missing or repeated where the pages of a partition meet."""
+    names = [new_session() for _ in range(200)]
+    log.append_many([Append(name, notes("1")) for name in names])
+
+    reading, found = RegistryFlow(Keyspace("any", "any", DEFAULT_PARTITIONS), None, page), list[str]()
+    while more := log.run(reading.next_page()):
+        found += more
+
+    assert found == list(log.sessions())
 
 
 def test_sessions_that_come_meanwhile_disturb_no_enumeration(log: RunnableLog) -> None:
