@@ -94,8 +94,7 @@ class Call(Struct):
     writes: bool = False
 
 
-# -- requests to commands, replies to answers
-# ----------------------------------------------------------------------------
+# -- requests to commands, replies to answers ------------------------------------------------------------------------
 
 
 class Protocol:
@@ -291,8 +290,7 @@ def server_error(message: str) -> MusterError:
     return Unavailable("SERVER_ERROR", f"the server says: {message}")
 
 
-# -- flows
-# -----------------------------------------------------------------------------------------------------------------
+# -- flows -----------------------------------------------------------------------------------------------------------
 
 
 def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt]:
@@ -615,8 +613,7 @@ def _search_flow(request: AppendRequest, known: int, to: int) -> Flow[Commit | N
     return None
 
 
-# -- what all shells do with arguments and results
-# ------------------------------------------------------------------------
+# -- what all shells do with arguments and results -------------------------------------------------------------------
 
 
 def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:

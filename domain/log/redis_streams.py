@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
+from threading import Lock
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -25,6 +26,7 @@ from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.events import Event
 from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
     EACH_FIRST_PAGE_ENTRIES,
@@ -186,6 +188,7 @@ class _Shell:
         self._protocol = Protocol(keyspace, identity.store, identity.epoch)
         self._known: OrderedDict[str, int] = OrderedDict()
         self._doubted: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self._remembering = Lock()
 
     def _completed(self, append: Append) -> Append:
         """The append with ids for events that have none, and with the seq last known of its session."""
@@ -215,10 +218,16 @@ class _Shell:
 
     def _remember(self, receipt: Receipt | MusterError) -> None:
         if isinstance(receipt, Receipt):
-            self._known[receipt.session] = max(receipt.last_seq, self._known.get(receipt.session, 0))
-            self._known.move_to_end(receipt.session)
-            if len(self._known) > REMEMBERED_SESSIONS:
-                self._known.popitem(last=False)
+            with self._remembering:
+                self._known[receipt.session] = max(receipt.last_seq, self._known.get(receipt.session, 0))
+                self._known.move_to_end(receipt.session)
+                if len(self._known) > REMEMBERED_SESSIONS:
+                    self._known.popitem(last=False)
+
+
+def _are_appends(requests: Sequence[Request]) -> bool:
+    """Whether requests are to travel with those of other callers: reads do not wait for writes."""
+    return all(isinstance(request, AppendRequest) for request in requests)
 
 
 def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> list[Any]:
@@ -248,6 +257,7 @@ class SessionLog(_Shell):
     ) -> None:
         super().__init__(keyspace, identity, connecting, limits)
         self.client = client
+        self._appends = ThreadGrouping(self._send_requests)
 
     @classmethod
     def open(
@@ -343,6 +353,11 @@ class SessionLog(_Shell):
             return result
 
     def _exchange(self, requests: list[Request]) -> list[Any]:
+        if _are_appends(requests):
+            return self._appends.exchange(requests)
+        return self._send_requests(requests)
+
+    def _send_requests(self, requests: list[Request]) -> list[Any]:
         calls = self._protocol.calls(requests)
         wrote = any(call.writes for call in calls)
         try:
@@ -367,6 +382,7 @@ class AsyncSessionLog(_Shell):
     ) -> None:
         super().__init__(keyspace, identity, connecting, limits)
         self.client = client
+        self._appends = TaskGrouping(self._send_requests)
 
     @classmethod
     async def open(
@@ -460,6 +476,11 @@ class AsyncSessionLog(_Shell):
             return result
 
     async def _exchange(self, requests: list[Request]) -> list[Any]:
+        if _are_appends(requests):
+            return await self._appends.exchange(requests)
+        return await self._send_requests(requests)
+
+    async def _send_requests(self, requests: list[Request]) -> list[Any]:
         calls = self._protocol.calls(requests)
         wrote = any(call.writes for call in calls)
         try:
@@ -522,11 +543,24 @@ def _send(client: redis.Redis, commands: list[Command], connecting: Connecting, 
 
 
 def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
-    with client.pipeline(transaction=False) as pipe:
-        for command in commands:
-            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-        replies: list[Any] = pipe.execute(raise_on_error=False)
-    return replies
+    # Straight on a connection: redis-py's pipeline costs as much again as the exchange itself.
+    pool: Any = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [_reply_or_error(connection) for _ in commands]
+    except BaseException:
+        connection.disconnect()  # replies that were not read must not be taken for those of the next caller
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _reply_or_error(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error
 
 
 async def _send_async(
@@ -541,11 +575,23 @@ async def _send_async(
 
 
 async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:
-    async with client.pipeline(transaction=False) as pipe:
-        for command in commands:
-            pipe.execute_command(*command)
-        replies: list[Any] = await pipe.execute(raise_on_error=False)
-    return replies
+    pool: Any = client.connection_pool
+    connection = await pool.get_connection()
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        return [await _reply_or_error_async(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect()
+        raise
+    finally:
+        await pool.release(connection)
+
+
+async def _reply_or_error_async(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except redis.ResponseError as error:
+        return error
 
 
 def _raised(reply: Any) -> Any:

@@ -39,7 +39,7 @@ def parse_open(replies: list[Any], environment: str, namespace: str, partitions:
     """The store on a server. Raises Misconfigured (SERVER_TOO_OLD, STORE_MISSING, PARTITIONS_DIFFER)."""
     meta, info = (taken(reply) for reply in replies)
     check_version(info)
-    fields = {name.decode(): value.decode() for name, value in meta.items()}
+    fields = {name.decode(): value.decode() for name, value in zip(meta[::2], meta[1::2], strict=True)}
     if "ready" not in fields:
         raise Misconfigured(
             "STORE_MISSING",

@@ -1,0 +1,147 @@
+"""Group commit: appends of concurrent callers of one log travel together, each with its own answer.
+
+Theory of operation. A caller that finds nothing under way sends at once, so a lone producer waits for nobody.
+Callers that come while IN_FLIGHT groups are under way wait together, and leave as the next group as soon as one of
+these is answered. So groups grow by themselves with load, without a timer. One caller waits for its own answer
+before it appends again, so its order in a session is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from threading import Event, Lock
+from typing import Any, Final
+
+from domain.log.protocol import Request
+
+#: Groups under way at a time: while the server works on one, the next is being encoded.
+IN_FLIGHT: Final = 2
+#: A group holds at most so many requests.
+GROUP_REQUESTS: Final = 1024
+
+
+class _Waiting:
+    """A caller's requests, and what became of them."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
+        self.answers: list[Any] | None = None
+        self.error: BaseException | None = None
+        self.woken = Event()
+
+
+class ThreadGrouping:
+    """Groups the requests of threads. The thread whose turn it is sends for all that wait; then it wakes the next."""
+
+    def __init__(self, send: Callable[[list[Request]], list[Any]]) -> None:
+        self._send = send
+        self._lock = Lock()
+        self._waiting: list[_Waiting] = []
+        self._under_way = 0
+
+    def exchange(self, requests: list[Request]) -> list[Any]:
+        """The answers to these requests; raises what sending them raised."""
+        own = None
+        with self._lock:
+            if self._under_way < IN_FLIGHT:
+                self._under_way += 1
+            else:
+                own = _Waiting(requests)
+                self._waiting.append(own)
+        if own is None:
+            try:
+                return self._send(requests)
+            finally:
+                self._pass_on()
+        own.woken.wait()
+        if own.answers is None and own.error is None:
+            self._send_for_all()
+        if own.error is not None:
+            raise own.error
+        assert own.answers is not None
+        return own.answers
+
+    def _send_for_all(self) -> None:
+        with self._lock:
+            group = _first(self._waiting)
+            del self._waiting[: len(group)]
+        try:
+            answers = self._send([request for waiting in group for request in waiting.requests])
+            _hand_out(group, answers)
+        except BaseException as error:
+            for waiting in group:
+                waiting.error = error
+        finally:
+            for waiting in group:
+                waiting.woken.set()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Gives the turn to whoever waits longest; it sends for itself and for all who wait with it."""
+        with self._lock:
+            if self._waiting:
+                self._waiting[0].woken.set()
+            else:
+                self._under_way -= 1
+
+
+class TaskGrouping:
+    """Groups the requests of asyncio tasks of one event loop."""
+
+    def __init__(self, send: Callable[[list[Request]], Awaitable[list[Any]]]) -> None:
+        self._send = send
+        self._waiting: list[tuple[list[Request], asyncio.Future[list[Any]]]] = []
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def exchange(self, requests: list[Request]) -> list[Any]:
+        """The answers to these requests; raises what sending them raised. Cancelling the caller does not unsend
+        them.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._waiting.append((requests, future))
+        if len(self._senders) < IN_FLIGHT:
+            # It begins when this turn of the loop ends, and takes what all tasks of the turn have to send.
+            sender = loop.create_task(self._send_waiting())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await future
+
+    async def _send_waiting(self) -> None:
+        while self._waiting:
+            group = self._waiting[:GROUP_REQUESTS]
+            del self._waiting[:GROUP_REQUESTS]
+            try:
+                answers = await self._send([request for requests, _ in group for request in requests])
+            except BaseException as error:
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                at = 0
+                for requests, future in group:
+                    if not future.done():
+                        future.set_result(answers[at : at + len(requests)])
+                    at += len(requests)
+
+
+def _first(waiting: list[_Waiting]) -> list[_Waiting]:
+    """As many of those who wait as fit into a group, but at least one."""
+    group: list[_Waiting] = []
+    size = 0
+    for one in waiting:
+        size += len(one.requests)
+        if group and size > GROUP_REQUESTS:
+            break
+        group.append(one)
+    return group
+
+
+def _hand_out(group: list[_Waiting], answers: list[Any]) -> None:
+    at = 0
+    for waiting in group:
+        waiting.answers = answers[at : at + len(waiting.requests)]
+        at += len(waiting.requests)

@@ -1,0 +1,189 @@
+"""Group commit: what concurrent callers of one log append travels together; nothing changes but the number of calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from domain import Conflict, Event, MusterError, Receipt, SessionLog
+from domain.log.contract import Expected
+from domain.log.grouping import IN_FLIGHT, TaskGrouping, ThreadGrouping
+from domain.log.protocol import HeadRequest, Request
+from tests.conftest import Store
+from tests.domain.log.logs import assert_chained, ids, note
+
+PRODUCERS = 32
+COMMITS = 25
+
+
+def calls_of_the_append_function(store: Store) -> int:
+    """How often the server was called at all with FCALL."""
+    client: Any = store.client
+    return int(client.info("commandstats").get("cmdstat_fcall", {"calls": 0})["calls"])
+
+
+def produce(log: SessionLog, producer: int) -> list[Receipt]:
+    """One producer's commits: some to a session of its own, some to one that all share."""
+    return [
+        log.append(f"own-{producer}" if number % 2 else "shared", note(f"{producer}-{number}"))
+        for number in range(COMMITS)
+    ]
+
+
+def holds_everything(log: SessionLog, receipts: list[list[Receipt]]) -> None:
+    """Every receipt names its own events, and every session holds its producers' events in their order."""
+    for session in ["shared", *(f"own-{producer}" for producer in range(PRODUCERS))]:
+        commits = list(log.read(session))
+        assert_chained(session, commits, log.head(session))
+        digests = {commit.last_seq: commit.digest for commit in commits}
+        for producer, told in enumerate(receipts):
+            for receipt in told:
+                if receipt.session == session:
+                    assert digests[receipt.last_seq] == receipt.digest
+            held = [event for event in ids(iter(commits)) if event.startswith(f"{producer}-")]
+            assert held == sorted(held, key=lambda event: int(event.partition("-")[2]))
+    assert sum(receipt.appended for told in receipts for receipt in told) == PRODUCERS * COMMITS
+
+
+def test_threads_of_one_log_share_calls_and_each_gets_its_own_receipt(store: Store) -> None:
+    """Every event is there once, in its producer's order, and fewer calls were made than commits."""
+    log = store.open()
+    before = calls_of_the_append_function(store)
+    start = Barrier(PRODUCERS)
+
+    def producer(number: int) -> list[Receipt]:
+        start.wait()
+        return produce(log, number)
+
+    with ThreadPoolExecutor(PRODUCERS) as pool:
+        receipts = list(pool.map(producer, range(PRODUCERS)))
+
+    holds_everything(log, receipts)
+    # Sessions lie in many partitions, each of which takes a call of its own.
+    assert calls_of_the_append_function(store) - before < PRODUCERS * COMMITS
+
+
+async def test_tasks_of_one_log_share_calls_and_each_gets_its_own_receipt(store: Store) -> None:
+    """The same for asyncio: here all tasks of one partition leave together."""
+    before = calls_of_the_append_function(store)
+    async with await store.open_async() as log:
+
+        async def producer(number: int) -> list[Receipt]:
+            return [
+                await log.append(f"own-{number}" if turn % 2 else "shared", note(f"{number}-{turn}"))
+                for turn in range(COMMITS)
+            ]
+
+        receipts = await asyncio.gather(*(producer(number) for number in range(PRODUCERS)))
+
+    holds_everything(store.open(), list(receipts))
+    assert calls_of_the_append_function(store) - before < PRODUCERS * COMMITS
+
+
+async def test_one_caller_s_conflict_is_not_the_others(store: Store) -> None:
+    """Of appends that travel together, each succeeds or fails by itself."""
+    async with await store.open_async() as log:
+        await log.append("s", note("first"))
+
+        async def append(name: str, expected: Expected) -> Receipt | MusterError:
+            try:
+                return await log.append("s", note(name), expected=expected)
+            except MusterError as error:
+                return error
+
+        outcomes = await asyncio.gather(append("a", 1), append("b", 1), append("c", 7), append("d", "any"))
+
+    kinds = sorted(type(outcome).__name__ for outcome in outcomes)
+    assert kinds == ["Conflict", "Conflict", "Receipt", "Receipt"]
+    assert ids(store.open().read("s"))[0] == "first"
+    assert isinstance(outcomes[2], Conflict)
+
+
+async def test_a_cancelled_caller_takes_nobody_with_it(store: Store) -> None:
+    """A task that is cancelled while its append is under way leaves the others' appends as they are."""
+    async with await store.open_async() as log:
+        await asyncio.gather(*(log.append("s", note(f"warm-{n}")) for n in range(4)))
+        tasks = [asyncio.create_task(log.append("s", note(f"n-{n}"))) for n in range(20)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(outcomes[3], asyncio.CancelledError)
+    assert all(isinstance(outcome, Receipt) for number, outcome in enumerate(outcomes) if number != 3)
+
+
+def failing(_: list[Request]) -> list[Any]:
+    raise RuntimeError("the server went away")
+
+
+def threads_ask(grouping: ThreadGrouping, callers: int) -> list[object]:
+    start = Barrier(callers)
+
+    def ask(number: int) -> object:
+        start.wait()
+        try:
+            return grouping.exchange([HeadRequest(str(number))])
+        except RuntimeError as error:
+            return error
+
+    with ThreadPoolExecutor(callers) as pool:
+        return list(pool.map(ask, range(callers)))
+
+
+def test_whoever_sends_for_all_fails_for_all_and_the_next_group_still_leaves() -> None:
+    """An error reaches every caller of the group; nobody waits for ever, and the turn is passed on."""
+    answers: list[Callable[[list[Request]], list[Any]]] = [failing]
+    grouping = ThreadGrouping(lambda requests: answers[0](requests))
+
+    assert all(isinstance(outcome, RuntimeError) for outcome in threads_ask(grouping, 8 * IN_FLIGHT))
+
+    answers[0] = lambda requests: [request.session for request in requests if isinstance(request, HeadRequest)]
+    assert threads_ask(grouping, 8 * IN_FLIGHT) == [[str(number)] for number in range(8 * IN_FLIGHT)]
+
+
+async def test_an_error_reaches_every_task_of_the_group() -> None:
+    """The same for asyncio."""
+
+    async def send(requests: list[Request]) -> list[Any]:
+        return failing(requests)
+
+    grouping = TaskGrouping(send)
+    outcomes = await asyncio.gather(
+        *(grouping.exchange([HeadRequest(str(number))]) for number in range(9)), return_exceptions=True
+    )
+    assert [str(outcome) for outcome in outcomes] == ["the server went away"] * 9
+
+
+def test_a_lone_producer_waits_for_nobody() -> None:
+    """What is asked when nothing is under way leaves at once, alone."""
+    sent: list[int] = []
+
+    def send(requests: list[Request]) -> list[Any]:
+        sent.append(len(requests))
+        return [None] * len(requests)
+
+    grouping = ThreadGrouping(send)
+    for _ in range(5):
+        grouping.exchange([HeadRequest("s")])
+    assert sent == [1] * 5
+
+
+@pytest.mark.parametrize("expected", ["any", 0])
+def test_events_of_one_thread_keep_their_order_whatever_others_do(store: Store, expected: Expected) -> None:
+    """A producer's commits stand in the order it made them, in groups or not."""
+    log = store.open()
+
+    def producer(number: int) -> list[int]:
+        session = f"s-{number}"
+        return [
+            log.append(session, Event.of("tool.called", actor="a"), expected=turn if expected == 0 else "any").last_seq
+            for turn in range(10)
+        ]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(producer, range(16))) == [list(range(1, 11))] * 16
