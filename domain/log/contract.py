@@ -66,6 +66,21 @@ class Append(Struct, frozen=True):
     traceparent: str | None = None
 
 
+class AppendRequest(Struct, frozen=True):
+    """One commit as it is sent, and as it is in doubt while no reply came to it (`OutcomeUnknown.doubts`).
+
+    The server refuses it after `not_after` (server ms), so that one that was delayed on the way is no surprise later.
+    """
+
+    session: str
+    expected: Expected
+    known: int | None
+    kinds: str
+    body: bytes
+    traceparent: str | None = None
+    not_after: int | None = None
+
+
 class EventLog(Protocol):
     """The blocking face of a log."""
 
@@ -92,6 +107,14 @@ class EventLog(Protocol):
         """Appends many commits in as few round trips as possible: a receipt or an error for each, in order.
 
         The order of commits of one session is kept. Raises only if the server cannot be reached at all.
+        """
+        ...
+
+    def resolve(self, doubt: AppendRequest) -> Receipt | None:
+        """What became of a commit whose append raised OutcomeUnknown (`error.doubts`).
+
+        Its receipt if it is there; None if it is not and never will be. Waits until that is final: not longer than the
+        server may still take the commit, some `timeout_s` + `retry_for_s` after it was first sent.
         """
         ...
 
@@ -143,6 +166,8 @@ class AsyncEventLog(Protocol):
     ) -> Receipt: ...
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]: ...
+
+    async def resolve(self, doubt: AppendRequest) -> Receipt | None: ...
 
     async def head(self, session: str) -> Head | None: ...
 

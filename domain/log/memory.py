@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, chain, genesis
 from domain.errors import MusterError
 from domain.events import Event
-from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
     EACH_FIRST_PAGE_ENTRIES,
-    AppendRequest,
     Flow,
     HeadRequest,
     RangeRequest,
@@ -27,6 +26,8 @@ from domain.log.protocol import (
     RegistryFlow,
     RegistryRequest,
     Request,
+    TimeRequest,
+    Unsettled,
     append_flow,
     append_many_flow,
     as_events,
@@ -36,6 +37,7 @@ from domain.log.protocol import (
     gate_refused,
     head_flow,
     limited,
+    resolve_flow,
     with_ids,
 )
 from domain.log.redis_streams import new_id
@@ -74,6 +76,11 @@ class MemoryLog:
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         named = [Append(a.session, with_ids(a.events, new_id), a.expected, a.known, a.traceparent) for a in appends]
         return self.run(append_many_flow(named, self.limits))
+
+    def resolve(self, doubt: AppendRequest) -> Receipt | None:
+        found = self.run(resolve_flow(doubt))
+        assert not isinstance(found, Unsettled), "in memory there is no delay"
+        return found
 
     def head(self, session: str) -> Head | None:
         return self.heads([session])[0]
@@ -116,6 +123,8 @@ class MemoryLog:
         match request:
             case AppendRequest():
                 return self._append(request)
+            case TimeRequest():
+                return self._clock_ms()
             case HeadRequest(session):
                 return self._heads.get(session)
             case RangeRequest(session, from_seq, to_seq, count, backward):

@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprint
 from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused, Unavailable
 from domain.events import Event, check_session, is_identifier
-from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.session import gate_after, kinds_of
 
@@ -45,15 +45,14 @@ class Searching(Struct, frozen=True):
     seq: int
 
 
-class AppendRequest(Struct, frozen=True):
-    """One commit, encoded. Answered by a Receipt, Searching, or an error."""
+class Unsettled(Struct, frozen=True):
+    """The server may still take a commit in doubt, for this many ms."""
 
-    session: str
-    expected: Expected
-    known: int | None
-    kinds: str
-    body: bytes
-    traceparent: str | None = None
+    ms: int
+
+
+class TimeRequest(Struct, frozen=True):
+    """The server's clock. Answered by ms since 1970."""
 
 
 class HeadRequest(Struct, frozen=True):
@@ -80,7 +79,7 @@ class RegistryRequest(Struct, frozen=True):
     count: int
 
 
-Request: TypeAlias = AppendRequest | HeadRequest | RangeRequest | RegistryRequest
+Request: TypeAlias = AppendRequest | TimeRequest | HeadRequest | RangeRequest | RegistryRequest
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
 
@@ -136,7 +135,7 @@ class Protocol:
                 session,
                 request.expected,
                 known,
-                "",
+                "" if request.not_after is None else request.not_after,
                 "",
                 request.kinds,
                 request.body,
@@ -149,10 +148,12 @@ class Protocol:
 
         return Call(command, places, answers, writes=True)
 
-    def _single(self, place: int, request: HeadRequest | RangeRequest | RegistryRequest) -> Call:
+    def _single(self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
+            case TimeRequest():
+                return Call(["TIME"], [place], lambda reply: [parse_time(reply)])
             case HeadRequest(session):
                 command = ["GET", self.keyspace.of(session).head(session)]
                 return Call(command, [place], lambda reply: [parse_head(reply)])
@@ -186,6 +187,8 @@ def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching
         case "REFUSED":
             if rest[0] == "GATE_REFUSED":
                 return gate_refused(session, int(rest[1]), rest[2], int(rest[3]))
+            if rest[0] == "TOO_LATE":
+                return too_late(session, int(rest[1]))
             return Refused(rest[0], f"session {session}: {' '.join(rest[1:])}", session=session)
         case "DAMAGED":
             if rest[0] == "QUARANTINED":
@@ -218,6 +221,16 @@ def gate_refused(session: str, position: int, gate: str, seq: int) -> Refused:
     )
 
 
+def too_late(session: str, server_ms: int) -> Refused:
+    """The commit came after its `not_after`, and was not there before."""
+    return Refused(
+        "TOO_LATE",
+        f"a commit to session {session} came after its time: it is {server_ms} by the server's clock",
+        session=session,
+        server_ms=server_ms,
+    )
+
+
 def quarantined(session: str, code: str, first_bad_seq: int) -> Damaged:
     """The session takes no appends, because its log is damaged."""
     return Damaged(
@@ -227,6 +240,12 @@ def quarantined(session: str, code: str, first_bad_seq: int) -> Damaged:
         reason=code,
         first_bad_seq=first_bad_seq,
     )
+
+
+def parse_time(reply: Sequence[bytes]) -> int:
+    """The server's clock in ms since 1970."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def parse_head(packed: bytes | None) -> Head | None:
@@ -311,10 +330,7 @@ def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt
         # More commits came since than the function searches, and it wrote nothing: search here, then say what is known.
         commit = yield from _search_flow(request, request.known or 0, answer.seq)
         if commit is not None:
-            count = commit.last_seq - commit.first_seq + 1
-            return Receipt(
-                append.session, commit.first_seq, commit.last_seq, commit.digest, commit.at_ms, 0, duplicates=count
-            )
+            return repeated(commit)
         request = structs.replace(request, known=answer.seq)
 
 
@@ -601,6 +617,30 @@ def encode_append(append: Append, limits: Limits = DEFAULT_LIMITS) -> AppendRequ
         raise Refused("EXPECTED_INVALID", f"{expected!r} is neither `any`, `new` nor a seq", session=append.session)
     body = encode_body(append.events, limits)
     return AppendRequest(append.session, expected, append.known, kinds_of(append.events), body, append.traceparent)
+
+
+def resolve_flow(doubt: AppendRequest) -> Flow[Receipt | Unsettled | None]:
+    """What became of a commit whose append got no reply: its receipt, or None if it is not there and never will be.
+
+    As long as the server may still take it, and it is not there, the answer is how long that will be.
+    """
+    # The clock first: what is not found after the deadline has passed was not written before it either.
+    (now, head) = yield [TimeRequest(), HeadRequest(doubt.session)]
+    after = doubt.known if doubt.expected == "any" else 0 if doubt.expected == "new" else doubt.expected
+    stands_at = taken(head).seq if taken(head) is not None else 0
+    commit = yield from _search_flow(doubt, int(after or 0), stands_at)
+    if commit is not None and (doubt.expected == "any" or commit.first_seq == int(after or 0) + 1):
+        return repeated(commit)
+    left = (doubt.not_after or 0) - taken(now)
+    return Unsettled(left + 1) if left >= 0 else None
+
+
+def repeated(commit: Commit) -> Receipt:
+    """The receipt of a commit that was there already."""
+    count = commit.last_seq - commit.first_seq + 1
+    return Receipt(
+        commit.session, commit.first_seq, commit.last_seq, commit.digest, commit.at_ms, appended=0, duplicates=count
+    )
 
 
 def _search_flow(request: AppendRequest, known: int, to: int) -> Flow[Commit | None]:

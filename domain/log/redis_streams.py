@@ -6,6 +6,8 @@ would send a write again without telling. Here a request is sent again only beca
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
@@ -23,14 +25,13 @@ from redis.retry import Retry
 from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
-from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
+from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
-from domain.log.contract import Append, Expected, Head, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
     EACH_FIRST_PAGE_ENTRIES,
-    AppendRequest,
     Call,
     Command,
     Flow,
@@ -39,6 +40,7 @@ from domain.log.protocol import (
     ReadFlow,
     RegistryFlow,
     Request,
+    Unsettled,
     append_flow,
     append_many_flow,
     as_events,
@@ -46,6 +48,7 @@ from domain.log.protocol import (
     first_pages_flow,
     head_flow,
     limited,
+    resolve_flow,
     server_error,
     taken,
     with_ids,
@@ -149,7 +152,7 @@ class _Sending:
         self.policy: dict[str, Any] = {
             "retry": retry_if_exception(self._is_passing),
             "stop": stop_after_delay(connecting.retry_for_s),
-            "wait": wait_random_exponential(multiplier=0.05, max=1.0),
+            "wait": wait_random_exponential(multiplier=0.01, max=1.0),
             "reraise": True,
         }
 
@@ -173,6 +176,19 @@ def new_id() -> str:
     return uuid4().hex
 
 
+class _ServerClock:
+    """The server's clock, as last heard of. It may jump, so a commit it takes for late is given a new time once."""
+
+    def __init__(self) -> None:
+        self._ahead_ms = 0.0
+
+    def learn(self, server_ms: int) -> None:
+        self._ahead_ms = server_ms - time.monotonic() * 1000
+
+    def now(self) -> int:
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+
 class _Shell:
     """What both shells share: the protocol of the open store, the last seq known of each session, and commits in doubt.
 
@@ -189,6 +205,8 @@ class _Shell:
         self._known: OrderedDict[str, int] = OrderedDict()
         self._doubted: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self._remembering = Lock()
+        self._clock = _ServerClock()
+        self._lifetime_ms = int(1000 * (connecting.retry_for_s + connecting.timeout_s))
 
     def _completed(self, append: Append) -> Append:
         """The append with ids for events that have none, and with the seq last known of its session."""
@@ -200,6 +218,28 @@ class _Shell:
             if known is None:
                 known = self._known.get(append.session)
         return structs.replace(append, events=events, known=known)
+
+    def _stamped(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests, each append with the time after which the server is to refuse it."""
+        not_after = self._clock.now() + self._lifetime_ms
+        return [
+            structs.replace(request, not_after=not_after) if isinstance(request, AppendRequest) else request
+            for request in requests
+        ]
+
+    def _mistimed(self, requests: Sequence[Request], answers: Sequence[Any]) -> list[int]:
+        """Which appends were refused as late although their time is not over here: then the server's clock jumped.
+
+        None of them is there, and none will come: they may be sent again with another time.
+        """
+        late = []
+        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            is_late = isinstance(answer, Refused) and answer.code == "TOO_LATE"
+            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self._clock.now():
+                late.append(index)
+        for index in late:
+            self._clock.learn(answers[index].facts["server_ms"])
+        return late
 
     def _doubt(self, requests: Sequence[Request]) -> None:
         """Notes commits that were sent and got no reply."""
@@ -228,6 +268,17 @@ class _Shell:
 def _are_appends(requests: Sequence[Request]) -> bool:
     """Whether requests are to travel with those of other callers: reads do not wait for writes."""
     return all(isinstance(request, AppendRequest) for request in requests)
+
+
+def _doubtful(unknown: OutcomeUnknown, requests: Sequence[Request]) -> OutcomeUnknown:
+    """The error of a group, as the error of those of its requests that are the caller's."""
+    return OutcomeUnknown("OUTCOME_UNKNOWN", unknown.cause, doubts=tuple(requests))
+
+
+def _with(answers: Sequence[Any], places: Sequence[int], again: Sequence[Any]) -> list[Any]:
+    """The answers, with those at some places replaced."""
+    replaced = dict(zip(places, again, strict=True))
+    return [replaced.get(place, answer) for place, answer in enumerate(answers)]
 
 
 def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> list[Any]:
@@ -278,11 +329,13 @@ class SessionLog(_Shell):
         client = connect(connecting)
         try:
             replies = _send(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+            identity, now = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             client.close()
             raise
-        return cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log._clock.learn(now)
+        return log
 
     def __enter__(self) -> Self:
         return self
@@ -317,6 +370,11 @@ class SessionLog(_Shell):
         for receipt in receipts:
             self._remember(receipt)
         return receipts
+
+    def resolve(self, doubt: AppendRequest) -> Receipt | None:
+        while isinstance(found := self.run(resolve_flow(doubt)), Unsettled):
+            time.sleep(found.ms / 1000)
+        return found
 
     def head(self, session: str) -> Head | None:
         return self.heads([session])[0]
@@ -353,9 +411,21 @@ class SessionLog(_Shell):
             return result
 
     def _exchange(self, requests: list[Request]) -> list[Any]:
-        if _are_appends(requests):
+        if not _are_appends(requests):
+            return self._send_requests(requests)
+        stamped = self._stamped(requests)
+        answers = self._send_appends(stamped)
+        mistimed = self._mistimed(stamped, answers)
+        if mistimed:
+            again = self._send_appends(self._stamped([stamped[index] for index in mistimed]))
+            answers = _with(answers, mistimed, again)
+        return answers
+
+    def _send_appends(self, requests: list[Request]) -> list[Any]:
+        try:
             return self._appends.exchange(requests)
-        return self._send_requests(requests)
+        except OutcomeUnknown as unknown:
+            raise _doubtful(unknown, requests) from unknown
 
     def _send_requests(self, requests: list[Request]) -> list[Any]:
         calls = self._protocol.calls(requests)
@@ -399,11 +469,13 @@ class AsyncSessionLog(_Shell):
         client = connect_async(connecting)
         try:
             replies = await _send_async(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+            identity, now = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             await client.aclose()
             raise
-        return cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log._clock.learn(now)
+        return log
 
     async def __aenter__(self) -> Self:
         return self
@@ -438,6 +510,11 @@ class AsyncSessionLog(_Shell):
         for receipt in receipts:
             self._remember(receipt)
         return receipts
+
+    async def resolve(self, doubt: AppendRequest) -> Receipt | None:
+        while isinstance(found := await self.run(resolve_flow(doubt)), Unsettled):
+            await asyncio.sleep(found.ms / 1000)
+        return found
 
     async def head(self, session: str) -> Head | None:
         return (await self.heads([session]))[0]
@@ -476,9 +553,21 @@ class AsyncSessionLog(_Shell):
             return result
 
     async def _exchange(self, requests: list[Request]) -> list[Any]:
-        if _are_appends(requests):
+        if not _are_appends(requests):
+            return await self._send_requests(requests)
+        stamped = self._stamped(requests)
+        answers = await self._send_appends(stamped)
+        mistimed = self._mistimed(stamped, answers)
+        if mistimed:
+            again = await self._send_appends(self._stamped([stamped[index] for index in mistimed]))
+            answers = _with(answers, mistimed, again)
+        return answers
+
+    async def _send_appends(self, requests: list[Request]) -> list[Any]:
+        try:
             return await self._appends.exchange(requests)
-        return await self._send_requests(requests)
+        except OutcomeUnknown as unknown:
+            raise _doubtful(unknown, requests) from unknown
 
     async def _send_requests(self, requests: list[Request]) -> list[Any]:
         calls = self._protocol.calls(requests)
@@ -529,7 +618,7 @@ def create_store(
             )
         send(create_commands(keyspace, store, limits)[1])
         send(ready)
-    return parse_open(send(opening), environment, namespace, partitions), is_new
+    return parse_open(send(opening), environment, namespace, partitions)[0], is_new
 
 
 def _send(client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool) -> list[Any]:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from domain.codec import DEFAULT_LIMITS, WIRE_VERSION, Limits
 from domain.errors import Misconfigured
 from domain.log.keys import Keyspace, check_keyspace, store_tag
-from domain.log.protocol import Command, taken
+from domain.log.protocol import Command, parse_time, taken
 
 #: The oldest servers with everything Muster uses.
 MIN_REDIS: Final = (7, 0)
@@ -32,12 +32,14 @@ class Identity(Struct, frozen=True):
 def open_commands(environment: str, namespace: str) -> list[Command]:
     """What to ask a server before anything else; `parse_open` reads the replies."""
     check_keyspace(environment, namespace)
-    return [["HGETALL", f"{store_tag(environment, namespace)}:meta"], ["INFO", "server"]]
+    return [["HGETALL", f"{store_tag(environment, namespace)}:meta"], ["INFO", "server"], ["TIME"]]
 
 
-def parse_open(replies: list[Any], environment: str, namespace: str, partitions: int | None) -> Identity:
-    """The store on a server. Raises Misconfigured (SERVER_TOO_OLD, STORE_MISSING, PARTITIONS_DIFFER)."""
-    meta, info = (taken(reply) for reply in replies)
+def parse_open(replies: list[Any], environment: str, namespace: str, partitions: int | None) -> tuple[Identity, int]:
+    """The store on a server, and the server's time in ms. Raises Misconfigured (SERVER_TOO_OLD, STORE_MISSING,
+    PARTITIONS_DIFFER).
+    """
+    meta, info, clock = (taken(reply) for reply in replies)
     check_version(info)
     fields = {name.decode(): value.decode() for name, value in zip(meta[::2], meta[1::2], strict=True)}
     if "ready" not in fields:
@@ -48,7 +50,7 @@ def parse_open(replies: list[Any], environment: str, namespace: str, partitions:
     found = int(fields["partitions"])
     if partitions is not None and partitions != found:
         raise Misconfigured("PARTITIONS_DIFFER", f"the store has {found} partitions, the settings say {partitions}")
-    return Identity(fields["store"], int(fields["epoch"]), found)
+    return Identity(fields["store"], int(fields["epoch"]), found), parse_time(clock)
 
 
 def parse_info(text: bytes) -> dict[str, str]:

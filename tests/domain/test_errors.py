@@ -18,21 +18,7 @@ CODE: Final = re.compile(r"[A-Z]+(_[A-Z]+)+\Z")
 CLASSES: Final = {entry.raised_as.__name__ for entry in REGISTRY.values()}
 
 #: Codes that nothing raises yet, and what they are kept for.
-KEPT_FOR: Final = {
-    "TAIL_LOST": "the comparison with witnesses after a failover",
-    "PARTITION_BUSY": "two recoveries of one partition at a time",
-    "SEQ_UNKNOWN": "state at a seq",
-    "LINE_TOO_LONG": "import of files",
-    "FILE_UNREADABLE": "import of files",
-    "USAGE": "the command line",
-    "BEHIND": "reading one's own writes",
-    "SETTING_UNKNOWN": "settings",
-    "AGENT_UNKNOWN": "the read API",
-    "SESSION_UNKNOWN": "the read API",
-    "LEASE_TAKEN": "the step of a projection",
-    "CURSOR_MOVED": "the step of a projection",
-    "VIEW_UNREADABLE": "views",
-}
+KEPT_FOR: Final = {"USAGE": "the command line"}
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:

@@ -13,7 +13,8 @@ import pytest
 from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
 from domain.codec import chain, genesis
 from domain.log import EventLog, Expected
-from domain.log.protocol import AppendRequest, Flow, Request
+from domain.log.contract import AppendRequest
+from domain.log.protocol import Flow, Request
 
 T = TypeVar("T")
 _NUMBERS = count(1)
@@ -63,6 +64,9 @@ class Blocking:
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
         return (self.read(session) for session in sessions)  # the asyncio face has no such method
+
+    def resolve(self, doubt: AppendRequest) -> Receipt | None:
+        return self._runner.run(self._log.resolve(doubt))
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._each(self._log.read_back(session, before=before))

@@ -28,7 +28,7 @@ from tests.domain.log.logs import (
     refused,
 )
 
-# -- where a commit lands ----------------------------------------------------------------------------------------------
+# -- where a commit lands --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("expected", ["any", "new", 0])
@@ -129,7 +129,7 @@ def test_the_trace_travels_with_the_commit_and_outside_the_digest(log: RunnableL
     assert_chained("s", commits, log.head("s"))
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("session", ["", "two words", "{tag}", "s" * 201, "s\n", "ü"])
@@ -200,7 +200,7 @@ def test_a_commit_with_one_illegal_event_writes_none(log: RunnableLog) -> None:
     assert log.append("s", [*commit[:2], Event.of("start", actor="a", id="3"), commit[2]]).last_seq == 4
 
 
-# -- once --------------------------------------------------------------------------------------------------------------
+# -- once ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("expected", ["new", 0])
@@ -280,7 +280,7 @@ def test_a_repeat_is_recognised_also_in_a_session_that_closed_since(log: Runnabl
     assert log.append("s", start, expected=0).duplicates == 1
 
 
-# -- deduplication -----------------------------------------------------------------------------------------------------
+# -- deduplication ---------------------------------------------------------------------------------------------------
 
 
 def test_batch_boundaries_never_matter(log: RunnableLog) -> None:
@@ -343,7 +343,7 @@ def test_a_deduplicated_append_decides_again_when_others_are_quicker(make_log: M
     assert ids(log.read("s")) == ["1", "3", "x", "2", "4"]
 
 
-# -- many at once ------------------------------------------------------------------------------------------------------
+# -- many at once ----------------------------------------------------------------------------------------------------
 
 
 def test_each_append_of_many_has_its_own_answer(log: RunnableLog) -> None:
@@ -425,7 +425,7 @@ def test_a_commit_sees_those_before_it_in_the_same_call(log: RunnableLog) -> Non
     assert ids(log.read("s")) == ["1", "2", "5", "3"]
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_range_reads_as_the_model_says(log: RunnableLog) -> None:
@@ -520,7 +520,7 @@ def test_a_body_that_cannot_be_decoded_raises_when_it_is_decoded(log: RunnableLo
     assert error.facts["seq"] == 1
 
 
-# -- enumerating -------------------------------------------------------------------------------------------------------
+# -- enumerating -----------------------------------------------------------------------------------------------------
 
 
 def test_every_session_is_enumerated_once(log: RunnableLog) -> None:

@@ -86,7 +86,7 @@ def raw_append(
     return [value.decode() for value in rows[0]]
 
 
-# -- the server and its store ------------------------------------------------------------------------------------------
+# -- the server and its store ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("face", ["blocking", "asyncio"])
@@ -229,7 +229,7 @@ def test_a_store_is_not_made_on_a_server_that_is_too_old(
     assert other.keys() == []
 
 
-# -- no answer, or a bad one -------------------------------------------------------------------------------------------
+# -- no answer, or a bad one -----------------------------------------------------------------------------------------
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -362,7 +362,7 @@ def test_no_password_is_shown() -> None:
     assert "secret" not in str(error)
 
 
-# -- damage ------------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------------------------
 
 
 def refused_without_a_trace(case: Case, session: str, events: tuple[Event, ...], code: str) -> MusterError:
@@ -462,7 +462,7 @@ def test_time_never_runs_backwards_in_a_session(case: Case) -> None:
     assert [receipt.at_ms for receipt in receipts] == [future] * 3
 
 
-# -- the feed ----------------------------------------------------------------------------------------------------------
+# -- the feed --------------------------------------------------------------------------------------------------------
 
 
 class Span(NamedTuple):
@@ -531,7 +531,7 @@ def test_one_call_of_many_commits_is_one_entry_of_the_feed(case: Case) -> None:
     assert [len(entries) for entries in feeds(case.store) if entries] == [1]
 
 
-# -- other producers ---------------------------------------------------------------------------------------------------
+# -- other producers -------------------------------------------------------------------------------------------------
 
 
 def test_a_producer_without_messagepack_sends_json(case: Case) -> None:

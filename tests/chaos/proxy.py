@@ -1,0 +1,149 @@
+"""A proxy between a log and its server that does to appends what bad networks do.
+
+It forwards everything both ways, and lets the next fault of its plan befall every call of the append function. It
+knows as much of RESP as that takes: a request that holds the function's name is an append, and its reply is what the
+server sends next.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from threading import Event, Lock, Thread
+from typing import Final
+
+from domain.log.protocol import APPEND_FUNCTION
+
+_CHUNK: Final = 1 << 16
+
+
+class Fault(Enum):
+    """What may befall an append."""
+
+    NONE = "nothing"
+    REQUEST_LOST = "the connection breaks before the request arrives"
+    REQUEST_LATE = "the connection breaks, and the request arrives after the next one was answered"
+    REPLY_LOST = "the connection breaks before the reply arrives"
+    REPLY_CUT = "the connection breaks in the middle of the reply"
+    REPLY_LATE = "the reply comes when the client has given up"
+
+
+class Proxy:
+    """Listens on a loopback port, forwards to a server. `plan` is the faults of the next appends, in order."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.plan: deque[Fault] = deque()
+        #: Requests that wait for the next append to be answered.
+        self._late: list[bytes] = []
+        self._lock = Lock()
+        self.delivered_late = 0
+        self._closing = Event()
+        self._open: set[socket.socket] = set()
+        self._thread = Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+
+    def close(self) -> None:
+        """Breaks every connection and stops listening."""
+        self._closing.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in list(self._open):
+            _break(connection)
+        self._thread.join()
+
+    def deliver_late_requests(self) -> None:
+        """Sends the requests that were held back, on connections of their own, and waits for their answers."""
+        with self._lock:
+            late, self._late = self._late, []
+        for request in late:
+            with socket.create_connection(self._server) as upstream:
+                upstream.sendall(request)
+                upstream.recv(_CHUNK)
+                self.delivered_late += 1
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            try:
+                upstream = socket.create_connection(self._server)
+            except OSError:
+                _break(client)  # the server is away, and so it looks from here
+                continue
+            self._open |= {client, upstream}
+            Thread(target=self._serve, args=(client, upstream), daemon=True).start()
+
+    def _serve(self, client: socket.socket, upstream: socket.socket) -> None:
+        """One connection: a request, its reply, the next request. Clients of the log never send ahead."""
+        try:
+            while request := client.recv(_CHUNK):
+                fault = self._fault_of(request)
+                if fault is Fault.REQUEST_LOST:
+                    return
+                if fault is Fault.REQUEST_LATE:
+                    with self._lock:
+                        self._late.append(request)
+                    return
+                upstream.sendall(request)
+                reply = upstream.recv(_CHUNK)
+                if not reply or not self._forward(client, reply, fault):
+                    return
+                if APPEND_FUNCTION.encode() in request:
+                    self.deliver_late_requests()
+        except OSError:
+            pass
+        finally:
+            for connection in (client, upstream):
+                self._open.discard(connection)
+                _break(connection)
+
+    def _fault_of(self, request: bytes) -> Fault:
+        if APPEND_FUNCTION.encode() not in request:
+            return Fault.NONE
+        with self._lock:
+            return self.plan.popleft() if self.plan else Fault.NONE
+
+    def _forward(self, client: socket.socket, reply: bytes, fault: Fault) -> bool:
+        """Hands a reply on, as far as the fault lets it; False if the connection is to break."""
+        match fault:
+            case Fault.REPLY_LOST:
+                return False
+            case Fault.REPLY_CUT:
+                client.sendall(reply[: len(reply) // 2])
+                return False
+            case Fault.REPLY_LATE:
+                # Until the client gives up and closes; then there is nobody to hand it to.
+                client.recv(1)
+                return False
+            case _:
+                client.sendall(reply)
+                return True
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[Proxy]:
+    """A proxy before the server at `url`."""
+    host, _, port = url.removeprefix("redis://").partition("/")[0].partition(":")
+    proxy = Proxy(host, int(port))
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def _break(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
