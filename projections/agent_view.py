@@ -38,6 +38,16 @@ def decode(agent: str, stored: bytes) -> Totals:
     return part.totals
 
 
+def readable(stored: bytes | None, agent: str) -> Totals | None:
+    """An agent's part, or None where there is none that can be trusted."""
+    if stored is None:
+        return None
+    try:
+        return decode(agent, stored)
+    except Damaged:
+        return None
+
+
 def document(agent: str, totals: Totals) -> dict[str, Any]:
     """The agent as readers get it."""
     return {"agent": agent, "events": totals.events, "sessions": totals.sessions, "present": totals.present}

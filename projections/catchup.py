@@ -3,8 +3,8 @@
 Theory of operation. The feed says which commits came after the cursor. A view that stands right before them is
 moved on by folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again
 from the log. The totals of agents move by what the session contributes after the batch less what it contributed at
-the cursor, and the cursor says exactly which seq that was: the one before the batch's first. So whatever happens to
-a view, totals add up.
+the cursor, and the cursor says exactly which seq that was: the one before the batch's first; only a view that stands
+after it was counted as it is, when it was written. So whatever happens to a view, totals add up.
 
 A commit that breaks a law parks its session: the view stays at the last good commit, the reason is kept, and all other
 sessions go on.
@@ -93,7 +93,7 @@ def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
 
 def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Commit]) -> Outcome | None:
     """A session after the commits of its span; None if its view holds them already."""
-    view = session_view.readable(stored)
+    view = session_view.readable(stored, span.session)
     if stored is None and span.from_seq == 1:
         view = session_view.initial(span.session)
     if view is not None and view.seq >= span.to_seq:
@@ -102,20 +102,27 @@ def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Com
         before = contributions(view)
         folding = Folding(view)
         parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
-    else:
-        logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
-        folding, parked = from_log(log, span.session, span.from_seq - 1)
-        before = contributions(folding.view)
-        if parked is None:
-            parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
-    moved = difference(before, contributions(folding.view))
-    return Outcome(span.session, session_view.encode(folding.view), folding.checkpoints, moved, parked)
+        # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
+        if parked is None or from_log(log, span.session, span.to_seq)[0].view == folding.view:
+            return _outcome(folding, before, parked)
+    logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
+    folding, parked = from_log(log, span.session, span.from_seq - 1)
+    before = contributions(folding.view)
+    if parked is None:
+        parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
+    return _outcome(folding, before, parked)
 
 
-def from_log(log: EventLog, session: str, to_seq: int) -> tuple[Folding, Parked | None]:
-    """The fold of a session's log from its beginning to the end of the commit that holds `to_seq`."""
+def _outcome(folding: Folding, before: dict[str, Totals], parked: Parked | None) -> Outcome:
+    view = folding.view
+    moved = difference(before, contributions(view))
+    return Outcome(view.session, session_view.encode(view), folding.checkpoints, moved, parked)
+
+
+def from_log(log: EventLog, session: str, to_seq: int | None) -> tuple[Folding, Parked | None]:
+    """The fold of a session's log from its beginning to the end of the commit that holds `to_seq` (all without it)."""
     folding = Folding(session_view.initial(session))
-    return folding, advance(folding, log.read(session, to=to_seq), to_seq)
+    return folding, advance(folding, log.read(session, to=to_seq), to_seq or 0)
 
 
 def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked | None:

@@ -26,7 +26,15 @@ from domain.log.protocol import parse_entry, parse_head
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.session_view import Folding
-from projections.store import Cursor, Parked, ProjectionStore, parse_checkpoints, parse_cursor, parse_parked
+from projections.store import (
+    Cursor,
+    Parked,
+    ProjectionStore,
+    parse_checkpoints,
+    parse_cursor,
+    parse_feed_position,
+    parse_parked,
+)
 
 SCHEMA: Final = "muster.finding/1"
 #: How many sessions are read in one transaction.
@@ -179,12 +187,17 @@ class Validator:
 
     def partition(self, partition: int) -> Iterator[Finding]:
         """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents."""
-        yield from self._feed_findings(partition)
+        unknown = Cursor(None)
+        where_it_stands = list(self._feed_findings(partition))
+        yield from where_it_stands
         cursor, stored = self._stored_totals(partition)
         totals: dict[str, Totals] = {}
-        judged = True
+        # Where cursor and feed cannot say what is applied, views are held against their own seq, and totals against
+        # nothing: building the partition again, which is the remedy then, sums them anew.
+        judged = not where_it_stands and cursor != unknown
+        views_at = unknown if where_it_stands else None
         sessions = (session for page in self._store.member_pages(partition) for session in page)
-        for examination in self.examine(partition, sessions, totals_at=cursor):
+        for examination in self.examine(partition, sessions, views_at=views_at, totals_at=views_at or cursor):
             yield from self._session_findings(partition, examination)
             if examination.contributed is None:
                 judged = False
@@ -193,7 +206,7 @@ class Validator:
         if judged:
             yield from self._agent_findings(partition, stored, totals)
 
-    # -- reading -------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def examine(
         self,
@@ -239,6 +252,7 @@ class Validator:
             else:
                 pipe.type(keys.checkpoints(session))
         position, parked, *rest = pipe.execute(raise_on_error=False)
+        parked = parked if isinstance(parked, list) else [None] * len(sessions)
         snapshots = [
             _snapshot(session, reason, *rest[at * 4 : at * 4 + 4])
             for at, (session, reason) in enumerate(zip(sessions, parked, strict=True))
@@ -259,8 +273,11 @@ class Validator:
         contributed_seq = pending_since.get(session, head_seq + 1) - 1
         if cursor.position is None:
             # Nobody knows how far this partition was applied: take the view's own word for where it stands.
-            view = session_view.readable(snapshot.view)
+            view = session_view.readable(snapshot.view, session)
             expected = contributed_seq = min(view.seq, head_seq) if view is not None else 0
+        elif snapshot.parked is not None and (view := session_view.readable(snapshot.view, session)) is not None:
+            # The cursor went on without it: it still counts as it stood when it was parked.
+            contributed_seq = min(view.seq, contributed_seq)
 
         folding = Folding(session_view.initial(session))
         damage: Parked | None = None
@@ -278,7 +295,7 @@ class Validator:
         quarantined = snapshot.head is not None and snapshot.head.quarantined
         if damage is not None and not quarantined and KINDS[damage.code].severity == "critical":
             # What the missing commits contributed is known by the view alone, if it can be trusted.
-            kept = session_view.readable(snapshot.view)
+            kept = session_view.readable(snapshot.view, session)
             contributed = contributions(kept) if kept is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
         return Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
@@ -298,7 +315,7 @@ class Validator:
                 parts = [None if isinstance(part, Exception) else part for part in parts]
                 return parse_cursor(position), dict(zip(agents, parts, strict=True))
 
-    # -- judging -------------------------------------------------------------------------------------------------------
+    # -- judging -----------------------------------------------------------------------------------------------------
 
     def _session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
         snapshot, damage = found.snapshot, found.damage
@@ -345,31 +362,44 @@ class Validator:
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
         pipe.hget(keys.meta, "total")
-        pipe.xrevrange(keys.feed, count=1)
-        fields, total, last = pipe.execute()
+        pipe.xinfo_stream(keys.feed)
+        fields, total, info = pipe.execute(raise_on_error=False)
         cursor, total = parse_cursor(fields), int(total or 0)
-        position = int(last[0][0].partition(b"-")[0]) if last else 0
+        position = parse_feed_position(info)
+        if position == total and cursor.position is not None and cursor.position < total:
+            position = min(total, self._store.feed_reach(partition, cursor.position))
         if position != total:
             yield finding("FEED_DIFFERS", partition, stored={"position": position}, rebuilt={"position": total})
-        if cursor.position is not None and cursor.position > total:
+        elif cursor.position is not None and cursor.position > total:
             yield finding("CURSOR_AHEAD", partition, stored={"position": cursor.position}, rebuilt={"position": total})
-        elif cursor.position is None and self._has_views(partition):
+        elif cursor.position is None and total > 0 and self._is_forsaken(partition):
+            # Nobody can say which views should be there: this finding stands for all that may be missing.
             yield finding("CURSOR_MISSING", partition, rebuilt={"position": total})
 
-    def _has_views(self, partition: int) -> bool:
-        for page in self._store.member_pages(partition):
-            if any(stored is not None for stored in self._store.views(page)):
-                return True
-        return False
+    def _is_forsaken(self, partition: int) -> bool:
+        """Whether somebody held the partition once and nobody does now.
+
+        Before the first worker there is no cursor yet; and a worker that finds none builds everything again.
+        """
+        owner = self._store.keys(partition).owner(session_view.NAME)
+        counter, deadline = self._store.client.hmget(owner, "counter", "deadline")
+        seconds, micros = self._store.client.time()
+        return counter is not None and int(deadline or 0) <= seconds * 1000 + micros // 1000
 
     def _agent_findings(
         self, partition: int, stored: dict[str, bytes | None], totals: dict[str, Totals]
     ) -> Iterator[Finding]:
         rebuilt = {agent: total for agent, total in totals.items() if total != NOTHING}
-        for agent in sorted(stored.keys() | rebuilt.keys()):
-            part = stored.get(agent)
+        unlisted = sorted(rebuilt.keys() - stored.keys())
+        parts = {**stored, **dict(zip(unlisted, self._store.totals(partition, unlisted), strict=True))}
+        for agent, part in sorted(parts.items()):
             should = rebuilt.get(agent)
-            if should is None:
+            if (agent in stored) != (should is not None) and (part is None) == (should is None):
+                yield finding(
+                    "INDEX_DIFFERS", partition, agent=agent,
+                    stored={"listed": agent in stored}, rebuilt={"listed": should is not None},
+                )  # fmt: skip
+            elif should is None:
                 yield finding("AGENT_UNEXPECTED", partition, agent=agent)
             elif part is None:
                 yield finding("AGENT_MISSING", partition, agent=agent, rebuilt=msgspec.to_builtins(_fields(should)))
@@ -383,9 +413,11 @@ class Validator:
 
 def _view_findings(partition: int, found: Examination) -> Iterator[Finding]:
     snapshot = found.snapshot
-    if snapshot.view == found.view:
-        return
     session, seq = snapshot.session, found.expected_seq
+    if snapshot.view == found.view:
+        if snapshot.parked is not None and found.damage is None:
+            yield finding("SESSION_PARKED", partition, session=session, first_bad_seq=snapshot.parked.first_bad_seq)
+        return
     rebuilt = session_view.document(session_view.decode(found.view))
     if snapshot.view is None:
         if snapshot.parked is None and seq == 0:
@@ -424,7 +456,7 @@ def _checkpoint_findings(partition: int, found: Examination) -> Iterator[Finding
                 rebuilt={"seq": seq, "digest": digest},
             )
         elif stored[seq] != should:
-            kept = session_view.readable(stored[seq])
+            kept = session_view.readable(stored[seq], session)
             have = {"unreadable": "the checksum does not fit"} if kept is None else session_view.document(kept)
             yield finding(
                 "CHECKPOINT_DIFFERS",

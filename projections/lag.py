@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from projections import session_view
 from projections.lease import Leases
-from projections.store import ProjectionStore
+from projections.store import ProjectionStore, parse_position
 
 
 class PartitionLag(Struct, frozen=True):
@@ -43,11 +43,12 @@ def lag(store: ProjectionStore) -> Lag:
         # The cursor is asked first: a total that is read later is never behind it.
         pipe.hget(keys.cursor(session_view.NAME, session_view.VERSION), "position")
         pipe.hget(keys.meta, "total")
-    replies = pipe.execute()
+    replies = pipe.execute(raise_on_error=False)
     parts = []
     for partition, owner in enumerate(owners):
-        position, total = int(replies[2 * partition] or 0), int(replies[2 * partition + 1] or 0)
-        behind = max(0, total - position)
+        position, total = parse_position(replies[2 * partition]) or 0, int(replies[2 * partition + 1] or 0)
+        # A cursor ahead of its total says nothing: the total was rolled back, and all it counts is in doubt.
+        behind = total - position if position <= total else max(1, total)
         waited = store.oldest_after(partition, position) if behind else None
         parts.append(
             PartitionLag(

@@ -66,8 +66,9 @@ class Views:
     def agent(self, agent: str) -> dict[str, Any]:
         """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""
         total = NOTHING
-        for partition in range(self._store.keyspace.count):
-            total += self._part(partition, agent)
+        for partition, (part, is_listed) in enumerate(self._store.agent_parts(agent)):
+            if part is not None or is_listed:
+                total += self._trusted(partition, [agent], [part])[0]
         if total == NOTHING:
             raise NotFound("AGENT_UNKNOWN", f"no session names the agent {agent}", agent=agent)
         return agent_view.document(agent, total)
@@ -82,20 +83,20 @@ class Views:
         for agent, total in islice(totals, limit):
             yield agent_view.document(agent, total)
 
-    # -- sessions ------------------------------------------------------------------------------------------------------
+    # -- sessions ----------------------------------------------------------------------------------------------------
 
     def _documents(self, sessions: Sequence[str]) -> list[dict[str, Any]]:
         heads = self._store.heads(sessions)
-        views = [session_view.readable(stored) for stored in self._store.views(sessions)]
+        stored = self._store.views(sessions)
+        views = [session_view.readable(view, session) for session, view in zip(sessions, stored, strict=True)]
         quarantines = self._quarantines(sessions, heads)
         found = []
         for session, head, view, quarantined in zip(sessions, heads, views, quarantines, strict=True):
-            if head is None and view is None:
-                continue
-            if view is None and head is not None:
-                view = from_log(self._log, session, head.seq)[0].view
-            assert view is not None
-            found.append(session_view.document(view, quarantined=quarantined))
+            if view is None:
+                # Without a head that can be read, as far as the log goes.
+                view = from_log(self._log, session, head.seq if head is not None else None)[0].view
+            if view.seq or head is not None:
+                found.append(session_view.document(view, quarantined=quarantined))
         return found
 
     def _quarantines(self, sessions: Sequence[str], heads: Sequence[Head | None]) -> list[dict[str, Any] | None]:
@@ -106,32 +107,28 @@ class Views:
     def _nearest(self, session: str, seq: int) -> Session:
         """The newest checkpoint at or before `seq` that can be trusted, else the beginning."""
         for at, stored in sorted(self._store.checkpoints(session).items(), reverse=True):
-            view = session_view.readable(stored) if at <= seq else None
-            if view is not None and (view.session, view.seq) == (session, at):
+            view = session_view.readable(stored, session) if at <= seq else None
+            if view is not None and view.seq == at:
                 return view
         return session_view.initial(session)
 
-    # -- agents --------------------------------------------------------------------------------------------------------
-
-    def _part(self, partition: int, agent: str) -> Totals:
-        (stored,) = self._store.totals(partition, [agent])
-        return self._trusted(partition, [agent], [stored])[0]
+    # -- agents ------------------------------------------------------------------------------------------------------
 
     def _parts(self, partition: int, after: str | None) -> Iterator[tuple[str, Totals]]:
         for page in self._store.member_pages(partition, agents=True, after=after):
             yield from zip(page, self._trusted(partition, page, self._store.totals(partition, page)), strict=True)
 
     def _trusted(self, partition: int, agents: Sequence[str], stored: Sequence[bytes | None]) -> list[Totals]:
-        """The parts of agents; one that is damaged is summed from the session views of the partition."""
+        """The parts of agents; one that is missing or damaged is summed from the session views of the partition."""
         parts: list[Totals] = []
         summed: dict[str, Totals] | None = None
         for agent, part in zip(agents, stored, strict=True):
-            try:
-                parts.append(NOTHING if part is None else agent_view.decode(agent, part))
-            except Damaged:
+            kept = agent_view.readable(part, agent)
+            if kept is None:
                 if summed is None:
                     summed = self._store.summed_totals(partition)
-                parts.append(summed.get(agent, NOTHING))
+                kept = summed.get(agent, NOTHING)
+            parts.append(kept)
         return parts
 
 

@@ -69,6 +69,7 @@ class Rebuild:
         self._who = who
         self._quarantine = quarantine
         self._renew = renew
+        store.mend_total(partition)
         self._cursor = store.cursor(partition)
         # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
         # cursor is set at the end.
@@ -111,8 +112,8 @@ class Rebuild:
         """
         self._renew()
         should = self._store.summed_totals(self._partition)
-        indexed = [agent for page in self._store.member_pages(self._partition, agents=True) for agent in page]
-        agents = sorted(should.keys() | set(indexed))
+        indexed = {agent for page in self._store.member_pages(self._partition, agents=True) for agent in page}
+        agents = sorted(should.keys() | indexed)
         changed = 0
         operations: list[Operation] = []
         for agent, part in zip(agents, self._store.totals(self._partition, agents), strict=True):
@@ -126,14 +127,16 @@ class Rebuild:
 
     def finish(self) -> None:
         """Sets the cursor to where the rebuilt views stand, if it was missing or impossible or the feed has gaps."""
-        if self._target is self._cursor:
+        feed_end = self._feed_end()
+        if self._target is self._cursor and not feed_end:
             return
         self._store.step(
             self._partition,
             token=self._token,
             cursor_from=self._cursor.position,
             cursor_to=self._target.position,
-            operations=self._feed_end(),
+            events=(self._target.position or 0) - (self._cursor.position or 0),
+            operations=feed_end,
         )
         self._cursor = self._target
 
@@ -176,7 +179,9 @@ class Rebuild:
                 yield Operation("SET", replaced, (snapshot.view,))
                 yield Operation("PEXPIRE", replaced, (REPLACED_TTL_MS,))
             yield write_view(self._keys, session, found.view)
-            yield self._audit(found)
+            if snapshot.view is not None or self._cursor.position is not None:
+                # What is built for the first time replaces nothing.
+                yield self._audit(found)
         stored, should = snapshot.checkpoints, found.checkpoints
         added = [part for seq in should if stored.get(seq) != should[seq] for part in (seq, should[seq])]
         dropped = [seq for seq in stored if seq not in should]

@@ -47,14 +47,15 @@ def decode(stored: bytes) -> Session:
     return view
 
 
-def readable(stored: bytes | None) -> Session | None:
-    """The view, or None where there is none that can be trusted."""
+def readable(stored: bytes | None, session: str) -> Session | None:
+    """The session's view, or None where there is none that can be trusted; another session's cannot."""
     if stored is None:
         return None
     try:
-        return decode(stored)
+        view = decode(stored)
     except Damaged:
         return None
+    return view if view.session == session else None
 
 
 def is_checkpoint(commit: Commit) -> bool:

@@ -7,6 +7,7 @@ refused unless the caller still holds the partition's lease and the cursor stand
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import Struct
 
 from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
-from domain.errors import Conflict
+from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
@@ -44,6 +45,11 @@ class FeedEntry(Struct, frozen=True):
     position: int
     at_ms: int
     spans: list[Span]
+
+    @property
+    def events(self) -> int:
+        """How many events it tells of."""
+        return sum(span.to_seq - span.from_seq + 1 for span in self.spans)
 
 
 class Cursor(Struct, frozen=True):
@@ -74,10 +80,23 @@ _PARKED = msgspec.json.Decoder(Parked)
 
 
 def parse_feed_entry(entry: tuple[bytes, dict[bytes, bytes]]) -> FeedEntry:
-    """A feed entry as the append function packs it."""
+    """A feed entry as the append function packs it.
+
+    One that cannot be read comes out without spans: then the positions do not add up, which is what gaps are known by.
+    """
     entry_id, fields = entry
-    spans = [Span(*packed) for packed in _SPANS.decode(fields[b"c"])]
-    return FeedEntry(int(entry_id.partition(b"-")[0]), int(fields[b"t"]), spans)
+    position = int(entry_id.partition(b"-")[0])
+    try:
+        return FeedEntry(position, int(fields[b"t"]), [Span(*packed) for packed in _SPANS.decode(fields[b"c"])])
+    except (KeyError, ValueError, TypeError, msgspec.MsgspecError):
+        return FeedEntry(position, 0, [])
+
+
+def parse_feed_position(info: Any) -> int:
+    """The position of the last entry that a feed was given, from the reply to XINFO STREAM; 0 where there is no
+    feed.
+    """
+    return int(info["last-generated-id"].partition(b"-")[0]) if isinstance(info, dict) else 0
 
 
 class ProjectionStore:
@@ -94,11 +113,26 @@ class ProjectionStore:
 
     def cursor(self, partition: int) -> Cursor:
         """How far the partition's feed is applied."""
-        return parse_cursor(self.client.hmget(self._cursor_key(partition), "position", "events"))
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hmget(self._cursor_key(partition), "position", "events")
+        return parse_cursor(pipe.execute(raise_on_error=False)[0])
 
     def total(self, partition: int) -> int:
         """How many events the partition's log ever took."""
         return int(self.client.hget(self.keys(partition).meta, "total") or 0)
+
+    def standing(self, partitions: Iterable[int]) -> dict[int, tuple[int | None, int]]:
+        """The cursor's position and the running total of partitions, in one round trip."""
+        asked = list(partitions)
+        pipe = self.client.pipeline(transaction=False)
+        for partition in asked:
+            pipe.hget(self._cursor_key(partition), "position")
+            pipe.hget(self.keys(partition).meta, "total")
+        replies = pipe.execute(raise_on_error=False) if asked else []
+        return {
+            partition: (parse_position(position), int(total or 0))
+            for partition, position, total in zip(asked, replies[::2], replies[1::2], strict=True)
+        }
 
     def feed_after(self, partition: int, position: int) -> list[FeedEntry]:
         """All feed entries after a position."""
@@ -116,38 +150,55 @@ class ProjectionStore:
         found = self.client.xrange(self.keys(partition).feed, f"{position + 1}-0", "+", count=1)
         return parse_feed_entry(found[0]).at_ms if found else None
 
+    def feed_goes_on(self, partition: int, position: int, total: int) -> bool:
+        """Whether the feed has entries after a position that is behind `total`, read before."""
+        return position < total and self.oldest_after(partition, position) is not None
+
     def feed_position(self, partition: int) -> int:
-        """The position of the feed's last entry."""
-        last = self.client.xrevrange(self.keys(partition).feed, count=1)
-        return int(last[0][0].partition(b"-")[0]) if last else 0
+        """The position of the last entry that the feed was ever given; 0 where there is no feed."""
+        try:
+            return parse_feed_position(self.client.xinfo_stream(self.keys(partition).feed))
+        except redis.ResponseError:
+            return 0
 
     def feed_covers(self, partition: int, cursor: Cursor, total: int) -> bool:
         """Whether the feed, from the cursor on, tells of every event up to `total` at least."""
         if cursor.position is None or cursor.position > total:
             return False
-        position = cursor.position
+        return self.feed_reach(partition, cursor.position) >= total
+
+    def feed_reach(self, partition: int, position: int) -> int:
+        """How far the feed tells of every event after a position: to its end, or to where entries are missing."""
         for entry in self.feed_after(partition, position):
-            position += sum(span.to_seq - span.from_seq + 1 for span in entry.spans)
-            if position != entry.position:
-                return False
-        return position >= total
+            if entry.position - position != entry.events:
+                break
+            position = entry.position
+        return position
+
+    def is_registered(self, session: str) -> bool:
+        """Whether anything was ever appended to the session, by the registry's word."""
+        return self.client.zscore(self.keyspace.of(session).sessions, session) is not None
 
     def views(self, sessions: Sequence[str]) -> list[bytes | None]:
-        """The stored session views, of any partitions."""
+        """The stored session views, of any partitions. What is no text counts as missing."""
         pipe = self.client.pipeline(transaction=False)
         for session in sessions:
             pipe.get(self.keyspace.of(session).session_view(session))
-        return list(pipe.execute()) if sessions else []
+        replies = pipe.execute(raise_on_error=False) if sessions else []
+        return [_unless_of_another_type(reply) for reply in replies]
 
     def heads(self, sessions: Sequence[str]) -> list[Head | None]:
-        """The heads of sessions, of any partitions."""
+        """The heads of sessions, of any partitions. One that cannot be read counts as missing."""
         pipe = self.client.pipeline(transaction=False)
         for session in sessions:
             pipe.get(self.keyspace.of(session).head(session))
-        return [parse_head(packed) for packed in pipe.execute()] if sessions else []
+        replies = pipe.execute(raise_on_error=False) if sessions else []
+        return [readable_head(_unless_of_another_type(reply)) for reply in replies]
 
     def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
         """What a batch needs, in one round trip: views, new commits, and which sessions are parked."""
+        if not spans:
+            return [], [], set()
         keys = self.keys(partition)
         pipe = self.client.pipeline(transaction=False)
         pipe.hmget(keys.parked(session_view.NAME), [span.session for span in spans])
@@ -175,6 +226,18 @@ class ProjectionStore:
         """The stored totals of agents in a partition."""
         keys = self.keys(partition)
         return list(self.client.mget([keys.agent_view(agent) for agent in agents])) if agents else []
+
+    def agent_parts(self, agent: str) -> list[tuple[bytes | None, bool]]:
+        """An agent's stored totals in every partition, and whether the partition's index lists it, in one round
+        trip.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for keys in self.keyspace.partitions:
+            pipe.mget([keys.agent_view(agent)])
+            pipe.zscore(keys.agents, agent)
+        # An index of another type lists nobody, and cannot say that somebody is not in it.
+        replies = [_unless_of_another_type(reply, True) for reply in pipe.execute(raise_on_error=False)]
+        return [(stored, listed is not None) for (stored,), listed in zip(replies[::2], replies[1::2], strict=True)]
 
     def checkpoint_seqs(self, partition: int, sessions: Sequence[str]) -> list[list[int]]:
         """The seqs at which sessions have checkpoints."""
@@ -206,9 +269,14 @@ class ProjectionStore:
         ]
 
     def member_pages(self, partition: int, *, agents: bool = False, after: str | None = None) -> Iterator[list[str]]:
-        """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id."""
+        """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id.
+
+        What is no index at all counts as an empty one.
+        """
         keys = self.keys(partition)
         key = keys.agents if agents else keys.sessions
+        if agents and self.types([key]) != [b"zset"]:
+            return
         low = "-" if after is None else "(" + after
         while page := self.client.zrangebylex(key, low, "+", start=0, num=MEMBER_PAGE):
             members = [member.decode("utf-8", "replace") for member in page]
@@ -223,8 +291,8 @@ class ProjectionStore:
         """
         summed: dict[str, Totals] = {}
         for page in self.member_pages(partition):
-            for stored in self.views(page):
-                view = session_view.readable(stored)
+            for session, stored in zip(page, self.views(page), strict=True):
+                view = session_view.readable(stored, session)
                 if view is not None:
                     merge(summed, contributions(view))
         return summed
@@ -277,6 +345,19 @@ class ProjectionStore:
             "muster_quarantine_1", 2, keys.head(session), keys.hold(session), session, code, first_bad_seq
         )
 
+    def mend_total(self, partition: int) -> None:
+        """Raises a running total that was rolled back to where the feed ends; the next append would do the same."""
+        keys = self.keys(partition)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.watch(keys.meta, keys.feed)
+            position, total = self.feed_position(partition), self.total(partition)
+            if position <= total:
+                return
+            pipe.multi()
+            pipe.hset(keys.meta, "total", position)
+            with suppress(redis.WatchError):  # an append that came in between mended it
+                pipe.execute()
+
     def mend_head(self, session: str, stored: bytes | None, last_entry: str, head: Head) -> bool:
         """Puts a head that fits the log in the place of a damaged one. False if the session moved on meanwhile."""
         keys = self.keyspace.of(session)
@@ -285,6 +366,23 @@ class ProjectionStore:
 
     def _cursor_key(self, partition: int) -> str:
         return self.keys(partition).cursor(session_view.NAME, session_view.VERSION)
+
+
+def _unless_of_another_type(reply: Any, otherwise: Any = None) -> Any:
+    """The reply to a command, or `otherwise` where the key is of another type than the command needs."""
+    if isinstance(reply, redis.ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return otherwise
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def readable_head(packed: bytes | None) -> Head | None:
+    """A head, or None where there is none that can be read."""
+    try:
+        return parse_head(packed)
+    except Damaged:
+        return None
 
 
 def parse_parked(stored: bytes) -> Parked:
@@ -297,14 +395,20 @@ def parse_checkpoints(stored: dict[bytes, bytes]) -> dict[int, bytes]:
     return {int(seq): view for seq, view in stored.items() if seq.isdigit()}
 
 
-def parse_cursor(fields: Sequence[bytes | None]) -> Cursor:
-    """A cursor's position and events, as read from its hash."""
-    position, events = fields
-    return Cursor(None if position is None else int(position), int(events or 0))
+def parse_position(reply: Any) -> int | None:
+    """Where a cursor stands; None where there is none, or what stands there is none."""
+    return int(reply) if isinstance(reply, bytes) and reply.isdigit() else None
 
 
-# -- the writes of steps
-# -------------------------------------------------------------------------------------------------
+def parse_cursor(reply: Any) -> Cursor:
+    """A cursor's position and events, as read from its hash. What is no cursor counts as missing."""
+    if not isinstance(reply, list):
+        return Cursor(None)
+    position, events = (parse_position(field) for field in reply)
+    return Cursor(position, events or 0)
+
+
+# -- the writes of steps ---------------------------------------------------------------------------------------------
 
 
 def write_view(keys: PartitionKeys, session: str, view: bytes) -> Operation:

@@ -40,7 +40,7 @@ settings.register_profile(
 settings.load_profile("muster")
 
 
-# -- servers -----------------------------------------------------------------------------------------------------------
+# -- servers ---------------------------------------------------------------------------------------------------------
 
 
 class Servers:
@@ -108,7 +108,7 @@ def redis7_url(servers: Servers) -> str:
     return servers.url("redis7")
 
 
-# -- stores ------------------------------------------------------------------------------------------------------------
+# -- stores ----------------------------------------------------------------------------------------------------------
 
 
 class Store:
@@ -229,7 +229,7 @@ def store(server_url: str, make_store: Callable[..., Store]) -> Store:
     return make_store(server_url)
 
 
-# -- what a test leaves behind -----------------------------------------------------------------------------------------
+# -- what a test leaves behind ---------------------------------------------------------------------------------------
 
 _OURS: set[int] = set()  #: child processes that live as long as the run, or that a test was blamed for
 

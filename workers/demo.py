@@ -89,7 +89,7 @@ class Demo:
             self._recovered(damages, found)
         return all(proof.held for proof in self.proofs)
 
-    # -- appending -----------------------------------------------------------------------------------------------------
+    # -- appending ---------------------------------------------------------------------------------------------------
 
     def _fleet(self) -> None:
         scripts = {f"session-{number:03}": script(self._random) for number in range(SESSIONS)}
@@ -177,7 +177,7 @@ class Demo:
         (replacement,) = self._workers() - before
         self._prove("a worker killed with -9 is replaced", f"{victim} by {replacement} after {seconds:.1f} s", True)
 
-    # -- projecting ----------------------------------------------------------------------------------------------------
+    # -- projecting --------------------------------------------------------------------------------------------------
 
     def _workers(self) -> set[int]:
         """The pids of the living workers that hold partitions."""
@@ -200,7 +200,7 @@ class Demo:
         measured = f"{validator.read.events} events folded again, {rate:,.0f}/s: {len(findings)} findings"
         self._prove("views, checkpoints, totals equal the log", measured, not findings)
 
-    # -- damage and recovery -------------------------------------------------------------------------------------------
+    # -- damage and recovery -----------------------------------------------------------------------------------------
 
     def _damage(self) -> list[Damage]:
         """Damages what a few sessions have stored, each in its own way; nothing where there is no session."""
@@ -288,7 +288,7 @@ class Demo:
             return self._store.checkpoints(damage.session).get(damage.first_bad_seq)
         return self._store.views([damage.session])[0]
 
-    # -- waiting and proving -------------------------------------------------------------------------------------------
+    # -- waiting and proving -----------------------------------------------------------------------------------------
 
     def _prove(self, claim: str, measured: str, held: bool) -> None:
         self.proofs.append(Proof(claim, measured, held))

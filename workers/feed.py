@@ -9,6 +9,7 @@ local: it says where the next batch of the partition begins.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -33,6 +34,8 @@ ACTOR: Final = "project"
 BLOCK_MS: Final = 100
 #: How long it waits between looks while a batch is in flight, in s; a batch that ends wakes it at once.
 BUSY_WAIT_S: Final = 0.002
+#: How often the cursors of silent partitions are looked at, in s: so late a deleted one is noticed where nothing comes.
+CURSOR_LOOK_S: Final = 1.0
 #: Feed entries read at a time and partition, and commit bytes in a batch.
 READ_ENTRIES: Final = 512
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -76,6 +79,7 @@ class FeedConsumer(Consumer):
         self._partitions = partitions
         self._read: deque[Batch] = deque()
         self._outage_s = 0.0
+        self._next_look = 0.0
 
     def __next__(self) -> MessageProxy | None:
         try:
@@ -122,15 +126,34 @@ class FeedConsumer(Consumer):
         batches = []
         for name, entries in found:
             partition = feeds[name.decode()]
-            batches.append(batch_of(partition, ready[partition], map(parse_feed_entry, entries)))
+            batches.append(batch_of(partition, ready.pop(partition), map(parse_feed_entry, entries)))
+        self._look_at_cursors(ready)
         return batches
 
+    def _look_at_cursors(self, silent: dict[int, HeldPartition]) -> None:
+        """Takes partitions up anew whose feed is silent though not everything is applied, or whose cursor was moved.
+
+        Silence proves nothing: whoever waits beyond the end of a feed waits for ever. What is derived may be
+        deleted any time, and a server that was started again, or restored, may have lost the end of the feed and
+        the last steps.
+        """
+        # Here and not in the lease keeper: only the thread that hands batches out may change where the next one begins.
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + CURSOR_LOOK_S
+        for partition, (position, total) in self._store.standing(silent).items():
+            if not position == silent[partition].position == total:
+                silent[partition].position = None
+
     def _begin(self, unknown: dict[int, HeldPartition]) -> list[Batch]:
-        """Asks the cursors of partitions that were just taken up. One without a cursor is built from the log first."""
+        """Asks the cursors of partitions that were just taken up.
+
+        One whose cursor or feed cannot say what is new is compared with its registry and log first.
+        """
         batches = []
-        for partition, held in unknown.items():
-            position = self._store.cursor(partition).position
-            if position is not None and position <= self._store.total(partition):
+        for partition, (position, total) in self._store.standing(unknown).items():
+            held = unknown[partition]
+            if position is not None and (position == total or self._store.feed_goes_on(partition, position, total)):
                 held.position = position
             else:
                 batches.append(Batch(partition, held.token, position, None, []))
@@ -150,7 +173,7 @@ def batch_of(partition: int, held: HeldPartition, entries: Iterable[FeedEntry]) 
         entry_size = sum(span.size for span in entry.spans)
         if spans and size + entry_size > BATCH_BYTES:
             break
-        if entry.position - position != sum(span.to_seq - span.from_seq + 1 for span in entry.spans):
+        if entry.position - position != entry.events:
             logger.error("the feed of partition %d has a gap after position %d", partition, position)
             return Batch(partition, held.token, held.position, None, [])
         for span in entry.spans:

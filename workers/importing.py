@@ -15,8 +15,8 @@ from typing import IO, Final
 
 from msgspec import Struct
 
-from domain.codec import Limits, check_size, id_of_line, parse_line, require_id
-from domain.errors import Conflict, MusterError, OutcomeUnknown, Refused, Unavailable
+from domain.codec import Limits, check_size, fingerprint, id_of_line, parse_line, require_id
+from domain.errors import Conflict, Misconfigured, MusterError, Refused, Unavailable
 from domain.events import Event
 from domain.log import SessionLog
 from domain.log.contract import Append, Receipt
@@ -79,7 +79,8 @@ class Importer:
     def run(self, lines: Iterable[tuple[int, bytes]], *, rate: float | None = None) -> Report:
         """Imports numbered lines, at most `rate` a second.
 
-        Raises Unavailable if the server stays away; what was imported stays, and the same import completes it.
+        Raises Unavailable if the server stays away, Misconfigured if its store does not fit any more; what was imported
+        stays, and the same import completes it.
         """
         for window in windows(paced(lines, rate), timed=rate is not None):
             self._import(window)
@@ -118,8 +119,8 @@ class Importer:
                 if not lines:
                     return
             raise Conflict("SEQ_CONFLICT", f"session {session} moves too fast to import into", session=session)
-        except (Unavailable, OutcomeUnknown):
-            raise
+        except (Unavailable, Misconfigured):
+            raise  # the lines are as good as they were: the same import completes them
         except MusterError as error:
             for line in lines:
                 self._refuse(line.number, line.event.id, error)
@@ -150,6 +151,10 @@ class Importer:
             (answer,) = yield [encode_append(Append(known.session, events, known.seq), self._limits)]
             if isinstance(answer, Conflict) or (isinstance(answer, Refused) and answer.code == "GATE_REFUSED"):
                 return new[new.index(commit[0]) :]
+            if isinstance(answer, MusterError) and not isinstance(answer, (Unavailable, Misconfigured)):
+                for line in new[new.index(commit[0]) :]:
+                    self._refuse(line.number, line.event.id, answer)
+                return []
             receipt: Receipt = taken(answer)
             known.add(events, receipt)
             # Another import of the same lines may have been quicker: then this very commit is there already.
@@ -170,7 +175,7 @@ class Importer:
 def _repeats(ids: dict[str, Event], event: Event, known: KnownEvents) -> bool:
     """Whether an earlier line of the same window is this event. Raises Refused (ID_REUSED) if it is another one."""
     earlier = ids.get(event.id)
-    if earlier is not None and earlier != event:
+    if earlier is not None and fingerprint(earlier) != fingerprint(event):
         raise known.reused(event.id)
     return earlier is not None
 
@@ -191,19 +196,25 @@ def commits_of(lines: Sequence[Line], limits: Limits) -> Iterator[list[Line]]:
 
 
 def windows(lines: Iterable[tuple[int, bytes]], *, timed: bool) -> Iterator[list[tuple[int, bytes]]]:
-    """The lines in order, cut into windows."""
+    """The lines in order, cut into windows. Where the lines break off with an error, those before it come first."""
     window: list[tuple[int, bytes]] = []
     size = 0
     began = time.monotonic()
-    for line in lines:
-        window.append(line)
-        size += len(line[1])
-        over = timed and time.monotonic() - began >= WINDOW_S
-        if over or len(window) == WINDOW_LINES or size >= WINDOW_BYTES:
-            yield window
-            window, size, began = [], 0, time.monotonic()
+    broken: MusterError | None = None
+    try:
+        for line in lines:
+            window.append(line)
+            size += len(line[1])
+            over = timed and time.monotonic() - began >= WINDOW_S
+            if over or len(window) == WINDOW_LINES or size >= WINDOW_BYTES:
+                yield window
+                window, size, began = [], 0, time.monotonic()
+    except MusterError as error:
+        broken = error
     if window:
         yield window
+    if broken is not None:
+        raise broken
 
 
 def paced(lines: Iterable[tuple[int, bytes]], rate: float | None) -> Iterator[tuple[int, bytes]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from threading import Event, Thread
 from typing import Any
 
@@ -17,6 +18,7 @@ from dramatiq import Broker, Middleware, Worker
 
 from domain.log.keys import Keyspace
 from projections.lease import Leases
+from projections.store import ProjectionStore
 from workers.partitions import HeldPartitions
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,7 @@ class LeaseKeeper(Middleware):
 
     def __init__(
         self,
-        client: Any,
-        keyspace: Keyspace,
+        store: ProjectionStore,
         partitions: HeldPartitions,
         *,
         worker: str,
@@ -39,12 +40,12 @@ class LeaseKeeper(Middleware):
         lease_ttl_ms: int,
         beat_ms: int,
     ) -> None:
-        self._client = client
-        self._keyspace = keyspace
+        self._client = store.client
+        self._keyspace = store.keyspace
         self._partitions = partitions
         self._worker = worker
         self._about = about
-        self._leases = Leases(client, keyspace, worker)
+        self._leases = Leases(store.client, store.keyspace, worker)
         self._lease_ttl_ms = lease_ttl_ms
         self._beat_ms = beat_ms
         self._stopping = Event()
@@ -71,6 +72,9 @@ class LeaseKeeper(Middleware):
                 self._beat()
             except (redis.RedisError, OSError) as error:
                 logger.warning("no sign of life could be given: %s", error)
+            except Exception:
+                # A keeper that ended would leave a worker that runs and holds nothing.
+                logger.exception("a beat failed")
             self._stopping.wait(self._beat_ms / 1000)
 
     def _beat(self) -> None:
@@ -79,7 +83,7 @@ class LeaseKeeper(Middleware):
             logger.info("the lease of partition %d was taken over", partition)
             self._partitions.drop(partition, tokens[partition])
         living = self._sign_of_life(sorted(self._partitions.tokens()))
-        share = -(-self._keyspace.count // living)
+        share = fair_share(self._keyspace.count, self._worker, living)
         surplus = len(self._partitions.tokens()) - share
         if surplus > 0:
             for partition, token in self._partitions.leave(surplus).items():
@@ -88,8 +92,8 @@ class LeaseKeeper(Middleware):
             self._partitions.stay()
             self._claim(-surplus)
 
-    def _sign_of_life(self, held: list[int]) -> int:
-        """Says that this process lives and what it holds; returns how many do."""
+    def _sign_of_life(self, held: list[int]) -> list[str]:
+        """Says that this process lives and what it holds; returns all that live, by name."""
         seconds, micros = self._client.time()
         now = seconds * 1000 + micros // 1000
         key = self._keyspace.worker(self._worker)
@@ -99,8 +103,8 @@ class LeaseKeeper(Middleware):
         pipe.zadd(self._keyspace.workers, {self._worker: now + lifetime_ms})
         pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
         pipe.pexpire(key, lifetime_ms)
-        pipe.zcard(self._keyspace.workers)
-        return int(pipe.execute()[-1])
+        pipe.zrangebyscore(self._keyspace.workers, "-inf", "+inf")
+        return sorted(name.decode() for name in pipe.execute()[-1])
 
     def _claim(self, count: int) -> None:
         if not count:
@@ -115,6 +119,12 @@ class LeaseKeeper(Middleware):
             token = self._leases.claim(partition, ttl_ms=self._lease_ttl_ms)
             if token is not None:
                 self._partitions.adopt(partition, token)
+
+
+def fair_share(partitions: int, worker: str, living: Sequence[str]) -> int:
+    """How many partitions a worker should hold among those that live, in an order that all of them agree on."""
+    each, more = divmod(partitions, len(living))
+    return each + (living.index(worker) < more)
 
 
 def living_workers(client: Any, keyspace: Keyspace) -> list[dict[str, Any]]:

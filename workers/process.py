@@ -31,8 +31,8 @@ from workers.settings import Settings, load
 
 logger = logging.getLogger(__name__)
 
-#: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is read
-#: again, so a line in the log says enough; anything else is logged with its traceback.
+#: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is
+#: read again, so a line in the log says enough; anything else is logged with its traceback.
 PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
@@ -77,8 +77,7 @@ def run(settings: Settings, stop: Event) -> None:
         store = ProjectionStore(log.client, log.keyspace)
         partitions = HeldPartitions()
         keeper = LeaseKeeper(
-            log.client,
-            log.keyspace,
+            store,
             partitions,
             worker=worker_id,
             about={"pid": str(os.getpid()), "host": platform.node()},

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,6 +20,7 @@ from domain.errors import Misconfigured
 from domain.log import Connecting
 
 PREFIX: Final = "MUSTER_"
+_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
 #: Names under the prefix that are no settings: they belong to the scripts.
 NOT_SETTINGS: Final = frozenset({"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CONFIG"})
 
@@ -87,9 +89,11 @@ def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, 
             target = target.setdefault(part, {})
         target[path[-1]] = value
     try:
-        return msgspec.convert(merged, Settings, strict=False)
+        settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
+    _check_address(settings.redis.url)
+    return settings
 
 
 def _from_toml(environ: Mapping[str, str], toml: Path | None) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -99,7 +103,7 @@ def _from_toml(environ: Mapping[str, str], toml: Path | None) -> Iterator[tuple[
         return
     try:
         yield from _leaves(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Misconfigured("SETTING_INVALID", f"{path} cannot be read: {error}") from None
 
 
@@ -112,7 +116,7 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...],
             path = (*path[:-1], path[-1].removesuffix("_file"))
             try:
                 value = Path(value).read_text("utf-8").strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise Misconfigured("SETTING_INVALID", f"{name} names a file that cannot be read: {error}") from None
         yield path, value
 
@@ -129,6 +133,26 @@ def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[t
             yield from _leaves(value, (*prefix, name))
         else:
             yield (*prefix, name), value
+
+
+def _check_address(url: str) -> None:
+    """Refuses what is no address, or not the one that was meant, and never shows it: it may hold a password.
+
+    A password with a character that ends it early makes another address of the rest.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in _SCHEMES and not parts.fragment and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_address = False
+    else:
+        is_address = is_address and (parts.scheme == "unix" or "@" not in parts.path + parts.query)
+    if not is_address:
+        raise Misconfigured(
+            "SETTING_INVALID",
+            "redis.url is no address such as redis://user:password@host:6379/0; "
+            "in a password, / is written %2F, # %23, ? %3F, @ %40, [ %5B, ] %5D",
+        )
 
 
 def _check_known(path: tuple[str, ...]) -> None:

@@ -87,8 +87,8 @@ class Supervisor:
     def stop(self, timeout_s: float = 30.0) -> bool:
         """Asks all children to end (SIGTERM), waits for all of them together, then kills who is left (SIGKILL).
 
-        True when all ended with 0. All are gone and reaped afterwards, also when the wait is interrupted. A second call
-        does nothing and answers the same.
+        True when all ended with 0, or by the SIGTERM itself: who does not handle it yet has nothing to finish. All are
+        gone and reaped afterwards, also when the wait is interrupted. A second call does nothing and answers the same.
         """
         self._stopping.set()
         try:
@@ -108,7 +108,7 @@ class Supervisor:
                         slot.child.kill()
                     slot.exit_code = slot.child.wait()
                     slot.child = None
-        return all(slot.exit_code in (0, None) for slot in self._slots)
+        return all(slot.exit_code in (0, None, -Signals.SIGTERM) for slot in self._slots)
 
     def kill(self) -> None:
         """Kills all children at once. A `stop` under way then returns soon; without one they are started again.

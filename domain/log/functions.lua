@@ -135,6 +135,9 @@ local function decide(commit, head, meta, now)
     return { 'CONFLICT', integer(seq), head and head.digest or '' }
   end
   if not head then
+    if #commit.session > 200 or not string.find(commit.session, '^[%w._:@/+-]+$') then
+      return { 'REFUSED', 'SESSION_INVALID', 'the id is no identifier' }
+    end
     local partition = tonumber(string.sub(redis.sha1hex(commit.session), 1, 8), 16) % meta.partitions
     if partition ~= meta.partition then
       return { 'REFUSED', 'PARTITION_WRONG', integer(partition) }
@@ -301,9 +304,14 @@ local function claim(keys, args)
   return token
 end
 
+-- Whether the lease is held with this token; one that was given back is held with none.
+local function holds(owner, token)
+  return token ~= '' and redis.call('HGET', owner, 'token') == token
+end
+
 -- muster_renew_1: moves the deadline of a lease that nobody took. KEYS owner, ARGV token ttl_ms. Reply 1, or 0 if it is lost.
 local function renew(keys, args)
-  if redis.call('HGET', keys[1], 'token') ~= args[1] then
+  if not holds(keys[1], args[1]) then
     return 0
   end
   redis.call('HSET', keys[1], 'deadline', integer(server_ms() + tonumber(args[2])))
@@ -312,10 +320,11 @@ end
 
 -- muster_release_1: gives a lease back. KEYS owner, ARGV token. Reply 1, or 0 if it was not the caller's any more.
 local function release(keys, args)
-  if redis.call('HGET', keys[1], 'token') ~= args[1] then
+  if not holds(keys[1], args[1]) then
     return 0
   end
-  redis.call('HSET', keys[1], 'deadline', '0', 'token', '')
+  redis.call('HDEL', keys[1], 'token')
+  redis.call('HSET', keys[1], 'deadline', '0')
   return 1
 end
 
@@ -325,16 +334,25 @@ local STEP = {
   HSET = 'hash', HDEL = 'hash', ZADD = 'zset', ZREM = 'zset', XADD = 'stream',
 }
 
+-- Deletes a derived key that is of another type than it should be: it is damaged, and would fail the step half-way.
+local function clear_unless(key, needs)
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= needs then
+    redis.call('DEL', key)
+  end
+end
+
 -- muster_step_1: writes what a projection derived, and moves its cursor, in one step; or nothing.
 --   KEYS owner cursor, then the keys the operations name
 --   ARGV token, cursor from ("" for no cursor yet), cursor to ("" to leave it), events, then for each operation: command,
 --        index of its key, number of arguments, arguments
 --   Reply OK; LEASE_TAKEN; or {CURSOR_MOVED, position}
 local function step(keys, args)
-  if redis.call('HGET', keys[1], 'token') ~= args[1] then
+  if not holds(keys[1], args[1]) then
     return { 'LEASE_TAKEN' }
   end
-  local position = redis.call('HGET', keys[2], 'position') or ''
+  clear_unless(keys[2], 'hash')
+  local position = string.match(redis.call('HGET', keys[2], 'position') or '', '^%d+$') or ''
   if position ~= args[2] then
     return { 'CURSOR_MOVED', position }
   end
@@ -354,10 +372,7 @@ local function step(keys, args)
   for _, operation in ipairs(operations) do
     local needs = STEP[operation[1]]
     if needs then
-      local found = redis.call('TYPE', operation[2]).ok
-      if found ~= 'none' and found ~= needs then
-        redis.call('DEL', operation[2])
-      end
+      clear_unless(operation[2], needs)
     end
     redis.call(unpack(operation))
   end

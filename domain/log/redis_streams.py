@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from threading import Lock
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import redis
@@ -112,11 +111,10 @@ def connect_async(connecting: Connecting) -> redis.asyncio.Redis:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    """A URL as it may be shown: whatever stands between the user and the last @ is left out, also where it is wrong."""
+    scheme, separator, rest = url.partition("://")
+    user, at, address = rest.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}:***@{address}" if at else url
 
 
 def connection_error(error: Exception, *, wrote: bool = False) -> MusterError:

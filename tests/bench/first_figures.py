@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.bench.first_figures FILE.ndjson.gz
 
-Each is measured alone: the workers are away while the file is imported, so that the projection is the drain of a backlog.
+Each is measured alone: the workers are away while the file is imported, so that projection is the drain of a backlog.
 """
 
 from __future__ import annotations

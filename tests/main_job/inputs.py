@@ -111,7 +111,7 @@ def differing(found: Mapping[K, V], expected: Mapping[K, V]) -> dict[K, tuple[V 
     return dict(list(differ.items())[:5])
 
 
-# -- what is stored ------------------------------------------------------------------------------------------------------
+# -- what is stored --------------------------------------------------------------------------------------------------
 
 
 def stored(client: Any, *classes: KeyClass) -> dict[str, Any]:

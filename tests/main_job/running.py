@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -45,7 +45,12 @@ class Muster:
     def run(self, *arguments: str | Path, stdin: bytes = b"") -> Answer:
         """Runs a command to its end, whatever that is."""
         done = subprocess.run(
-            [MUSTER, *arguments], env=self.environ, input=stdin, capture_output=True, timeout=PATIENCE_S, check=False
+            [MUSTER, *arguments],
+            env=self.environ,
+            input=stdin,
+            capture_output=True,
+            timeout=2 * PATIENCE_S,
+            check=False,
         )
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -94,28 +99,18 @@ class Muster:
 class Feeding:
     """An import that reads from a pipe, so that it gets as far as the test lets it, however quick the machine is.
 
-    It gets `lines` at once; what is `held_back`, and the end of the file, come with `finish`. A test that ends before leaves
-    with `with`, which kills the import.
+    It gets `lines` at once; what is `held_back`, and the end of the file, come with `finish`.
     """
 
     def __init__(
-        self, muster: Muster, lines: Iterable[bytes], held_back: Sequence[bytes] = (), *, rate: int = 20_000
+        self, process: ChildProcess, out: IO[bytes], err: IO[bytes], lines: Iterable[bytes], held_back: Iterable[bytes]
     ) -> None:
+        self.process = process
+        self._out = out
+        self._err = err
         self._lines = lines
         self._held_back = held_back
         self._finishing = Event()
-        self._out = tempfile.TemporaryFile()
-        self._err = tempfile.TemporaryFile()
-        self.process = start_child(
-            # A rate, because its windows are short: without one, many lines are read before the first is appended.
-            [MUSTER, "event", "import", "-", "--rate", str(rate), "-o", "json"],
-            env=muster.environ,
-            stdin=subprocess.PIPE,
-            stdout=self._out,
-            stderr=self._err,
-        )
-        assert self.process.stdin is not None
-        self._pipe: IO[bytes] = self.process.stdin
         self._feeder = Thread(target=self._feed)
         self._feeder.start()
 
@@ -126,40 +121,58 @@ class Feeding:
         code = self.process.wait(PATIENCE_S)
         return Answer(code, _content(self._out), _content(self._err))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """Kills an import that was not finished."""
         self.process.kill()
         self._finishing.set()
         self._feeder.join()
         self.process.wait()
-        self._out.close()
-        self._err.close()
 
     def _feed(self) -> None:
-        with suppress(BrokenPipeError):  # it was killed, or gave up
+        pipe = self.process.stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError), pipe:  # it was killed, or gave up
             for line in self._lines:
-                self._pipe.write(line)
-            self._pipe.flush()
+                pipe.write(line)
+            pipe.flush()
             self._finishing.wait()
             for line in self._held_back:
-                self._pipe.write(line)
-        with suppress(BrokenPipeError):
-            self._pipe.close()
+                pipe.write(line)
+
+
+@contextmanager
+def feeding(
+    muster: Muster, lines: Iterable[bytes], held_back: Iterable[bytes] = (), *, rate: int = 20_000
+) -> Iterator[Feeding]:
+    """An import of lines that lasts as long as the block at most."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = start_child(
+            # A rate, because its windows are short: without one, many lines are read before the first is appended.
+            [MUSTER, "event", "import", "-", "--rate", str(rate), "-o", "json"],
+            env=muster.environ,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+        )
+        running = Feeding(process, out, err, lines, held_back)
+        try:
+            yield running
+        finally:
+            running.end()
 
 
 class Dev:
     """A `muster dev`, started by `with`; after it the process has ended with 0 and nothing of it is left.
 
-    `data_dir` None: its own temporary one. `scratch` is where its output goes. `muster` is the command line for its store.
+    `data_dir` None: its own temporary one. `scratch` is where its output goes. `muster` is the command line for its
+    store.
     """
 
     def __init__(self, scratch: Path, data_dir: Path | None, **settings: str) -> None:
         self.muster = Muster(**settings)
-        self._command: list[str | Path] = [MUSTER, "dev", *(["--data-dir", data_dir] if data_dir is not None else [])]
+        self._command: list[str | Path] = [MUSTER, "dev"]
+        if data_dir is not None:
+            self._command += ["--data-dir", data_dir]
         self._out = scratch / "dev.out"
         self._err = scratch / "dev.err"
         self._settings = settings
@@ -180,8 +193,16 @@ class Dev:
         self.muster = Muster(MUSTER_REDIS__URL=self.url, **self._settings)
         self._client = connect(Connecting(self.url))
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends the process alone a signal, and returns its exit code. Nothing of it may be left afterwards."""
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self, number: int = signal.SIGTERM, *, waits_for_children: bool = False) -> int:
+        """Sends the process alone a signal, and returns its exit code. Nothing of it may be left afterwards.
+
+        `waits_for_children`: for a signal that leaves it no time to; they may then take their own.
+        """
         assert self._process is not None
         family = descendants(self._process.pid)
         if self._client is not None:
@@ -189,15 +210,12 @@ class Dev:
             self._client = None
         os.kill(self._process.pid, number)
         code = self._process.wait(30)
+        if waits_for_children:
+            wait_until(lambda: all(map(has_ended, family)), message="children ended")
         left = [pid for pid in family if not has_ended(pid)]
         assert not left, f"of the processes {sorted(family)} these are left: {left}"
         self._process = None
         return code
-
-    def wait(self) -> int:
-        """Waits until the process ends by itself."""
-        assert self._process is not None
-        return self._process.wait(PATIENCE_S)
 
     @property
     def out(self) -> str:

@@ -1,4 +1,4 @@
-"""All logs imported into one store: what comes of them is what their sources say, and importing them again changes nothing."""
+"""All logs imported into one store: what comes of them is what their sources say; the same again changes nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from tests.main_job.inputs import LETTERS, LOGS, REPEATABLE, Expected, differing
 from tests.main_job.running import Answer, Dev, Muster
 
 SEED: Final = 2
-#: Of the large files so many sessions are asked for at every seq, and of each file so many at one seq on the command line.
+#: Of each large file so many sessions are asked for at every seq …
 SAMPLED_SESSIONS: Final = 60
+#: … and of each file so many at one seq, on the command line.
 SAMPLED_CALLS: Final = 3
 
 
@@ -177,7 +178,7 @@ def test_verification_finds_nothing(muster: Muster) -> None:
 
 
 def test_importing_the_same_files_again_changes_nothing(muster: Muster, tmp_path: Path) -> None:
-    """Every line is a duplicate; the listings of sessions, digests included, and of agents stay the same to the byte."""
+    """Every line is a duplicate; the listings of sessions, digests included, and of agents are the same to the byte."""
     before = [muster.ok(group, "ls", "--all", "-o", "jsonl") for group in ("session", "agent")]
     appended = muster.appended()
 

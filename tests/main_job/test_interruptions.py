@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.main_job.inputs import differing, expected, facts, lines_of, path_of
-from tests.main_job.running import PATIENCE_S, Answer, Dev, Feeding, Muster
+from tests.main_job.running import PATIENCE_S, Answer, Dev, Muster, feeding
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("real_logs")
@@ -49,7 +49,7 @@ def test_an_import_that_was_killed_half_way_is_completed_by_the_next(dev: Dev) -
     """SIGKILL in the middle of a file; the same file again appends just what is missing, and all is as it should be."""
     muster = dev.muster
     lines = lines_of("receipt")
-    with Feeding(muster, *split(lines), rate=5000) as half:
+    with feeding(muster, *split(lines), rate=5000) as half:
         wait_until_appended(muster, len(lines) // 4)
         half.process.kill()
     there = muster.appended()
@@ -65,7 +65,7 @@ def test_two_imports_of_one_file_at_once_append_it_once(dev: Dev) -> None:
     """Each line is appended by one of them and a duplicate for the other; neither fails."""
     muster = dev.muster
     lines = lines_of("receipt")
-    with Feeding(muster, *split(lines), rate=5000) as one, Feeding(muster, *split(lines), rate=5000) as other:
+    with feeding(muster, *split(lines), rate=5000) as one, feeding(muster, *split(lines), rate=5000) as other:
         wait_until_appended(muster, len(lines) // 2)
         answers = [one.finish(), other.finish()]
 
@@ -77,16 +77,13 @@ def test_two_imports_of_one_file_at_once_append_it_once(dev: Dev) -> None:
 
 
 def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev: Dev) -> None:
-    """Three times a worker is killed with SIGKILL: it goes from `worker ls`, two live again, and every view is right."""
+    """Three times a worker is killed with SIGKILL: `worker ls` drops it, two live again, and every view is right."""
     muster = dev.muster
     lines = lines_of("incidents")
-    with Feeding(muster, *split(lines)) as running:
+    with feeding(muster, *split(lines)) as running:
         for part in (1, 2, 3):
             wait_until_appended(muster, len(lines) * part // 5)
-            killed, *_ = muster.workers()
-            os.kill(killed, signal.SIGKILL)
-            wait_until(lambda pid=killed: pid not in muster.workers(), message=f"{killed} is gone from `worker ls`")
-            wait_until(lambda: len(muster.workers()) == 2, message="two workers live again")
+            kill_a_worker(muster)
         answer = running.finish()
 
     assert answer.code == 0, answer
@@ -95,6 +92,19 @@ def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev:
     held = [row["partitions"] for row in muster.workers().values()]
     assert len(held) == 2
     assert sorted(partition for partitions in held for partition in partitions) == list(range(32))
+
+
+def kill_a_worker(muster: Muster) -> None:
+    """Kills one of two workers, and returns when `worker ls` shows two again, and not that one."""
+    killed, other = muster.workers()
+    os.kill(killed, signal.SIGKILL)
+
+    def is_replaced() -> bool:
+        living = muster.workers()
+        return len(living) == 2 and killed not in living
+
+    wait_until(is_replaced, message=f"worker {killed} is replaced")
+    assert other in muster.workers(), "the other one lives on"
 
 
 class Witness:
@@ -122,17 +132,17 @@ class Witness:
 
 
 def test_a_server_that_was_killed_during_an_import_has_lost_nothing_it_acknowledged(dev: Dev) -> None:
-    """SIGKILL to the server, which syncs before it answers: what was acknowledged is there, and the import completes."""
+    """SIGKILL to the server, which syncs before it answers: what it acknowledged is there, and the import completes."""
     muster = dev.muster
     lines = lines_of("receipt")
     dev.client.config_set("appendfsync", "always")
     killed = dev.server_pid
-    with Feeding(muster, *split(lines), rate=5000) as running, Witness(muster) as witness:
+    with feeding(muster, *split(lines), rate=5000) as running, Witness(muster) as witness:
         wait_until_appended(muster, len(lines) // 4)
         wait_until(lambda: witness.receipts)
         os.kill(killed, signal.SIGKILL)
-        before = len(witness.receipts)
-        wait_until(lambda: len(witness.receipts) > before + 1, timeout_s=PATIENCE_S, message="events are appended again")
+        enough = len(witness.receipts) + 2  # one may have been under way
+        wait_until(lambda: len(witness.receipts) >= enough, timeout_s=PATIENCE_S, message="appends are answered again")
         interrupted = running.finish()
     assert dev.server_pid != killed
 

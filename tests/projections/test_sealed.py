@@ -47,7 +47,7 @@ def test_a_cut_or_lengthened_value_is_noticed(value: dict[str, Any], cut: int) -
         assert damage_of(Seal(1, dict[str, Any]).open, wrong) == "VIEW_UNREADABLE"
 
 
-@given(pairs=st.lists(st.tuples(NAMES, st.integers()), unique_by=lambda pair: pair[0], max_size=8), data=st.data())
+@given(pairs=st.lists(st.tuples(NAMES, st.integers(-5, 5)), unique_by=lambda pair: pair[0], max_size=8), data=st.data())
 def test_equal_values_have_equal_bytes(pairs: list[tuple[str, int]], data: st.DataObject) -> None:
     """Whatever order a map or a set was filled in, its bytes are the same."""
     shuffled = data.draw(st.permutations(pairs))

@@ -1,19 +1,21 @@
-"""What tests of projections and workers share: a store whose projections are built step by step, and histories to build from."""
+"""What tests of projections and workers share: a store that is projected step by step, and histories."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hypothesis.strategies as st
 
-from domain import Append, Event, MemoryLog, Receipt, Session
+from domain import Append, Event, MemoryLog, MusterError, Receipt, Session
 from domain.agent import Totals, contributions, merge
 from domain.codec import encode_body
 from domain.log.contract import EventLog
@@ -30,6 +32,7 @@ from projections.store import ProjectionStore
 from tests.conftest import ENVIRONMENT, Store
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
+from workers.cli import main
 from workers.feed import batch_of
 from workers.leasing import living_workers
 from workers.partitions import HeldPartition
@@ -120,7 +123,7 @@ def lying_append(store: Store, session: str, event: Event, kind: str) -> list[st
 
 
 class World:
-    """A store, its log and its projections. `project` does in this process, one step after the other, what workers do."""
+    """A store, its log and its projections. `project` does in this process, step by step, what workers do."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -132,14 +135,14 @@ class World:
         self.leases = Leases(self.log.client, self.log.keyspace, "tester")
         self._projector = Projector(self.projections, self.log, "tester")
 
-    # -- given -----------------------------------------------------------------------------------------------------
+    # -- given -------------------------------------------------------------------------------------------------------
 
     def sessions(self, number: int, events: int = 3) -> list[str]:
         """Sessions with so many events each, in commits of their own, in all partitions."""
         names = [f"s-{n}" for n in range(number)]
         for n in range(events):
-            actors = ("ann", "bob") if n % 2 else ("ann", "eve")
-            done = self.log.append_many([Append(name, (did("modified", actors[len(name) % 2]),)) for name in names])
+            actor = ("ann", "bob", "eve")[n % 3]
+            done = self.log.append_many([Append(name, (did("modified", actor),)) for name in names])
             assert all(isinstance(receipt, Receipt) for receipt in done)
         return names
 
@@ -151,6 +154,10 @@ class World:
             while (batch := self.next_batch(partition, token)) is not None:
                 self._projector.project(batch)
             self.leases.release(partition, token)
+
+    def apply(self, batch: Batch) -> None:
+        """Applies a batch, as the actor does."""
+        self._projector.project(batch)
 
     def next_batch(self, partition: int, token: str) -> Batch | None:
         """The batch a worker would take next; None if it is up to date."""
@@ -164,7 +171,7 @@ class World:
             return None
         return batch_of(partition, HeldPartition(token, position), entries)
 
-    # -- then ------------------------------------------------------------------------------------------------------
+    # -- then --------------------------------------------------------------------------------------------------------
 
     def verify(self) -> list[Finding]:
         """All findings."""
@@ -181,13 +188,12 @@ class World:
 
     def derived(self) -> dict[bytes, bytes]:
         """The content of every key that is derived from the log: bytes, or what comparing needs of a hash."""
-        found = {}
+        found: dict[bytes, bytes] = {}
+        names = self.store.keys()
         for keys in self.keyspace.partitions:
             parts = (keys.cursor("sessions", 1), keys.agents, keys.session_view(""), keys.agent_view(""))
             prefixes = tuple(part.encode() for part in (*parts, keys.checkpoints("")))
-            for key in self.store.keys():
-                if key.startswith(prefixes):
-                    found[key] = self._content(key)
+            found |= {key: self._content(key) for key in names if key.startswith(prefixes)}
         return found
 
     def _content(self, key: bytes) -> bytes:
@@ -242,8 +248,7 @@ class World:
         environ = self.environ(**options)
         started: list[ChildProcess] = []
         try:
-            for _ in range(number):
-                started.append(start_child([sys.executable, "-m", "workers.process"], env=environ))
+            started.extend(start_child([sys.executable, "-m", "workers.process"], env=environ) for _ in range(number))
             yield started
         finally:
             for child in started:
@@ -287,10 +292,41 @@ def only(findings: Sequence[Finding], code: str) -> Finding:
 
 def raised_code(call: Callable[[], object]) -> str:
     """The code of the error that a call raises."""
-    from domain import MusterError
-
     try:
         call()
     except MusterError as error:
         return error.code
     raise AssertionError("nothing was raised")
+
+
+class Ran(NamedTuple):
+    """What a command of the CLI did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Its output, as JSON lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its output, one JSON line."""
+        (row,) = self.rows
+        return row
+
+
+def run_cli(
+    world: World, *arguments: str, output: str = "jsonl", url: str | None = None, environment: str = ENVIRONMENT
+) -> Ran:
+    """Runs a command of the CLI on the world's store, in this process."""
+    where = ["--url", url or world.store.url, "--environment", environment, "--namespace", world.store.namespace]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([*arguments, *where, "-o", output])
+        except SystemExit as exit:
+            code = int(str(exit.code or 0))
+    return Ran(code, out.getvalue(), err.getvalue())

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, NoReturn
 
 #: Group → what it is for. The module of a group is `workers.cli.<group>`.
 GROUPS: Final = {
@@ -39,10 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if group not in GROUPS:
         return _overview(group)
 
+    from redis import RedisError
+
     from domain.errors import MusterError
+    from domain.log.redis_streams import connection_error
     from workers.settings import load
 
-    parser = argparse.ArgumentParser(prog=f"muster {group}", description=GROUPS[group])
+    parser = _Parser(prog=f"muster {group}", description=GROUPS[group])
     import_module(f"workers.cli.{group}").configure(parser)
     options = parser.parse_args(arguments[1:])
     try:
@@ -54,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MusterError as error:
         print(f"error: {error.code}: {error.cause}\nremedy: {error.remedy}", file=sys.stderr)
         return error.exit_code
+    except RedisError as error:
+        failed = connection_error(error)
+        print(f"error: {failed.code}: {failed.cause}\nremedy: {failed.remedy}", file=sys.stderr)
+        return failed.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -70,13 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 _FLAGS: Final = ("redis.url", "environment", "namespace", "partitions")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors look like all others. Its subcommands are parsed by the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: USAGE: {message}\nremedy: see `{self.prog} --help`\n")
+
+
 def _overview(asked: str) -> int:
     is_help = asked in ("-h", "--help", "help")
     stream = sys.stdout if is_help else sys.stderr
-    if asked and not is_help:
-        print(f"muster: there is no command {asked!r}", file=stream)
     print("usage: muster COMMAND …\n", file=stream)
     for name, purpose in GROUPS.items():
         print(f"  {name:<12}{purpose}", file=stream)
     print("\n`muster COMMAND --help` says more.", file=stream)
+    if asked and not is_help:
+        print(f"error: USAGE: there is no command {asked!r}\nremedy: see `muster --help`", file=stream)
     return 0 if is_help else 2

@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.input is not None:
-        opened_file(options.input).close()  # a file that is not there is an error now, not after a server was started
+        with opened_file(options.input):
+            pass  # a file that is not there is an error now, not after a server was started
     with interruptible(), ExitStack() as resources:
         data_dir = resources.enter_context(tempfile.TemporaryDirectory(prefix="muster-demo-"))
         # What the demo shows must not depend on the settings of whoever runs it.

@@ -7,9 +7,10 @@ import gzip
 import json
 import sys
 import time
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from typing import IO, Any
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, cast
 from uuid import uuid4
 
 import msgspec
@@ -25,6 +26,8 @@ from workers.importing import Importer, Rejected, Report, numbered_lines
 from workers.settings import Settings
 
 COLUMNS = ("seq", "type", "actor", "id", "at", "data")
+#: What a gzip file begins with.
+GZIP_MAGIC = b"\x1f\x8b"
 #: How often a followed session is asked for more, in seconds.
 FOLLOW_EVERY_S = 0.2
 
@@ -58,8 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with events as they come")
 
 
-# -- append
-# --------------------------------------------------------------------------------------------------------------
+# -- append ----------------------------------------------------------------------------------------------------------
 
 
 def run_append(options: argparse.Namespace, settings: Settings) -> int:
@@ -88,13 +90,12 @@ def expected(text: str) -> Expected:
         return "any"
     if text == "new":
         return "new"
-    if not text.isdigit():
+    if not text.isdecimal():
         raise Refused("EXPECTED_INVALID", f"{text!r} is neither `any`, `new` nor a seq")
     return int(text)
 
 
-# -- import
-# --------------------------------------------------------------------------------------------------------------
+# -- import ----------------------------------------------------------------------------------------------------------
 
 
 def run_import(options: argparse.Namespace, settings: Settings) -> int:
@@ -133,14 +134,25 @@ def run_import(options: argparse.Namespace, settings: Settings) -> int:
     return 7 if done.refused else 0
 
 
-def opened_file(name: str) -> Any:
-    """A file to read lines from, unpacked if it is compressed. Raises NotFound (FILE_UNREADABLE)."""
-    try:
-        if name == "-":
-            return closing(open(sys.stdin.fileno(), "rb", closefd=False))
-        return gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")
-    except OSError as error:
-        raise NotFound("FILE_UNREADABLE", f"{name} cannot be read: {error.strerror}") from None
+@contextmanager
+def opened_file(name: str) -> Iterator[IO[bytes]]:
+    """A file to read lines from, unpacked if it is compressed; - is standard input.
+
+    Raises NotFound (FILE_UNREADABLE).
+    """
+    with ExitStack() as stack:
+        try:
+            source: str | int = sys.stdin.fileno() if name == "-" else name
+            file = stack.enter_context(open(source, "rb", closefd=name != "-"))
+            is_compressed = file.peek(2)[:2] == GZIP_MAGIC
+        except OSError as error:
+            raise NotFound("FILE_UNREADABLE", f"{name} cannot be read: {error.strerror}") from None
+        if is_compressed:
+            unpacked = gzip.GzipFile(fileobj=file)
+            stack.callback(unpacked.close)
+            yield cast(IO[bytes], unpacked)
+        else:
+            yield file
 
 
 def writable(name: str) -> IO[str]:
@@ -157,12 +169,11 @@ def read_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
     """
     try:
         yield from numbered_lines(file, longest)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise NotFound("FILE_UNREADABLE", f"the file breaks off: {error}") from None
 
 
-# -- show and tail
-# -------------------------------------------------------------------------------------------------------
+# -- show and tail ---------------------------------------------------------------------------------------------------
 
 
 def run_show(options: argparse.Namespace, settings: Settings) -> int:

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import msgspec
+import redis
 
-from domain.errors import DeadlineExceeded, MusterError, Unavailable
+from domain.errors import DeadlineExceeded, Refused
 from projections.drift import Validator
 from projections.lag import lag
 from projections.queries import unknown_session
@@ -51,10 +52,10 @@ def run_lag(options: argparse.Namespace, settings: Settings) -> int:
         while True:
             try:
                 found = lag(store)
-            except (MusterError, OSError) as error:
-                if not options.wait or not isinstance(error, Unavailable):
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                if not options.wait:
                     raise
-                progress(f"waiting: {error}")
+                progress(f"waiting for the server: {error}")
                 found = None
             if found is not None and (not options.wait or found.events == 0):
                 break
@@ -78,7 +79,7 @@ def run_lag(options: argparse.Namespace, settings: Settings) -> int:
 def run_verify(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
         validator = Validator(store, log)
-        if options.session is not None and log.head(options.session) is None:
+        if options.session is not None and not store.is_registered(options.session):
             raise unknown_session(options.session)
         findings = validator.everything() if options.all else validator.session(options.session)
         shown = (msgspec.to_builtins(finding) for finding in findings if options.info or finding.severity != "info")
@@ -94,6 +95,8 @@ def run_verify(options: argparse.Namespace, settings: Settings) -> int:
 def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
         partitions = options.partition or range(store.keyspace.count)
+        if unknown := [partition for partition in partitions if not 0 <= partition < store.keyspace.count]:
+            raise Refused("USAGE", f"the store has the partitions 0 to {store.keyspace.count - 1}, not {unknown[0]}")
         if options.dry_run:
             sessions = sum(len(page) for partition in partitions for page in store.member_pages(partition))
             printing.say(f"dry run: would rebuild {sessions} sessions in {len(partitions)} partitions")

@@ -358,6 +358,7 @@ def test_no_password_is_shown() -> None:
     """A URL in a cause or a log line has no password in it."""
     assert without_password("redis://user:secret@host:6379/0") == "redis://user:***@host:6379/0"
     assert without_password("redis://host:6379/0") == "redis://host:6379/0"
+    assert without_password("redis://:abc/sec@ret@host[0") == "redis://:***@host[0"
     error = refused(lambda: connect(Connecting("http://user:secret@host/0")), Misconfigured, "SETTING_INVALID")
     assert "secret" not in str(error)
 
@@ -608,6 +609,15 @@ def test_the_function_searches_no_more_than_256_commits(case: Case, behind: int)
     else:
         assert answer == ["SEARCH", "257", head.digest]
         assert log.head("s") == head
+
+
+@pytest.mark.parametrize("session", ["a b", "x\ny", "", "s" * 201, "s{1}", "sé"])
+def test_a_session_id_that_is_no_identifier_is_refused_by_the_function_too(case: Case, session: str) -> None:
+    """A raw producer cannot make a session that nobody could read by its name afterwards."""
+    before = case.store.snapshot()
+
+    assert raw_append(case.store, session, ".", encode_body([note("1")]))[:2] == ["REFUSED", "SESSION_INVALID"]
+    assert case.store.snapshot() == before
 
 
 def test_a_session_in_the_wrong_partition_is_refused(case: Case) -> None:

@@ -1,0 +1,73 @@
+"""`muster session` and `muster agent`: what readers get on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Store
+from tests.projections.world import World, did, run_cli
+
+
+@pytest.fixture
+def world(server_url: str, make_store: Callable[..., Store]) -> World:
+    """A store with sixty sessions, all projected."""
+    world = World(make_store(server_url, partitions=4))
+    world.sessions(60)
+    world.project()
+    return world
+
+
+def test_ls_pages_until_the_end(world: World) -> None:
+    """Fifty at a time, or all, or as many as asked for, beginning after the last one of the page before."""
+    whole = [row["session"] for row in run_cli(world, "session", "ls", "--all").rows]
+    first = [row["session"] for row in run_cli(world, "session", "ls").rows]
+    second = [row["session"] for row in run_cli(world, "session", "ls", "--after", first[-1]).rows]
+
+    assert sorted(whole) == sorted(f"s-{n}" for n in range(60))
+    assert len(first) == 50
+    assert first + second == whole
+    assert len(run_cli(world, "session", "ls", "--limit", "7").rows) == 7
+    assert len(run_cli(world, "session", "ls", "--all", output="table").out.splitlines()) == 61
+
+
+def test_show_shows_now_or_then(world: World) -> None:
+    """With `--at`, the state right after that seq."""
+    now = run_cli(world, "session", "show", "s-1").row
+    then = run_cli(world, "session", "show", "s-1", "--at", "1").row
+
+    assert (now["schema"], now["seq"], sorted(now["agents"])) == ("muster.session/1", 3, ["ann", "bob", "eve"])
+    assert (then["seq"], sorted(then["agents"])) == (1, ["ann"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("session", "show", "none"), 4),
+        (("session", "show", "s-1", "--at", "9"), 4),
+        (("session", "show", "not an id"), 9),
+        (("session", "show"), 2),
+        (("session",), 2),
+        (("agent", "show", "none"), 4),
+        (("session", "ls", "--limit", "x"), 2),
+    ],
+)
+def test_what_cannot_be_shown_has_its_exit_code(world: World, arguments: tuple[str, ...], code: int) -> None:
+    """Not found is 4, refused is 9, usage is 2; stdout stays empty."""
+    ran = run_cli(world, *arguments)
+
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err
+
+
+def test_agents_are_listed_and_shown(world: World) -> None:
+    """Totals over all sessions, in order, page by page."""
+    world.log.append("s-1", did("left", "ann"))
+    world.project()
+
+    assert [row["agent"] for row in run_cli(world, "agent", "ls").rows] == ["ann", "bob", "eve"]
+    assert [row["agent"] for row in run_cli(world, "agent", "ls", "--after", "ann", "--limit", "1").rows] == ["bob"]
+    assert run_cli(world, "agent", "show", "ann").row == {
+        "schema": "muster.agent/1", "agent": "ann", "events": 61, "sessions": 60, "present": 59,
+    }  # fmt: skip
