@@ -69,6 +69,7 @@ class Supervisor:
         self._settled_after_s = settled_after_s
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._clean = True
 
     def start(self) -> None:
         """Starts every slot once, then watches. If one cannot even start, the rest is stopped and its error raised."""
@@ -87,8 +88,9 @@ class Supervisor:
     def stop(self, timeout_s: float = 30.0) -> bool:
         """Asks all children to end (SIGTERM), waits for all of them together, then kills who is left (SIGKILL).
 
-        True when all ended with 0, or by the SIGTERM itself: who does not handle it yet has nothing to finish. All are
-        gone and reaped afterwards, also when the wait is interrupted. A second call does nothing and answers the same.
+        True when all that ran ended with 0, or by the SIGTERM itself: who does not handle it yet has nothing to finish.
+        All are gone and reaped afterwards, also when the wait is interrupted. A second call does nothing and answers
+        the same.
         """
         self._stopping.set()
         try:
@@ -108,7 +110,8 @@ class Supervisor:
                         slot.child.kill()
                     slot.exit_code = slot.child.wait()
                     slot.child = None
-        return all(slot.exit_code in (0, None, -Signals.SIGTERM) for slot in self._slots)
+                    self._clean = self._clean and slot.exit_code in (0, -Signals.SIGTERM)
+        return self._clean
 
     def kill(self) -> None:
         """Kills all children at once. A `stop` under way then returns soon; without one they are started again.

@@ -30,6 +30,18 @@ def test_append_prints_the_receipt(world: World) -> None:
     assert (again["digest"], again["appended"], again["duplicates"]) == (first["digest"], 0, 1)
 
 
+def test_an_event_with_an_id_of_its_own_may_be_appended_again(world: World) -> None:
+    """Whoever does not know what became of a call repeats it: nothing is written twice, also after other events."""
+    arguments = ("event", "append", "s", "modified", "--actor", "ann", "--id", "mine")
+    first = run_cli(world, *arguments).row
+    assert append(world) == 0
+    again = run_cli(world, *arguments).row
+
+    assert (first["appended"], again["appended"], again["duplicates"]) == (1, 0, 1)
+    assert again["last_seq"] == first["last_seq"] == 1
+    assert run_cli(world, *arguments, "--data", '{"other":1}').code == 9
+
+
 def test_append_has_the_exit_code_of_what_went_wrong(world: World) -> None:
     """Refused is 9, a conflict 6; nothing is written then, nor by a dry run."""
     assert append(world, "--dry-run") == 0

@@ -18,6 +18,12 @@ from workers.stack import Stack
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="keeps the data here (default: a temporary directory that goes)")
     parser.add_argument("--port", type=int, help="port of the server (default: a free one, kept with the data)")
+    parser.add_argument(
+        "--appendfsync",
+        choices=("everysec", "always"),
+        default="everysec",
+        help="when the server's append-only file is synced: always, so that nothing acknowledged is lost (slower)",
+    )
     parser.add_argument("--workers", type=int, help="how many worker processes (MUSTER_WORKER__PROCESSES)")
     parser.add_argument("--partitions", type=int, help="how many partitions a new store gets")
     parser.add_argument("--environment", help="environment of the store (MUSTER_ENVIRONMENT)")
@@ -33,7 +39,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         data_dir = options.data_dir
         if data_dir is None:
             data_dir = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="muster-dev-")))
-        stack = Stack(EmbeddedServer(data_dir, port=options.port), settings, log=printing.say, workers=options.workers)
+        server = EmbeddedServer(data_dir, port=options.port, appendfsync=options.appendfsync)
+        stack = Stack(server, settings, log=printing.say, workers=options.workers)
         resources.callback(stack.stop)
         stack.start()
         impatient(stack.kill_workers)

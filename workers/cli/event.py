@@ -79,7 +79,10 @@ def run_append(options: argparse.Namespace, settings: Settings) -> int:
         printing.say(f"dry run: would append 1 event to session {session}")
         return 0
     with arguments.opened_log(settings) as log:
-        receipt = log.append(session, event, expected=expected(options.expect), traceparent=options.traceparent)
+        wish = expected(options.expect)
+        # An id of the caller's own makes a repeat harmless, also after a call of which nobody knows the outcome.
+        dedupe = options.id is not None and wish == "any"
+        receipt = log.append(session, event, expected=wish, dedupe=dedupe, traceparent=options.traceparent)
     printing.document({"schema": "muster.receipt/1", **msgspec.to_builtins(receipt)}, options.output)
     return 0
 
