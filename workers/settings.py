@@ -46,7 +46,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     #: Batches one process works on at a time.
     threads: Positive = 2
     #: How long a partition stays with a worker that gives no sign of life, in ms.
-    lease_ttl_ms: Annotated[int, Meta(ge=500)] = 3000
+    lease_ttl_ms: Annotated[int, Meta(ge=500)] = 2000
     #: How often a worker gives a sign of life, renews its leases and shares partitions out, in ms.
     beat_ms: Annotated[int, Meta(ge=50)] = 400
     #: How long a stopping worker may finish what is in flight, in seconds.

@@ -6,24 +6,19 @@ tests, but keeps nothing: when the process ends, its events are gone.
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, chain, genesis
 from domain.errors import MusterError
 from domain.events import Event
+from domain.log.blocking import BlockingReads
 from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
-    EACH_FIRST_PAGE_ENTRIES,
-    Flow,
     HeadRequest,
     RangeRequest,
-    ReadBackFlow,
-    ReadFlow,
-    RegistryFlow,
     RegistryRequest,
     Request,
     TimeRequest,
@@ -33,10 +28,7 @@ from domain.log.protocol import (
     as_events,
     conflict,
     deduped,
-    first_pages_flow,
     gate_refused,
-    head_flow,
-    limited,
     resolve_flow,
     with_ids,
 )
@@ -46,7 +38,7 @@ from domain.session import OPEN_GATE, gate_after
 T = TypeVar("T")
 
 
-class MemoryLog:
+class MemoryLog(BlockingReads):
     """A log in memory. `clock_ms` gives the time in ms since 1970. See `EventLog` for what each method promises."""
 
     def __init__(
@@ -82,42 +74,11 @@ class MemoryLog:
         assert not isinstance(found, Unsettled), "in memory there is no delay"
         return found
 
-    def head(self, session: str) -> Head | None:
-        return self.heads([session])[0]
-
-    def heads(self, sessions: Sequence[str]) -> list[Head | None]:
-        return self.run(head_flow(sessions))
-
-    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
-        return self._pages(ReadFlow(session, after=after, to=to))
-
-    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
-        readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
-        for first, reading in zip(self.run(first_pages_flow(readings)), readings, strict=True):
-            yield itertools.chain(first, self._pages(reading))
-
-    def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
-        return self._pages(ReadBackFlow(session, before=before))
-
-    def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
-        return limited(self._pages(RegistryFlow(self.keyspace, after)), limit)
-
     def close(self) -> None:
         pass
 
-    def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> Iterator[Any]:
-        while (page := self.run(reading.next_page())) is not None:
-            yield from page
-
-    def run(self, flow: Flow[T]) -> T:
-        """Runs a flow of the protocol to its end, and returns its result."""
-        try:
-            requests = next(flow)
-            while True:
-                requests = flow.send([self._answer(request) for request in requests])
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    def _exchange(self, requests: list[Request]) -> list[Any]:
+        return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Any:
         match request:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from itertools import chain
+from collections.abc import AsyncIterator, Sequence
 from threading import Lock
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -26,11 +25,11 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_del
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
+from domain.log.blocking import BlockingReads
 from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import (
-    EACH_FIRST_PAGE_ENTRIES,
     Call,
     Command,
     Flow,
@@ -44,9 +43,7 @@ from domain.log.protocol import (
     append_many_flow,
     as_events,
     deduped,
-    first_pages_flow,
     head_flow,
-    limited,
     resolve_flow,
     server_error,
     taken,
@@ -296,7 +293,7 @@ def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> li
     return answers
 
 
-class SessionLog(_Shell):
+class SessionLog(_Shell, BlockingReads):
     """The log on Redis Streams, blocking. Safe to share between threads. See `EventLog` for what each method
     promises.
     """
@@ -373,40 +370,6 @@ class SessionLog(_Shell):
         while isinstance(found := self.run(resolve_flow(doubt)), Unsettled):
             time.sleep(found.ms / 1000)
         return found
-
-    def head(self, session: str) -> Head | None:
-        return self.heads([session])[0]
-
-    def heads(self, sessions: Sequence[str]) -> list[Head | None]:
-        return self.run(head_flow(sessions))
-
-    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
-        return self._pages(ReadFlow(session, after=after, to=to))
-
-    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
-        readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
-        for first, reading in zip(self.run(first_pages_flow(readings)), readings, strict=True):
-            yield chain(first, self._pages(reading))
-
-    def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
-        return self._pages(ReadBackFlow(session, before=before))
-
-    def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
-        yield from limited(self._pages(RegistryFlow(self.keyspace, after)), limit)
-
-    def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> Iterator[Any]:
-        while (page := self.run(reading.next_page())) is not None:
-            yield from page
-
-    def run(self, flow: Flow[T]) -> T:
-        """Runs a flow of the protocol to its end, and returns its result."""
-        try:
-            requests = next(flow)
-            while True:
-                requests = flow.send(self._exchange(requests))
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
     def _exchange(self, requests: list[Request]) -> list[Any]:
         if not _are_appends(requests):
