@@ -22,7 +22,7 @@ from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import EventLog, Head
-from domain.log.protocol import parse_entry, parse_head
+from domain.log.protocol import parse_entry
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.session_view import Folding
@@ -34,6 +34,7 @@ from projections.store import (
     parse_cursor,
     parse_feed_position,
     parse_parked,
+    readable_head,
 )
 
 SCHEMA: Final = "muster.finding/1"
@@ -505,14 +506,10 @@ def _fields(totals: Totals) -> dict[str, int]:
 def _snapshot(session: str, reason: bytes | None, head: Any, last: Any, view: Any, checkpoints: Any) -> Snapshot:
     """A session's stored state from the replies of a transaction. A key of the wrong type counts as missing."""
     packed = head if isinstance(head, bytes) else None
-    try:
-        parsed = parse_head(packed)
-    except Damaged:
-        parsed = None
     entry = last[0] if isinstance(last, list) and last else None
     return Snapshot(
         session,
-        parsed,
+        readable_head(packed),
         packed,
         parse_entry(session, entry).last_seq if entry is not None else 0,
         entry[0].decode() if entry is not None else "",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.agent import NOTHING
 from domain.log.contract import EventLog
@@ -75,11 +75,6 @@ class Rebuild:
         # cursor is set at the end.
         total = store.total(partition)
         self._target = self._cursor if store.feed_covers(partition, self._cursor, total) else Cursor(total)
-
-    @property
-    def events_read(self) -> int:
-        """How many events were folded so far."""
-        return self._validator.read.events
 
     def everything(self) -> Iterator[Swapped]:
         """Rebuilds all sessions, then the totals, then sets the cursor."""
@@ -165,8 +160,7 @@ class Rebuild:
             self._store.quarantine(session, found.damage.code, found.damage.first_bad_seq)
         elif found.damage is None and (snapshot.head is None or not _fits(found)):
             flags = snapshot.head.flags if snapshot.head is not None else "-"
-            verified = found.verified
-            head = type(verified)(verified.seq, verified.digest, verified.gate, verified.at_ms, flags)
+            head = structs.replace(found.verified, flags=flags)
             self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
 
     def _changes(self, found: Examination) -> Iterator[Operation]:
