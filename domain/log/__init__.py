@@ -1,8 +1,9 @@
 """The log: its contract, the log on Redis Streams, and the log in memory."""
 
+from domain.log.connection import Connecting, connect
 from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
 from domain.log.memory import MemoryLog
-from domain.log.redis_streams import AsyncSessionLog, Connecting, SessionLog, connect, create_store
+from domain.log.redis_streams import AsyncSessionLog, SessionLog, create_store
 
 __all__ = [
     "Append",

@@ -16,16 +16,22 @@ from uuid import uuid4
 
 import redis
 import redis.asyncio
-from msgspec import Struct, structs
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from msgspec import structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
-from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
+from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Refused
 from domain.events import Event
 from domain.log.blocking import BlockingReads
+from domain.log.connection import (
+    LOCALHOST,
+    Connecting,
+    connect,
+    connect_async,
+    connection_error,
+    raised,
+    send,
+    send_async,
+)
 from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
@@ -45,8 +51,6 @@ from domain.log.protocol import (
     deduped,
     head_flow,
     resolve_flow,
-    server_error,
-    taken,
     with_ids,
 )
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
@@ -57,113 +61,6 @@ T = TypeVar("T")
 REMEMBERED_DOUBTS = 1024
 #: How many sessions a log remembers the last seq of, so that an append anywhere need not ask for the head first.
 REMEMBERED_SESSIONS = 65536
-
-
-class Connecting(Struct, frozen=True):
-    """How to reach a server, and how long to keep trying."""
-
-    url: str = "redis://127.0.0.1:6379/0"
-    #: How long one connection attempt, and one command, may take.
-    timeout_s: float = 5.0
-    #: How long a request is sent again when no answer comes; 0 sends once.
-    retry_for_s: float = 10.0
-
-
-#: A server on this host, on the usual port.
-LOCALHOST = Connecting()
-
-
-def connection_options(connecting: Connecting) -> dict[str, Any]:
-    """Options for redis-py, blocking and asyncio alike."""
-    return {
-        "socket_timeout": connecting.timeout_s,
-        "socket_connect_timeout": connecting.timeout_s,
-        "decode_responses": False,
-        "protocol": 2,
-    }
-
-
-def connect(connecting: Connecting) -> redis.Redis:
-    """A blocking client that never repeats a command by itself. Raises Misconfigured (SETTING_INVALID) for a bad
-    URL.
-    """
-    options = {**connection_options(connecting), "retry": Retry(NoBackoff(), 0)}
-    try:
-        return redis.Redis.from_url(connecting.url, **options)
-    except ValueError as error:
-        raise Misconfigured(
-            "SETTING_INVALID", f"the URL {without_password(connecting.url)} is invalid: {error}"
-        ) from None
-
-
-def connect_async(connecting: Connecting) -> redis.asyncio.Redis:
-    """An asyncio client that never repeats a command by itself."""
-    options = {**connection_options(connecting), "retry": AsyncRetry(NoBackoff(), 0)}
-    try:
-        return redis.asyncio.Redis.from_url(connecting.url, **options)
-    except ValueError as error:
-        raise Misconfigured(
-            "SETTING_INVALID", f"the URL {without_password(connecting.url)} is invalid: {error}"
-        ) from None
-
-
-def without_password(url: str) -> str:
-    """A URL as it may be shown: whatever stands between the user and the last @ is left out, also where it is wrong."""
-    scheme, separator, rest = url.partition("://")
-    user, at, address = rest.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}:***@{address}" if at else url
-
-
-def connection_error(error: Exception, *, wrote: bool = False) -> MusterError:
-    """The typed error for what redis-py raises when a command gets no good answer.
-
-    `wrote`: an attempt to write was sent and got no reply, whatever a later attempt met.
-    """
-    if wrote:
-        return OutcomeUnknown("OUTCOME_UNKNOWN", f"no reply to a write: {error}")
-    word = _first_word(error)
-    if word is not None:
-        return server_error(f"{word} {error}")
-    if isinstance(error, redis.ResponseError):
-        return server_error(str(error))
-    if isinstance(error, redis.AuthenticationError):
-        return server_error(f"NOAUTH {error}")
-    return Unavailable("UNREACHABLE", f"no answer from the server: {error}")
-
-
-def _first_word(error: BaseException) -> str | None:
-    """The word that redis-py cut off an error reply; None if there was none, or no reply."""
-    word: str | None = getattr(error, "status_code", None)
-    return word
-
-
-class _Sending:
-    """One exchange with the server: the retry policy, and whether anything may have been sent."""
-
-    def __init__(self, connecting: Connecting, *, wrote: bool) -> None:
-        self._wrote = wrote
-        self._sent = False
-        #: Options for tenacity, blocking and asyncio alike. The delay is overshot by at most one attempt.
-        self.policy: dict[str, Any] = {
-            "retry": retry_if_exception(self._is_passing),
-            "stop": stop_after_delay(connecting.retry_for_s),
-            "wait": wait_random_exponential(multiplier=0.01, max=1.0),
-            "reraise": True,
-        }
-
-    def _is_passing(self, error: BaseException) -> bool:
-        """Whether sending the same again may help."""
-        if isinstance(error, redis.AuthenticationError):
-            return False
-        if not isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
-            return False
-        replied = _first_word(error) is not None
-        self._sent = self._sent or not (replied or "connecting to" in str(error))
-        return True
-
-    def failed(self, error: Exception) -> MusterError:
-        """The typed error, after the last attempt."""
-        return connection_error(error, wrote=self._wrote and self._sent)
 
 
 def new_id() -> str:
@@ -323,8 +220,8 @@ class SessionLog(_Shell, BlockingReads):
         connecting = Connecting(url) if isinstance(url, str) else url
         client = connect(connecting)
         try:
-            replies = _send(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity, now = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+            replies = send(client, open_commands(environment, namespace), connecting, wrote=False)
+            identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             client.close()
             raise
@@ -392,7 +289,7 @@ class SessionLog(_Shell, BlockingReads):
         calls = self._protocol.calls(requests)
         wrote = any(call.writes for call in calls)
         try:
-            replies = _send(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+            replies = send(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
         except OutcomeUnknown:
             self._doubt(requests)
             raise
@@ -429,8 +326,8 @@ class AsyncSessionLog(_Shell):
         connecting = Connecting(url) if isinstance(url, str) else url
         client = connect_async(connecting)
         try:
-            replies = await _send_async(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity, now = parse_open([_raised(reply) for reply in replies], environment, namespace, partitions)
+            replies = await send_async(client, open_commands(environment, namespace), connecting, wrote=False)
+            identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             await client.aclose()
             raise
@@ -534,7 +431,7 @@ class AsyncSessionLog(_Shell):
         calls = self._protocol.calls(requests)
         wrote = any(call.writes for call in calls)
         try:
-            replies = await _send_async(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+            replies = await send_async(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
         except OutcomeUnknown:
             self._doubt(requests)
             raise
@@ -559,103 +456,24 @@ def create_store(
     connecting = Connecting(retry_for_s=0)
     keyspace = Keyspace(environment, namespace, partitions or DEFAULT_PARTITIONS)
 
-    def send(commands: list[Command]) -> list[Any]:
-        return [_raised(reply) for reply in _send(client, commands, connecting, wrote=True)]
+    def ask(commands: list[Command]) -> list[Any]:
+        return [raised(reply) for reply in send(client, commands, connecting, wrote=True)]
 
     opening = open_commands(environment, namespace)
-    replies = send(opening)
+    replies = ask(opening)
     is_new = b"ready" not in replies[0]
     if is_new:
         check_version(replies[1])
     else:
         parse_open(replies, environment, namespace, partitions)
     claim, _, ready = create_commands(keyspace, uuid4().hex, limits)
-    send(claim)
+    ask(claim)
     if is_new:
-        store, found = (value.decode() for value in send([["HMGET", keyspace.store_meta, "store", "partitions"]])[0])
+        store, found = (value.decode() for value in ask([["HMGET", keyspace.store_meta, "store", "partitions"]])[0])
         if int(found) != keyspace.count:
             raise Misconfigured(
                 "PARTITIONS_DIFFER", f"the store was begun with {found} partitions, not {keyspace.count}"
             )
-        send(create_commands(keyspace, store, limits)[1])
-        send(ready)
-    return parse_open(send(opening), environment, namespace, partitions)[0], is_new
-
-
-def _send(client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool) -> list[Any]:
-    """Sends commands in one write and returns their replies; errors of single commands are among them."""
-    sending = _Sending(connecting, wrote=wrote)
-    try:
-        replies: list[Any] = Retrying(**sending.policy)(_send_once, client, commands)
-        return replies
-    except (redis.RedisError, OSError) as error:
-        raise sending.failed(error) from error
-
-
-def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
-    # Straight on a connection: redis-py's pipeline costs as much again as the exchange itself.
-    pool: Any = client.connection_pool
-    connection = pool.get_connection()
-    try:
-        connection.send_packed_command(connection.pack_commands(commands))
-        return [_reply_or_error(connection) for _ in commands]
-    except BaseException:
-        connection.disconnect()  # replies that were not read must not be taken for those of the next caller
-        raise
-    finally:
-        pool.release(connection)
-
-
-def _reply_or_error(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except redis.ResponseError as error:
-        return error
-
-
-async def _send_async(
-    client: redis.asyncio.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool
-) -> list[Any]:
-    sending = _Sending(connecting, wrote=wrote)
-    try:
-        replies: list[Any] = await AsyncRetrying(**sending.policy)(_send_once_async, client, commands)
-        return replies
-    except (redis.RedisError, OSError) as error:
-        raise sending.failed(error) from error
-
-
-async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:
-    pool: Any = client.connection_pool
-    connection = await pool.get_connection()
-    try:
-        await connection.send_packed_command(connection.pack_commands(commands))
-        return [await _reply_or_error_async(connection) for _ in commands]
-    except BaseException:
-        await connection.disconnect()
-        raise
-    finally:
-        await pool.release(connection)
-
-
-async def _reply_or_error_async(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except redis.ResponseError as error:
-        return error
-
-
-def _raised(reply: Any) -> Any:
-    if isinstance(reply, Exception):
-        raise connection_error(reply)
-    return taken(reply)
-
-
-__all__ = [
-    "AsyncSessionLog",
-    "Connecting",
-    "SessionLog",
-    "connect",
-    "connection_error",
-    "create_store",
-    "without_password",
-]
+        ask(create_commands(keyspace, store, limits)[1])
+        ask(ready)
+    return parse_open(ask(opening), environment, namespace, partitions)[0], is_new

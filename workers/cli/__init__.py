@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from redis import RedisError
 
     from domain.errors import MusterError
-    from domain.log.redis_streams import connection_error
+    from domain.log.connection import connection_error
     from workers.settings import load
 
     parser = _Parser(prog=f"muster {group}", description=GROUPS[group])

@@ -27,9 +27,9 @@ from domain import (
     Unavailable,
 )
 from domain.codec import encode_body
-from domain.log import connect, create_store, redis_streams
+from domain.log import connect, connection, create_store
+from domain.log.connection import Connecting, connection_error, without_password
 from domain.log.protocol import APPEND_FUNCTION
-from domain.log.redis_streams import Connecting, connection_error, without_password
 from domain.log.store import check_version, load_library_command
 from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, assert_chained, ids, new_session, note, notes, refused
@@ -254,7 +254,7 @@ class LostReplies:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 0
-        blocking, asyncio = redis_streams._send_once, redis_streams._send_once_async
+        blocking, asyncio = connection._send_once, connection._send_once_async
 
         def send(client: redis.Redis, commands: list[Any]) -> list[Any]:
             replies = blocking(client, commands)
@@ -266,8 +266,8 @@ class LostReplies:
             self._lose(commands)
             return replies
 
-        monkeypatch.setattr(redis_streams, "_send_once", send)
-        monkeypatch.setattr(redis_streams, "_send_once_async", send_async)
+        monkeypatch.setattr(connection, "_send_once", send)
+        monkeypatch.setattr(connection, "_send_once_async", send_async)
 
     def _lose(self, commands: list[Any]) -> None:
         if self.left and commands[0][0] == "FCALL":
