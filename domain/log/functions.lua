@@ -12,6 +12,7 @@
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
 --   owner     hash    worker, token, deadline (server ms), counter
 --   cursor    hash    position (feed total applied), events
+--   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 
 local DIGEST_LENGTH = 20
 local SEARCH_LIMIT = 256
@@ -87,7 +88,7 @@ local function open_store(key, store, epoch)
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
     return nil, redis.error_reply('STORE_CHANGED the store here is ' .. stored[1])
-  elseif stored[2] ~= epoch then
+  elseif tonumber(epoch) < tonumber(stored[2]) then
     return nil, redis.error_reply('EPOCH_CHANGED the store is at epoch ' .. stored[2])
   end
   return {
@@ -476,6 +477,48 @@ local function policy(keys, args)
   return { 'OK' }
 end
 
+-- muster_touch_1: writes something, so that replicas and the disk can be waited for. KEYS meta, ARGV store. Reply OK.
+local function touch(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  redis.call('HINCRBY', keys[1], 'touched', 1)
+  return 'OK'
+end
+
+-- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
+--   KEYS meta lost   ARGV store session witness report (JSON; "" takes it back)   Reply OK
+local function report(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  local name = args[2] .. ' ' .. args[3]
+  if args[4] == '' then
+    redis.call('HDEL', keys[2], name)
+  else
+    redis.call('HSET', keys[2], name, args[4])
+  end
+  return 'OK'
+end
+
+-- muster_raise_1: raises a partition's epoch, unless it is there already. What was reported lost goes to the audit stream.
+--   KEYS meta lost audit   ARGV store epoch who   Reply: how many reports were accepted
+local function raise(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  local reports = redis.call('HGETALL', keys[2])
+  for index = 1, #reports, 2 do
+    redis.call('XADD', keys[3], '*', 'who', args[3], 'what', 'loss accepted', 'epoch', args[2], 'session',
+      string.match(reports[index], '^%S+'), 'report', reports[index + 1])
+  end
+  redis.call('DEL', keys[2])
+  if tonumber(redis.call('HGET', keys[1], 'epoch')) < tonumber(args[2]) then
+    redis.call('HSET', keys[1], 'epoch', args[2])
+  end
+  return #reports / 2
+end
+
 -- muster_claim_1: takes a partition's lease if it is free, past its deadline, already the caller's, or `force` is "1".
 --   KEYS owner   ARGV worker nonce ttl_ms force
 --   Reply the token, or {holder, ms until its deadline}
@@ -596,6 +639,9 @@ end
 
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_init_1', callback = init }
+redis.register_function { function_name = 'muster_touch_1', callback = touch }
+redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_raise_1', callback = raise, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_lease_1', callback = lease }
 redis.register_function { function_name = 'muster_policy_1', callback = policy }
 redis.register_function { function_name = 'muster_claim_1', callback = claim }
