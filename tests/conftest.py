@@ -40,6 +40,12 @@ settings.register_profile(
 settings.load_profile("muster")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side the files that take longest begin first: one that began last would leave a process without work."""
+    if hasattr(config, "workerinput"):  # in a process of xdist
+        items.sort(key=lambda item: "main_job" not in item.path.parts)
+
+
 # -- servers ---------------------------------------------------------------------------------------------------------
 
 
