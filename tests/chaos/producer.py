@@ -24,10 +24,10 @@ from typing import IO, Final, NoReturn
 import msgspec
 from msgspec import Struct
 
-from domain import Append, Event, OutcomeUnknown, Receipt, SessionLog
+from domain import Event, OutcomeUnknown, Receipt, SessionLog
 from domain.codec import decode_body
 from domain.log import Connecting
-from domain.log.contract import AppendRequest
+from domain.log.contract import AppendRequest, Position
 
 BATCHES: Final = 120
 SESSION: Final = "s"
@@ -64,6 +64,12 @@ class Notes:
         self.lines.append(line)
 
     @property
+    def position(self) -> Position:
+        """Where the session stood after the last receipt."""
+        last = max(self.lines, key=lambda line: line.last_seq, default=None)
+        return Position(0) if last is None else Position(last.last_seq, last.digest)
+
+    @property
     def ids(self) -> set[str]:
         return {id for line in self.lines for id in line.ids}
 
@@ -81,15 +87,14 @@ def produce_deduped(log: SessionLog, notes: Notes) -> None:
 
 def produce_known(log: SessionLog, notes: Notes) -> None:
     """Appends every batch that is not noted as the commit it is, after the seq that was noted last."""
-    known = max((line.last_seq for line in notes.lines), default=0)
+    known = notes.position
     noted = notes.ids
     for events in map(events_of, range(BATCHES)):
         if events[0].id in noted:
             continue
-        (receipt,) = log.append_many([Append(SESSION, tuple(events), known=known)])
-        assert isinstance(receipt, Receipt), receipt
+        receipt = log.append(SESSION, events, known=known)
         notes.add(events, receipt)
-        known = receipt.last_seq
+        known = receipt.position
 
 
 def produce_with_doubts(log: SessionLog, notes: Notes, saved: Path) -> None:
