@@ -209,6 +209,8 @@ REGISTRY: dict[str, Entry] = {
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
+    "KEY_DAMAGED": Entry(Damaged, _OPERATOR),
+    "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),
     "LOG_ALTERED": Entry(Damaged, _OPERATOR),
