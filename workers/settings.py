@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from domain.errors import Misconfigured
 from domain.log import Connecting
 from domain.log.address import parse_address
+from domain.log.durability import parse_durability
 
 PREFIX: Final = "MUSTER_"
 #: Names under the prefix that are no settings: they belong to the scripts and to the tests.
@@ -53,6 +54,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     environment: str = "dev"
     namespace: str = "main"
     partitions: Positive | None = None
+    #: What a commit must have reached when its receipt is given: memory, local, replicated(1), …
+    durability: str = "memory"
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
 
@@ -87,6 +90,7 @@ def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, 
     except msgspec.ValidationError as error:
         raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
     parse_address(settings.redis.url)
+    parse_durability(settings.durability)
     return settings
 
 

@@ -95,6 +95,8 @@ def test_an_unknown_key_in_the_file_is_an_error_too(tmp_path: Path) -> None:
         ("MUSTER_REDIS__TIMEOUT_S", "0"),
         ("MUSTER_PARTITIONS", "-3"),
         ("MUSTER_PARTITIONS", ""),
+        ("MUSTER_DURABILITY", "disk"),
+        ("MUSTER_DURABILITY", "replicated(0)"),
     ],
 )
 def test_a_value_out_of_its_range_is_an_error_that_names_the_setting(name: str, value: str) -> None:

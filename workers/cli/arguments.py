@@ -53,6 +53,7 @@ def opened_log(settings: Settings) -> Iterator[SessionLog]:
         environment=settings.environment,
         namespace=settings.namespace,
         partitions=settings.partitions,
+        durability=settings.durability,
     ) as log:
         yield log
 
