@@ -125,7 +125,12 @@ def decode_body(body: bytes) -> list[Event]:
 
 def fingerprint(event: Event) -> int:
     """A number by which two events with the same id are the same event, within one process."""
-    data = _CANONICAL.encode(msgspec.msgpack.decode(event.data)) if event.data != NO_DATA else NO_DATA
+    data = NO_DATA
+    if event.data != NO_DATA:
+        try:
+            data = _CANONICAL.encode(msgspec.msgpack.decode(event.data))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+            data = bytes(event.data)  # of a foreign producer, and unreadable: the same bytes are the same event
     return hash((event.type, event.actor, event.time, data))
 
 

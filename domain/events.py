@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from domain.errors import Refused
+from domain.errors import Damaged, Refused
 
 #: Identifiers of sessions, actors and events.
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@/+-]{1,200}\Z")
@@ -26,6 +26,8 @@ MAX_TYPE_LENGTH: Final = 128
 OWN_ACTOR: Final = "muster"
 OWN_TYPE_PREFIX: Final = "muster."
 
+#: Data that nests deeper is no data: beyond what any limit of a producer's library should be set to.
+_READABLE_DEPTH: Final = 500
 #: An empty map in MessagePack: the data of an event that carries none.
 NO_DATA: Final = b"\x80"
 
@@ -154,8 +156,14 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
         return cls(type, id or "", actor, time, Raw(packed))
 
     def payload(self) -> dict[str, Any]:
-        """The data, unpacked."""
-        value: dict[str, Any] = msgspec.msgpack.decode(self.data, type=dict[str, Any])
+        """The data, unpacked. Raises Damaged (EVENT_UNREADABLE) for data that no producer's library writes."""
+        try:
+            value: dict[str, Any] = msgspec.msgpack.decode(self.data, type=dict[str, Any])
+            check_plain(value, max_depth=_READABLE_DEPTH)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Refused) as error:
+            raise Damaged(
+                "EVENT_UNREADABLE", f"the data of event {shortened(self.id)} is unreadable: {error}"
+            ) from None
         return value
 
 
@@ -167,6 +175,11 @@ def checked_event(type: str, actor: str, id: str | None, time: str | None, data:
 def is_identifier(value: object) -> bool:
     """Whether this may be the id of a session, an actor or an event."""
     return isinstance(value, str) and IDENTIFIER.match(value) is not None
+
+
+def is_type(type: str) -> bool:
+    """Whether this may be the type of an event: a built-in one, or words joined by dots."""
+    return type in BUILT_IN or (len(type) <= MAX_TYPE_LENGTH and DOTTED_TYPE.match(type) is not None)
 
 
 def check_session(session: object) -> None:
@@ -189,7 +202,7 @@ def check_type(type: object) -> None:
         raise Refused("TYPE_UNKNOWN", f"the type {shortened(type)} is no text")
     if type in BUILT_IN:
         return
-    if len(type) > MAX_TYPE_LENGTH or not DOTTED_TYPE.match(type):
+    if not is_type(type):
         raise Refused("TYPE_UNKNOWN", f"the type {shortened(type)} is neither built in nor words joined by dots")
     if type.startswith(OWN_TYPE_PREFIX):
         raise Refused("TYPE_RESERVED", f"the type {shortened(type)} is reserved")

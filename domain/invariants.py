@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from domain.codec import Commit, chain
 from domain.errors import Damaged
+from domain.events import is_identifier, is_type, shortened
 from domain.session import Session, entities_of, gate_after, kinds_of
 
 
@@ -24,6 +25,16 @@ def is_chained(digest: str, commit: Commit) -> bool:
 def is_legal(gate: str, commit: Commit) -> bool:
     """The transition table takes every event of the commit, beginning at `gate`."""
     return gate_after(gate, kinds_of(commit.events))[1] is None
+
+
+def stranger(session: Session, commit: Commit) -> str | None:
+    """The first type or actor of the commit that is none; only those that are new to the session are looked at."""
+    for event in commit.events:
+        if event.actor not in session.agents and not is_identifier(event.actor):
+            return f"the actor {shortened(event.actor)}"
+        if event.type not in session.event_types and not is_type(event.type):
+            return f"the type {shortened(event.type)}"
+    return None
 
 
 def is_in_order(at_ms: int, commit: Commit) -> bool:
@@ -51,6 +62,13 @@ def broken_law(session: Session, commit: Commit) -> Damaged | None:
             seq=commit.first_seq,
         )
     try:
+        strange = stranger(session, commit)
+        if strange is not None:
+            return Damaged(
+                "EVENT_UNREADABLE",
+                f"the commit at seq {commit.first_seq} {where} names {strange}",
+                seq=commit.first_seq,
+            )
         if is_legal(session.gate, commit):
             return None
     except Damaged as unreadable:

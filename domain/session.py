@@ -159,7 +159,7 @@ def entities_of(event: Event) -> list[str] | None:
         return None
     try:
         change = _CHANGES.decode(event.data).change
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(
             "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
         ) from None
