@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,9 +26,13 @@ from domain.codec import (
     parse_line,
     require_id,
 )
+from domain.invariants import fold
+from domain.session import Session, entities_of
+from tests.chaos.effort import FULL, seeded
 from tests.conftest import DATA
 from tests.domain.log.logs import note, refused
 from tests.domain.test_events import nested
+from tests.foreign import any_body, damaged
 
 NAMES = st.text("abcXYZ019._:@/+-", min_size=1, max_size=20).filter(lambda name: name != "muster")
 TYPES = st.sampled_from(["start", "joined", "test_pass", "checkpoint", "tool.called", "a.b_1.c"])
@@ -299,3 +304,38 @@ def test_the_digest_covers_every_part_of_a_commit(part: int) -> None:
 
     assert len(chain(*parts)) == DIGEST_LENGTH
     assert chain(*parts) != chain(*changed)
+
+
+# -- bodies of others ------------------------------------------------------------------------------------------------
+
+
+def test_no_foreign_body_breaks_a_reader() -> None:
+    """Whatever a body holds, reading, comparing, printing and folding its events give a value or a typed error."""
+    chance = seeded()
+    for _ in range(200_000 if FULL else 3000):
+        body = any_body(chance)
+        try:
+            events = decode_body(body)
+        except Damaged:
+            continue
+        for event in events:
+            assert fingerprint(event) == fingerprint(event)
+            for read in (event.payload, partial(entities_of, event), partial(format_line, "s", event)):
+                with suppress(Damaged):
+                    read()
+        digest = chain(genesis("s"), "s", 1, len(events), 1, body)
+        session = Session("s", digest=genesis("s"))
+        with suppress(Damaged):
+            fold(session, Commit("s", 1, len(events), 1, digest, body))
+            assert session.seq == len(events)
+            assert decode_body(encode_body(events)) == events
+
+
+def test_no_damaged_line_breaks_the_parser() -> None:
+    """A good line with bytes changed, added, dropped or repeated is parsed or refused, and what is parsed is legal."""
+    chance = seeded()
+    good = line(data={"change": {"entity_ids": ["x", "ü"]}, "n": 1.5e300}, type="modified", time="2026-01-01T00:00:00Z")
+    for _ in range(200_000 if FULL else 3000):
+        with suppress(Refused):
+            session, event = parse_line(damaged(chance, good))
+            assert parse_line(format_line(session, event)) == (session, event)
