@@ -140,12 +140,22 @@ REGISTRY: dict[str, Entry] = {
     "COMMIT_EMPTY": Entry(Refused, "append at least one event"),
     "EXPECTED_INVALID": Entry(Refused, "expect `any`, `new`, or the seq the session stands at"),
     "GATE_REFUSED": Entry(Refused, "reopen the session with `start` first, or append to another session"),
+    "EXPECTED_REQUIRED": Entry(Refused, "read the session, decide, and append with the seq it stands at as `expected`"),
+    "LEASE_REQUIRED": Entry(Refused, "take the session's lease first: `with log.lease(session, agent)`"),
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
+    "ARGUMENTS_INVALID": Entry(Refused, "give the function the keys and arguments that domain/log/functions.lua lists"),
     "USAGE": Entry(Refused, "see `muster --help`"),
     # -- reload and decide again -------------------------------------------------------------------------------------
     "SEQ_CONFLICT": Entry(
         Conflict, "read the session from the seq you know, decide again, and append at the seq it stands at"
+    ),
+    "PART_KNOWN": Entry(
+        Conflict, "append the events that are missing, or all of them with `dedupe`, which leaves out what is there"
+    ),
+    "LEASE_HELD": Entry(Conflict, "wait until its holder gives the lease back or its time is over, then take it"),
+    "LEASE_LOST": Entry(
+        Conflict, "stop: somebody else may have gone on; read the session, and take the lease again to append"
     ),
     "LEASE_TAKEN": Entry(Conflict, "another process holds the partition now; it goes on from the cursor"),
     "CURSOR_MOVED": Entry(Conflict, "read the cursor again and go on from there"),
@@ -197,6 +207,7 @@ REGISTRY: dict[str, Entry] = {
     "LOG_GAP": Entry(Damaged, _OPERATOR),
     "LOG_ALTERED": Entry(Damaged, _OPERATOR),
     "TAIL_LOST": Entry(Damaged, _OPERATOR),
+    "FORK": Entry(Damaged, _OPERATOR),
     "EVENT_ILLEGAL": Entry(
         Damaged, "the event breaks the transition table: find the producer that does not state its kinds truly"
     ),

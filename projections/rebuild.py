@@ -159,7 +159,7 @@ class Rebuild:
             assert found.damage is not None
             self._store.quarantine(session, found.damage.code, found.damage.first_bad_seq)
         elif found.damage is None and (snapshot.head is None or not _fits(found)):
-            flags = snapshot.head.flags if snapshot.head is not None else "-"
+            flags = snapshot.head.flags if snapshot.head is not None else self._store.flags(session)
             head = structs.replace(found.verified, flags=flags)
             self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
 

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Literal, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -15,8 +15,21 @@ from domain.codec import Commit
 from domain.errors import MusterError
 from domain.events import Event
 
+if TYPE_CHECKING:
+    from domain.log.lease import AsyncLease, Lease
+
 #: Where a commit must land: anywhere (`any`), at the beginning (`new`), or right after this seq.
 Expected: TypeAlias = Literal["any", "new"] | int
+#: Who may append to a session: whoever likes (`any`), with an exact expected seq only (`strict`), with a lease
+#: (`leased`).
+Policy: TypeAlias = Literal["any", "strict", "leased"]
+
+
+class Position(Struct, frozen=True, gc=False):
+    """A place in a session: the last seq of a commit, and the session's digest there, by which forks are told apart."""
+
+    seq: int
+    digest: str | None = None
 
 
 class Receipt(Struct, frozen=True):
@@ -24,8 +37,7 @@ class Receipt(Struct, frozen=True):
 
     `first_seq` to `last_seq` are the events' own; `digest` is the session's after `last_seq` (None after a
     deduplicated append whose last event was known before). `at_ms` is server time. `appended` events are new,
-    `duplicates` were there already. `durability` is `memory`: the server replied, and has what it was configured to
-    have by then.
+    `duplicates` were there already.
     """
 
     session: str
@@ -37,9 +49,17 @@ class Receipt(Struct, frozen=True):
     duplicates: int = 0
     durability: Literal["memory"] = "memory"
 
+    @property
+    def position(self) -> Position:
+        """Where the session stood after the commit."""
+        return Position(self.last_seq, self.digest)
+
 
 class Head(Struct, frozen=True):
-    """Where a session stands: last seq and digest, its gate (o open, c completed, e expired), server ms, and flags."""
+    """Where a session stands: last seq and digest, its gate (o open, c completed, e expired), server ms, and flags.
+
+    A session that was given a policy or a lease before its first event has a head at seq 0.
+    """
 
     seq: int
     digest: str
@@ -52,18 +72,34 @@ class Head(Struct, frozen=True):
         """Appends are refused, because the log is damaged."""
         return "q" in self.flags
 
+    @property
+    def policy(self) -> Policy:
+        """Who may append."""
+        return "leased" if "l" in self.flags else "strict" if "s" in self.flags else "any"
+
+    @property
+    def position(self) -> Position:
+        """Where the session stands."""
+        return Position(self.seq, self.digest)
+
 
 class Append(Struct, frozen=True):
     """One commit to be appended: its session, where it must land, and its events.
 
-    `known` is the seq the producer last knew of the session: a repeat is looked for from there on.
+    `known` is what the producer last knew of the session: a repeat is looked for from there on, and a log that does
+    not hold it (any more) refuses the commit. `token` is that of a lease; with `heir` the lease passes to that
+    agent with the commit.
     """
 
     session: str
     events: tuple[Event, ...]
     expected: Expected = "any"
-    known: int | None = None
+    known: Position | None = None
     traceparent: str | None = None
+    token: str | None = None
+    heir: str | None = None
+    #: Ids that the producer gave its events itself: they may stand in another commit too.
+    ids: tuple[str, ...] = ()
 
 
 class AppendRequest(Struct, frozen=True):
@@ -74,11 +110,15 @@ class AppendRequest(Struct, frozen=True):
 
     session: str
     expected: Expected
-    known: int | None
+    known: Position | None
     kinds: str
     body: bytes
     traceparent: str | None = None
     not_after: int | None = None
+    token: str | None = None
+    heir: str | None = None
+    #: Ids that the producer gave its events itself: they may stand in another commit too.
+    ids: tuple[str, ...] = ()
 
 
 class EventLog(Protocol):
@@ -90,16 +130,21 @@ class EventLog(Protocol):
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
         """Appends events as one commit, atomically, and returns the receipt.
 
-        `expected`: `any`; `new` (no events yet); or the seq the session must stand at. With `dedupe`, events whose
-        ids the session already holds are left out, and the rest is appended; then `expected` must be `any`.
+        `expected`: `any`; `new` (no events yet); or the seq the session must stand at. `known`: the last receipt the
+        producer has of the session (the log remembers those it gave itself), so that a producer that was started again
+        has its repeats recognised. With `dedupe`, events whose ids the session already holds are left out, and the
+        rest is appended; then `expected` must be `any`.
 
-        Raises Refused (bad input, or the session is closed), Conflict (SEQ_CONFLICT: `facts` hold expected and actual),
-        Damaged (QUARANTINED, …), Unavailable (nothing written), OutcomeUnknown (sent, no reply: append the same again).
+        Raises Refused (bad input, or the session is closed, or its policy asks for more), Conflict (SEQ_CONFLICT:
+        `facts` hold expected and actual; PART_KNOWN: some of the events are there, in another commit; LEASE_LOST),
+        Damaged (QUARANTINED; TAIL_LOST, FORK: the log does not hold what the producer was told it holds),
+        Unavailable (nothing written), OutcomeUnknown (sent, no reply: append the same again).
         """
         ...
 
@@ -115,6 +160,34 @@ class EventLog(Protocol):
 
         Its receipt if it is there; None if it is not and never will be. Waits until that is final: not longer than the
         server may still take the commit, some `timeout_s` + `retry_for_s` after it was first sent.
+        """
+        ...
+
+    def lease(self, session: str, agent: str, ttl_ms: int = ...) -> Lease:
+        """Takes the exclusive right to append to a session, for `with`; its writers' policy is `leased` from then on.
+
+        Until the lease is released, every append through this log to the session carries its token if all its
+        events are the agent's own. Each moves the deadline to `ttl_ms` from then. An agent takes over its own lease
+        at once, and whoever held it under its name before is refused from then on.
+
+        Raises Conflict (LEASE_HELD: `facts` hold holder and left_ms).
+        """
+        ...
+
+    def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt:
+        """Appends `handoff` by an agent to another one, and passes the lease on, if the agent holds it, in the same
+        step.
+
+        From then on nobody but the other agent can take the lease until its time is over. Raises like `append`.
+        """
+        ...
+
+    def set_policy(self, session: str, policy: Policy) -> None:
+        """Says who may append to a session, before its first event or later.
+
+        Raises Conflict (LEASE_HELD) while an agent holds the lease.
         """
         ...
 
@@ -161,6 +234,7 @@ class AsyncEventLog(Protocol):
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt: ...
@@ -168,6 +242,14 @@ class AsyncEventLog(Protocol):
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]: ...
 
     async def resolve(self, doubt: AppendRequest) -> Receipt | None: ...
+
+    def lease(self, session: str, agent: str, ttl_ms: int = ...) -> AsyncLease: ...
+
+    async def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt: ...
+
+    async def set_policy(self, session: str, policy: Policy) -> None: ...
 
     async def head(self, session: str) -> Head | None: ...
 

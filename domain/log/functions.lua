@@ -8,13 +8,15 @@
 --   sessions  zset    every session, score 0
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
---   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined
---   hold      hash    what the flags point at: code, first_bad_seq
+--   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
+--   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
 --   owner     hash    worker, token, deadline (server ms), counter
 --   cursor    hash    position (feed total applied), events
 
 local DIGEST_LENGTH = 20
 local SEARCH_LIMIT = 256
+-- Arguments of a commit in a call of the append function.
+local ARGUMENTS = 10
 
 -- The transition table of domain/session.py: gate -> kind -> gate after it; what is not listed is refused.
 local GATE = {
@@ -42,7 +44,19 @@ local function read_head(key)
     return nil, true
   end
   return { seq = tonumber(seq), digest = digest, gate = gate, ms = tonumber(ms), flags = flags,
-    stored = tonumber(seq), pending = {} }
+    stored = tonumber(seq), stored_digest = digest, pending = {} }
+end
+
+local function has(head, flag)
+  return string.find(head.flags, flag, 1, true) ~= nil
+end
+
+local function with_flag(head, flag, is_set)
+  local others = string.gsub(string.gsub(head.flags, flag, ''), '%-', '')
+  head.flags = is_set and others .. flag or others
+  if head.flags == '' then
+    head.flags = '-'
+  end
 end
 
 local function pack_head(head)
@@ -66,20 +80,101 @@ local function receipt_of(entry, body)
   end
 end
 
+-- The store here, or an error reply: none, another one, or at another epoch.
+local function open_store(key, store, epoch)
+  local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes')
+  if not stored[1] then
+    return nil, redis.error_reply('STORE_MISSING there is no store here')
+  elseif stored[1] ~= store then
+    return nil, redis.error_reply('STORE_CHANGED the store here is ' .. stored[1])
+  elseif stored[2] ~= epoch then
+    return nil, redis.error_reply('EPOCH_CHANGED the store is at epoch ' .. stored[2])
+  end
+  return {
+    partition = tonumber(stored[3]),
+    partitions = tonumber(stored[4]),
+    total = tonumber(stored[5]),
+    max_events = tonumber(stored[6]),
+    max_bytes = tonumber(stored[7]),
+  }
+end
+
+-- The head of a session without events; or nil and why there can be none.
+local function new_head(session, meta, sessions)
+  if #session > 200 or not string.find(session, '^[%w._:@/+-]+$') then
+    return nil, { 'REFUSED', 'SESSION_INVALID', 'the id is no identifier' }
+  end
+  local partition = tonumber(string.sub(redis.sha1hex(session), 1, 8), 16) % meta.partitions
+  if partition ~= meta.partition then
+    return nil, { 'REFUSED', 'PARTITION_WRONG', integer(partition) }
+  end
+  if redis.call('ZSCORE', sessions, session) then
+    return nil, { 'DAMAGED', 'HEAD_MISSING' }
+  end
+  local digest = string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH)
+  return { seq = 0, digest = digest, gate = 'o', ms = 0, flags = '-', stored = 0, stored_digest = digest, pending = {} }
+end
+
+local function quarantined(hold)
+  local reason = redis.call('HMGET', hold, 'code', 'first_bad_seq')
+  return { 'DAMAGED', 'QUARANTINED', tostring(reason[1]), tostring(reason[2]) }
+end
+
+-- The lease of a session; read once a call, then as the commits of the call leave it.
+local function lease_of(head, hold)
+  if not head.lease then
+    local stored = redis.call('HMGET', hold, 'holder', 'token', 'deadline', 'ttl')
+    head.lease = { holder = stored[1] or '', token = stored[2] or '', deadline = tonumber(stored[3]) or 0,
+      ttl = tonumber(stored[4]) or 0 }
+  end
+  return head.lease
+end
+
+-- What a producer saw and the log does not hold (any more): nil if the log holds it.
+local function lost(commit, head)
+  local seen, stored = commit.known, head and head.stored or 0
+  if not seen or seen <= 0 or not commit.known_digest then
+    return nil
+  end
+  local digest = head and head.stored_digest
+  if seen ~= stored then
+    local entry = redis.call('XRANGE', commit.log, integer(seen), integer(seen), 'COUNT', 1)[1]
+    digest = entry and field(entry, 'd')
+    if seen > stored and digest == commit.known_digest then
+      return { 'DAMAGED', head and 'LOG_AHEAD' or 'HEAD_MISSING' }
+    end
+  end
+  if seen > stored then
+    return { 'LOST', 'TAIL_LOST', integer(stored), head and head.stored_digest or '' }
+  elseif digest ~= commit.known_digest then
+    return { 'LOST', 'FORK', integer(stored), head.stored_digest }
+  end
+end
+
+-- Whether a body may hold an event with this id: as MessagePack text, or as JSON text.
+local function may_hold(body, id)
+  local packed = #id < 32 and string.char(160 + #id) .. id or id
+  return string.find(body, packed, 1, true) ~= nil or string.find(body, '"' .. id .. '"', 1, true) ~= nil
+end
+
 -- Looks for the commit in what came after the seq the producer last knew. Returns its receipt; or nil, and whether the
--- search would have to go further than the limit.
-local function find_commit(log, known, body)
-  local entries = redis.call('XRANGE', log, integer(known + 1), '+', 'COUNT', SEARCH_LIMIT + 1)
-  if #entries > SEARCH_LIMIT then
+-- library has to look: because that is further than the limit, or an event of the commit may be in another.
+local function find_commit(commit)
+  local entries = redis.call('XRANGE', commit.log, integer(commit.known + 1), '+', 'COUNT', SEARCH_LIMIT + 1)
+  if #entries > SEARCH_LIMIT or commit.ids ~= '' and #entries * #commit.kinds > 4 * SEARCH_LIMIT then
     return nil, true
   end
+  local part = false
   for _, entry in ipairs(entries) do
-    local receipt = receipt_of(entry, body)
+    local receipt = receipt_of(entry, commit.body)
     if receipt then
       return receipt, false
     end
+    for id in string.gmatch(commit.ids, '%S+') do
+      part = part or may_hold(field(entry, 'b') or '', id)
+    end
   end
-  return nil, false
+  return nil, part
 end
 
 -- Decides on one commit, given the head as the commits before it in this call leave it: `stored` is the seq up to which the
@@ -102,6 +197,10 @@ local function decide(commit, head, meta, now)
     end
   end
 
+  local loss = lost(commit, head)
+  if loss then
+    return loss
+  end
   if head then
     if expected and expected < head.stored then
       local id = integer(expected + count) .. '-' .. integer(count)
@@ -110,7 +209,7 @@ local function decide(commit, head, meta, now)
         return receipt
       end
     elseif not expected and commit.known and commit.known < head.stored then
-      local receipt, further = find_commit(commit.log, commit.known, commit.body)
+      local receipt, further = find_commit(commit)
       if receipt then
         return receipt
       elseif further then
@@ -127,26 +226,36 @@ local function decide(commit, head, meta, now)
   if commit.not_after and now > commit.not_after then
     return { 'REFUSED', 'TOO_LATE', integer(now) }
   end
-  if head and string.find(head.flags, 'q', 1, true) then
-    local hold = redis.call('HMGET', commit.hold, 'code', 'first_bad_seq')
-    return { 'DAMAGED', 'QUARANTINED', tostring(hold[1]), tostring(hold[2]) }
+  if not head then
+    local why
+    head, why = new_head(commit.session, meta, commit.sessions)
+    if not head then
+      return why
+    end
+  end
+  if has(head, 'q') then
+    return quarantined(commit.hold)
+  end
+  local lease = nil
+  if has(head, 'l') then
+    lease = lease_of(head, commit.hold)
+    if commit.token == '' then
+      return { 'REFUSED', 'LEASE_REQUIRED', lease.holder }
+    elseif commit.token ~= lease.token or now > lease.deadline then
+      return { 'FENCED', lease.holder }
+    end
+    if commit.heir == '' then
+      lease = { holder = lease.holder, token = lease.token, deadline = now + lease.ttl, ttl = lease.ttl }
+    else
+      lease = { holder = commit.heir, token = '', deadline = now + lease.ttl, ttl = lease.ttl }
+    end
+  elseif commit.token ~= '' then
+    return { 'FENCED', '' }
+  elseif has(head, 's') and not expected then
+    return { 'REFUSED', 'EXPECTED_REQUIRED', integer(seq) }
   end
   if expected and expected ~= seq then
-    return { 'CONFLICT', integer(seq), head and head.digest or '' }
-  end
-  if not head then
-    if #commit.session > 200 or not string.find(commit.session, '^[%w._:@/+-]+$') then
-      return { 'REFUSED', 'SESSION_INVALID', 'the id is no identifier' }
-    end
-    local partition = tonumber(string.sub(redis.sha1hex(commit.session), 1, 8), 16) % meta.partitions
-    if partition ~= meta.partition then
-      return { 'REFUSED', 'PARTITION_WRONG', integer(partition) }
-    end
-    if redis.call('ZSCORE', commit.sessions, commit.session) then
-      return { 'DAMAGED', 'HEAD_MISSING' }
-    end
-    head = { seq = 0, digest = string.sub(redis.sha1hex(commit.session), 1, DIGEST_LENGTH), gate = 'o', ms = 0, flags = '-',
-      stored = 0, pending = {} }
+    return { 'CONFLICT', integer(seq), head.digest }
   end
   -- A log that is ahead of its head refuses the id of a single event, but a longer commit could end beyond it.
   if count > 1 and seq == head.stored and redis.call('XRANGE', commit.log, integer(seq + 1), '+', 'COUNT', 1)[1] then
@@ -166,8 +275,8 @@ local function decide(commit, head, meta, now)
   local chained = head.digest .. '|1|' .. commit.session .. '|' .. integer(first) .. '|' .. integer(count) .. '|'
     .. integer(ms) .. '|' .. commit.body
   local digest = string.sub(redis.sha1hex(chained), 1, DIGEST_LENGTH)
-  local after = { seq = last, digest = digest, gate = gate, ms = ms, flags = head.flags,
-    stored = head.stored, pending = head.pending }
+  local after = { seq = last, digest = digest, gate = gate, ms = ms, flags = head.flags, lease = lease,
+    stored = head.stored, stored_digest = head.stored_digest, pending = head.pending }
   local reply = { 'APPENDED', integer(first), integer(last), digest, integer(ms) }
   head.pending[commit.body] = reply
   return reply, after
@@ -190,32 +299,27 @@ end
 
 -- muster_append_1: appends commits, each on its own, in the order given.
 --   KEYS  meta sessions feed, then log head hold for each commit
---   ARGV  store, epoch, then for each commit: session, expected ("any", "new" or a seq), known (the seq the producer last
---         knew, or ""), not_after (server ms, or ""), token (of a lease, or ""), kinds (a letter an event, see GATE), body,
---         traceparent (or "")
---   Reply one array a commit: APPENDED or DUPLICATE first last digest ms; CONFLICT seq digest; REFUSED code ...;
---         DAMAGED code ...; SEARCH seq digest
+--   ARGV  store, epoch, then for each commit: session, expected ("any", "new" or a seq), known ("<seq>" or "<seq> <digest>",
+--         what the producer last knew, or ""), not_after (server ms, or ""), token (of a lease, or ""), heir (whom the lease
+--         passes to with the commit, or ""), ids (those of its events that may be in another commit too, by spaces, or ""),
+--         kinds (a letter an event, see GATE), body, traceparent (or "")
+--   Reply one array a commit: APPENDED or DUPLICATE first last digest ms; CONFLICT seq digest; FENCED holder; REFUSED code ...;
+--         DAMAGED code ...; LOST code seq digest; SEARCH seq digest
 local function append(keys, args)
-  local stored = redis.call('HMGET', keys[1], 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes')
-  if not stored[1] then
-    return redis.error_reply('STORE_MISSING there is no store here')
-  elseif stored[1] ~= args[1] then
-    return redis.error_reply('STORE_CHANGED the store here is ' .. stored[1])
-  elseif stored[2] ~= args[2] then
-    return redis.error_reply('EPOCH_CHANGED the store is at epoch ' .. stored[2])
+  local count = (#args - 2) / ARGUMENTS
+  if count ~= math.floor(count) or #keys ~= 3 + 3 * count then
+    return redis.error_reply('ARGUMENTS_INVALID a commit has 3 keys and ' .. ARGUMENTS .. ' arguments')
   end
-  local meta = {
-    partition = tonumber(stored[3]),
-    partitions = tonumber(stored[4]),
-    total = tonumber(stored[5]),
-    max_events = tonumber(stored[6]),
-    max_bytes = tonumber(stored[7]),
-  }
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
   local now = server_ms()
-  local replies, heads, accepted = {}, {}, {}
+  local replies, heads, accepted, searching = {}, {}, {}, {}
 
-  for number = 1, (#args - 2) / 8 do
-    local arg, key = 2 + (number - 1) * 8, 3 + (number - 1) * 3
+  for number = 1, count do
+    local arg, key = 2 + (number - 1) * ARGUMENTS, 3 + (number - 1) * 3
+    local known, known_digest = string.match(args[arg + 3], '^(%d+) ?(%x*)$')
     local commit = {
       number = number,
       log = keys[key + 1],
@@ -224,11 +328,15 @@ local function append(keys, args)
       sessions = keys[2],
       session = args[arg + 1],
       expected = args[arg + 2],
-      known = tonumber(args[arg + 3]),
+      known = tonumber(known),
+      known_digest = known_digest ~= '' and known_digest or nil,
       not_after = tonumber(args[arg + 4]),
-      kinds = args[arg + 6],
-      body = args[arg + 7],
-      trace = args[arg + 8],
+      token = args[arg + 5],
+      heir = args[arg + 6],
+      ids = args[arg + 7],
+      kinds = args[arg + 8],
+      body = args[arg + 9],
+      trace = args[arg + 10],
     }
     local head, unreadable = heads[commit.session], false
     if not head then
@@ -238,9 +346,14 @@ local function append(keys, args)
       replies[number] = { 'DAMAGED', 'HEAD_MISSING' }
     else
       local reply, after, repeats = decide(commit, head, meta, now)
+      if searching[commit.session] and after and commit.expected == 'any' then
+        -- The library sends the commit before this one again, and this one after it: their order is the caller's.
+        reply, after = { 'SEARCH', integer(head and head.seq or 0), head and head.digest or '' }, nil
+      end
+      searching[commit.session] = searching[commit.session] or reply[1] == 'SEARCH'
       replies[number] = reply
       if after then
-        after.new = head == nil or head.new
+        after.new = head == nil or head.seq == 0 or head.new
         heads[commit.session] = after
       end
       if after or repeats then
@@ -249,7 +362,7 @@ local function append(keys, args)
     end
   end
 
-  local fed, failed, count = {}, {}, 0
+  local fed, failed, events_fed = {}, {}, 0
   for _, item in ipairs(accepted) do
     local commit, reply = item.commit, item.reply
     local events = #commit.kinds
@@ -267,12 +380,16 @@ local function append(keys, args)
       if item.head.new then
         redis.call('ZADD', commit.sessions, 0, commit.session)
       end
-      count = count + events
+      local lease = item.head.lease
+      if lease then
+        redis.call('HSET', commit.hold, 'holder', lease.holder, 'token', lease.token, 'deadline', integer(lease.deadline))
+      end
+      events_fed = events_fed + events
       fed[#fed + 1] = { commit.session, tonumber(reply[2]), tonumber(reply[3]), #commit.body }
     end
   end
-  if count > 0 then
-    feed(keys[1], keys[3], meta.total, count, now, cmsgpack.pack(fed))
+  if events_fed > 0 then
+    feed(keys[1], keys[3], meta.total, events_fed, now, cmsgpack.pack(fed))
   end
   return replies
 end
@@ -287,6 +404,76 @@ local function init(keys, args)
   redis.call('HSET', keys[1], 'store', args[1], 'epoch', args[2], 'partition', args[3], 'partitions', args[4],
     'wire', args[5], 'max_events', args[6], 'max_bytes', args[7], 'total', '0')
   return args[1]
+end
+
+-- A session's head, made if it has none yet, unless the session is quarantined or cannot be here; then why.
+local function held_head(keys, session, meta)
+  local head, unreadable = read_head(keys[3])
+  if unreadable then
+    return nil, { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    return new_head(session, meta, keys[2])
+  elseif has(head, 'q') then
+    return nil, quarantined(keys[4])
+  end
+  return head
+end
+
+-- How long somebody else may still hold the lease: who, and ms; nil if the lease is free.
+local function held_by_another(lease, agent, now)
+  if lease.holder ~= '' and lease.holder ~= agent and lease.deadline >= now then
+    return { 'HELD', lease.holder, integer(lease.deadline - now) }
+  end
+end
+
+-- muster_lease_1: takes a session's lease, if it is free, past its deadline, or the same agent's; its writers' policy is
+-- leased from then on.
+--   KEYS meta sessions head hold   ARGV store epoch session agent nonce ttl_ms
+--   Reply LEASED token deadline; HELD holder, ms until its deadline; REFUSED or DAMAGED code ...
+local function lease(keys, args)
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
+  local head, why = held_head(keys, args[3], meta)
+  if not head then
+    return why
+  end
+  local now = server_ms()
+  local held = held_by_another(lease_of(head, keys[4]), args[4], now)
+  if held then
+    return held
+  end
+  local token = integer(redis.call('HINCRBY', keys[4], 'counter', 1)) .. '-' .. args[5]
+  local deadline = integer(now + tonumber(args[6]))
+  redis.call('HSET', keys[4], 'policy', 'leased', 'holder', args[4], 'token', token, 'deadline', deadline, 'ttl', args[6])
+  with_flag(head, 's', false)
+  with_flag(head, 'l', true)
+  redis.call('SET', keys[3], pack_head(head))
+  return { 'LEASED', token, deadline }
+end
+
+-- muster_policy_1: says who may append to a session: any, strict (with an exact seq), leased (with a lease).
+--   KEYS meta sessions head hold   ARGV store epoch session policy
+--   Reply OK; HELD holder, ms until its deadline; REFUSED or DAMAGED code ...
+local function policy(keys, args)
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
+  local head, why = held_head(keys, args[3], meta)
+  if not head then
+    return why
+  end
+  local held = has(head, 'l') and held_by_another(lease_of(head, keys[4]), '', server_ms())
+  if held and args[4] ~= 'leased' then
+    return held
+  end
+  redis.call('HSET', keys[4], 'policy', args[4])
+  with_flag(head, 's', args[4] == 'strict')
+  with_flag(head, 'l', args[4] == 'leased')
+  redis.call('SET', keys[3], pack_head(head))
+  return { 'OK' }
 end
 
 -- muster_claim_1: takes a partition's lease if it is free, past its deadline, already the caller's, or `force` is "1".
@@ -309,7 +496,8 @@ local function holds(owner, token)
   return token ~= '' and redis.call('HGET', owner, 'token') == token
 end
 
--- muster_renew_1: moves the deadline of a lease that nobody took. KEYS owner, ARGV token ttl_ms. Reply 1, or 0 if it is lost.
+-- muster_renew_1: moves the deadline of a lease that nobody took, a partition's or a session's. KEYS owner or hold, ARGV token
+--   ttl_ms. Reply 1, or 0 if it is lost.
 local function renew(keys, args)
   if not holds(keys[1], args[1]) then
     return 0
@@ -318,7 +506,7 @@ local function renew(keys, args)
   return 1
 end
 
--- muster_release_1: gives a lease back. KEYS owner, ARGV token. Reply 1, or 0 if it was not the caller's any more.
+-- muster_release_1: gives a lease back. KEYS owner or hold, ARGV token. Reply 1, or 0 if it was not the caller's any more.
 local function release(keys, args)
   if not holds(keys[1], args[1]) then
     return 0
@@ -388,9 +576,7 @@ end
 local function quarantine(keys, args)
   local head = read_head(keys[1])
     or { seq = 0, digest = string.sub(redis.sha1hex(args[1]), 1, DIGEST_LENGTH), gate = 'o', ms = 0, flags = '-' }
-  if not string.find(head.flags, 'q', 1, true) then
-    head.flags = head.flags == '-' and 'q' or head.flags .. 'q'
-  end
+  with_flag(head, 'q', true)
   redis.call('HSET', keys[2], 'code', args[2], 'first_bad_seq', args[3])
   redis.call('SET', keys[1], pack_head(head))
   return 'OK'
@@ -410,6 +596,8 @@ end
 
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_init_1', callback = init }
+redis.register_function { function_name = 'muster_lease_1', callback = lease }
+redis.register_function { function_name = 'muster_policy_1', callback = policy }
 redis.register_function { function_name = 'muster_claim_1', callback = claim }
 redis.register_function { function_name = 'muster_renew_1', callback = renew }
 redis.register_function { function_name = 'muster_release_1', callback = release, flags = { 'allow-oom' } }

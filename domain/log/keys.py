@@ -40,7 +40,7 @@ KEYS: Final = (
     Key("{p}:sessions", "zset", KeyClass.TRUTH, "for ever; all scores 0, ordered by id"),
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
     Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
-    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as a flag in the head points at it"),
+    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease"),
     Key("{p}:feed", "stream", KeyClass.CONTROL, "for ever (trimming behind all cursors is later work)"),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),

@@ -7,28 +7,44 @@ tests, but keeps nothing: when the process ends, its events are gone.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
+
+from msgspec import Struct, structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, chain, genesis
 from domain.errors import MusterError
 from domain.events import Event
 from domain.log.blocking import BlockingReads
-from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
+from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
     HeadRequest,
+    LeaseRequest,
+    PolicyRequest,
     RangeRequest,
     RegistryRequest,
+    RenewRequest,
     Request,
+    Searching,
     TimeRequest,
     Unsettled,
     append_flow,
     append_many_flow,
     as_events,
+    as_position,
     conflict,
     deduped,
+    expected_required,
     gate_refused,
+    lease_held,
+    lease_lost,
+    lease_required,
+    lost,
+    policy_flow,
+    repeated,
     resolve_flow,
     with_ids,
 )
@@ -36,6 +52,15 @@ from domain.log.redis_streams import new_id
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")
+
+
+class _Hold(Struct):
+    """Who holds a session's lease."""
+
+    holder: str = ""
+    token: str = ""
+    deadline: int = 0
+    ttl_ms: int = 0
 
 
 class MemoryLog(BlockingReads):
@@ -49,6 +74,14 @@ class MemoryLog(BlockingReads):
         self._clock_ms = clock_ms
         self._commits: dict[str, list[Commit]] = {}
         self._heads: dict[str, Head] = {}
+        self._holds: dict[str, _Hold] = {}
+        self.tokens = Tokens()
+
+    def another(self) -> MemoryLog:
+        """Another producer's log on the same sessions."""
+        log = copy(self)
+        log.tokens = Tokens()
+        return log
 
     def append(
         self,
@@ -56,18 +89,35 @@ class MemoryLog(BlockingReads):
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
         if dedupe:
-            return self.run(deduped(session, as_events(events), expected, traceparent, self.limits))
-        return self.run(
-            append_flow(Append(session, with_ids(as_events(events), new_id), expected, None, traceparent), self.limits)
-        )
+            token = self.tokens.of(session, as_events(events))
+            return self.run(deduped(session, as_events(events), expected, traceparent, self.limits, token))
+        append = Append(session, as_events(events), expected, as_position(known), traceparent)
+        return self.run(append_flow(self._completed(append), self.limits))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        named = [Append(a.session, with_ids(a.events, new_id), a.expected, a.known, a.traceparent) for a in appends]
-        return self.run(append_many_flow(named, self.limits))
+        return self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+
+    def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
+        return Lease(self, session, agent, ttl_ms, new_id())
+
+    def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt:
+        return self.run(append_flow(self._completed(handing_off(session, agent, to, data, event_id)), self.limits))
+
+    def set_policy(self, session: str, policy: Policy) -> None:
+        self.run(policy_flow(session, policy))
+
+    def _completed(self, append: Append) -> Append:
+        given = tuple(event.id for event in append.events if event.id)
+        events = with_ids(append.events, new_id)
+        token = append.token or self.tokens.of(append.session, events)
+        return structs.replace(append, events=events, token=token, ids=given)
 
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         found = self.run(resolve_flow(doubt))
@@ -84,6 +134,12 @@ class MemoryLog(BlockingReads):
         match request:
             case AppendRequest():
                 return self._append(request)
+            case LeaseRequest():
+                return self._lease(request)
+            case RenewRequest():
+                return self._renew(request)
+            case PolicyRequest():
+                return self._policy(request)
             case TimeRequest():
                 return self._clock_ms()
             case HeadRequest(session):
@@ -102,17 +158,22 @@ class MemoryLog(BlockingReads):
                 )
                 return here[:count]
 
-    def _append(self, request: AppendRequest) -> Receipt | MusterError:
+    def _append(self, request: AppendRequest) -> Receipt | Searching | MusterError:
         session, kinds, body = request.session, request.kinds, request.body
-        head = self._heads.get(session) or Head(0, genesis(session), OPEN_GATE, 0)
+        head = self._head(session)
         expected = 0 if request.expected == "new" else request.expected
 
-        repeated = self._repeated(request, head.seq)
-        if repeated is not None:
-            count = len(kinds)
-            return Receipt(
-                session, repeated.first_seq, repeated.last_seq, repeated.digest, repeated.at_ms, 0, duplicates=count
-            )
+        loss = self._lost(request, head)
+        if loss is not None:
+            return loss
+        found = self._repeated(request, head.seq)
+        if found is not None:
+            return repeated(found)
+        if request.ids and request.expected == "any" and self._holds_part(request):
+            return Searching(head.position)
+        fenced = self._fenced(request, head)
+        if fenced is not None:
+            return fenced
         if expected not in ("any", head.seq):
             return conflict(session, request.expected, head.seq)
         gate, refused = gate_after(head.gate, kinds)
@@ -124,14 +185,85 @@ class MemoryLog(BlockingReads):
         digest = chain(head.digest, session, first, len(kinds), at_ms, body)
         commit = Commit(session, first, last, at_ms, digest, body, request.traceparent)
         self._commits.setdefault(session, []).append(commit)
-        self._heads[session] = Head(last, digest, gate, at_ms)
+        self._heads[session] = Head(last, digest, gate, at_ms, head.flags)
+        hold = self._holds.get(session)
+        if head.policy == "leased" and hold is not None:
+            hold.deadline = self._clock_ms() + hold.ttl_ms
+            if request.heir is not None:
+                hold.holder, hold.token = request.heir, ""
         return Receipt(session, first, last, digest, at_ms, appended=len(kinds))
+
+    def _head(self, session: str) -> Head:
+        return self._heads.get(session) or Head(0, genesis(session), OPEN_GATE, 0)
+
+    def _lost(self, request: AppendRequest, head: Head) -> MusterError | None:
+        """What the producer saw and the log does not hold."""
+        seen = request.known
+        if seen is None or seen.seq == 0 or seen.digest is None:
+            return None
+        if seen.seq > head.seq:
+            return lost(request.session, "TAIL_LOST", seen, head.position)
+        commits = self._commits[request.session]
+        at = bisect_left(commits, seen.seq, key=_last_seq)
+        if (commits[at].last_seq, commits[at].digest) != (seen.seq, seen.digest):
+            return lost(request.session, "FORK", seen, head.position)
+        return None
+
+    def _fenced(self, request: AppendRequest, head: Head) -> MusterError | None:
+        """Why the session's policy does not let this producer append."""
+        session, hold = request.session, self._holds.get(request.session, _Hold())
+        if head.policy == "leased":
+            if request.token is None:
+                return lease_required(session, hold.holder)
+            if request.token != hold.token or self._clock_ms() > hold.deadline:
+                return lease_lost(session, hold.holder)
+        elif request.token is not None:
+            return lease_lost(session, "")
+        elif head.policy == "strict" and request.expected == "any":
+            return expected_required(session, head.seq)
+        return None
+
+    def _holds_part(self, request: AppendRequest) -> bool:
+        """Whether one of the events came in another commit, after what the producer knew."""
+        known = request.known.seq if request.known is not None else 0
+        commits = self._commits.get(request.session, [])
+        later = commits[bisect_left(commits, known + 1, key=_last_seq) :]
+        return any(event.id in request.ids for commit in later for event in commit.events)
+
+    def _lease(self, request: LeaseRequest) -> str | MusterError:
+        hold = self._holds.setdefault(request.session, _Hold())
+        left = hold.deadline - self._clock_ms()
+        if hold.holder not in ("", request.agent) and left >= 0:
+            return lease_held(request.session, hold.holder, left)
+        hold.holder, hold.token, hold.ttl_ms = request.agent, request.nonce, request.ttl_ms
+        hold.deadline = self._clock_ms() + request.ttl_ms
+        self._heads[request.session] = structs.replace(self._head(request.session), flags="l")
+        return hold.token
+
+    def _renew(self, request: RenewRequest) -> bool:
+        hold = self._holds.get(request.session, _Hold())
+        if hold.token != request.token or hold.token == "":
+            return False
+        if request.ttl_ms is None:
+            hold.token, hold.deadline = "", 0
+        else:
+            hold.deadline = self._clock_ms() + request.ttl_ms
+        return True
+
+    def _policy(self, request: PolicyRequest) -> MusterError | None:
+        head, hold = self._head(request.session), self._holds.get(request.session, _Hold())
+        left = hold.deadline - self._clock_ms()
+        if head.policy == "leased" and request.policy != "leased" and hold.holder and left >= 0:
+            return lease_held(request.session, hold.holder, left)
+        flags = {"any": "-", "strict": "s", "leased": "l"}[request.policy]
+        self._heads[request.session] = structs.replace(head, flags=flags)
+        return None
 
     def _repeated(self, request: AppendRequest, seq: int) -> Commit | None:
         """This very commit, where a retry of it would find it."""
         commits = self._commits.get(request.session, [])
         if request.expected == "any":
-            after = seq if request.known is None else request.known
+            after = seq if request.known is None else request.known.seq
         else:
             after = 0 if request.expected == "new" else int(request.expected)
         for commit in commits[bisect_left(commits, after + 1, key=_last_seq) :]:

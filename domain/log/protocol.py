@@ -17,8 +17,8 @@ from msgspec import Struct, structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprint
 from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused, Unavailable
-from domain.events import Event, check_session, is_identifier
-from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
+from domain.events import Event, check_actor, check_session, is_identifier
+from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.session import gate_after, kinds_of
 
@@ -40,9 +40,9 @@ T = TypeVar("T")
 
 
 class Searching(Struct, frozen=True):
-    """The answer to an append that would have to search far: where the session stands. Nothing was written."""
+    """The answer to an append that the library has to look for: where the session stands. Nothing was written."""
 
-    seq: int
+    at: Position
 
 
 class Unsettled(Struct, frozen=True):
@@ -53,6 +53,30 @@ class Unsettled(Struct, frozen=True):
 
 class TimeRequest(Struct, frozen=True):
     """The server's clock. Answered by ms since 1970."""
+
+
+class LeaseRequest(Struct, frozen=True):
+    """The lease of a session for an agent. Answered by its token."""
+
+    session: str
+    agent: str
+    nonce: str
+    ttl_ms: int
+
+
+class RenewRequest(Struct, frozen=True):
+    """More time for a lease; None gives it back. Answered by whether it was held."""
+
+    session: str
+    token: str
+    ttl_ms: int | None
+
+
+class PolicyRequest(Struct, frozen=True):
+    """Who may append to a session from now on. Answered by None."""
+
+    session: str
+    policy: Policy
 
 
 class HeadRequest(Struct, frozen=True):
@@ -79,7 +103,9 @@ class RegistryRequest(Struct, frozen=True):
     count: int
 
 
-Request: TypeAlias = AppendRequest | TimeRequest | HeadRequest | RangeRequest | RegistryRequest
+Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest
+Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | RegistryRequest
+Request: TypeAlias = AppendRequest | Holding | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
 
@@ -108,6 +134,9 @@ class Protocol:
         calls: list[Call] = []
         open_calls: dict[int, tuple[list[int], list[AppendRequest], int]] = {}
         for place, request in enumerate(requests):
+            if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
+                calls.append(self._hold_call(place, request))
+                continue
             if not isinstance(request, AppendRequest):
                 calls.append(self._single(place, request))
                 continue
@@ -130,13 +159,14 @@ class Protocol:
         for request in requests:
             session = request.session
             names += (keys.log(session), keys.head(session), keys.hold(session))
-            known = "" if request.known is None else request.known
             arguments += (
                 session,
                 request.expected,
-                known,
+                pack_position(request.known),
                 "" if request.not_after is None else request.not_after,
-                "",
+                request.token or "",
+                request.heir or "",
+                " ".join(request.ids),
                 request.kinds,
                 request.body,
                 request.traceparent or "",
@@ -148,7 +178,26 @@ class Protocol:
 
         return Call(command, places, answers, writes=True)
 
-    def _single(self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest) -> Call:
+    def _hold_call(self, place: int, request: Holding) -> Call:
+        # Each may be sent again without asking: a lease that is taken twice is held by its second token.
+        session = request.session
+        keys = self.keyspace.of(session)
+        hold = keys.hold(session)
+        names = [keys.meta, keys.sessions, keys.head(session), hold]
+        command: Command
+        match request:
+            case LeaseRequest(_, agent, nonce, ttl_ms):
+                arguments = [*self._identity, session, agent, nonce, ttl_ms]
+                command = ["FCALL", "muster_lease_1", len(names), *names, *arguments]
+            case PolicyRequest(_, policy):
+                arguments = [*self._identity, session, policy]
+                command = ["FCALL", "muster_policy_1", len(names), *names, *arguments]
+            case RenewRequest(_, token, ttl_ms):
+                name, *more = ["muster_release_1"] if ttl_ms is None else ["muster_renew_1", ttl_ms]
+                command = ["FCALL", name, 1, hold, token, *more]
+        return Call(command, [place], lambda reply: [hold_answer(session, reply)])
+
+    def _single(self, place: int, request: Reading) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
@@ -182,19 +231,116 @@ def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching
             return Receipt(session, first, last, digest, at_ms, appended=count - known, duplicates=known)
         case "CONFLICT":
             return conflict(session, request.expected, int(rest[0]))
+        case "FENCED":
+            return lease_lost(session, rest[0])
+        case "LOST":
+            assert request.known is not None
+            return lost(session, rest[0], request.known, Position(int(rest[1]), rest[2]))
         case "SEARCH":
-            return Searching(int(rest[0]))
+            return Searching(Position(int(rest[0]), rest[1]))
         case "REFUSED":
-            if rest[0] == "GATE_REFUSED":
-                return gate_refused(session, int(rest[1]), rest[2], int(rest[3]))
-            if rest[0] == "TOO_LATE":
-                return too_late(session, int(rest[1]))
-            return Refused(rest[0], f"session {session}: {' '.join(rest[1:])}", session=session)
+            return refused(session, *rest)
         case "DAMAGED":
-            if rest[0] == "QUARANTINED":
-                return quarantined(session, rest[1], int(rest[2]))
-            return Damaged(rest[0], f"session {session}: the log and its head do not fit together", session=session)
+            return damaged(session, *rest)
     raise AssertionError(f"unknown answer {word!r}")
+
+
+def hold_answer(session: str, reply: Any) -> Any:
+    """What a reply of the functions means that give, keep and take back leases, and set policies."""
+    if isinstance(reply, int):
+        return reply == 1
+    word, *rest = [value.decode() if isinstance(value, bytes) else value for value in reply]
+    match word:
+        case "OK":
+            return None
+        case "LEASED":
+            return rest[0]
+        case "HELD":
+            return lease_held(session, rest[0], int(rest[1]))
+        case "REFUSED":
+            return refused(session, *rest)
+        case "DAMAGED":
+            return damaged(session, *rest)
+    raise AssertionError(f"unknown answer {word!r}")
+
+
+def refused(session: str, code: str, *rest: str) -> Refused:
+    """What the append function refuses, from its words."""
+    match code:
+        case "GATE_REFUSED":
+            return gate_refused(session, int(rest[0]), rest[1], int(rest[2]))
+        case "TOO_LATE":
+            return too_late(session, int(rest[0]))
+        case "LEASE_REQUIRED":
+            return lease_required(session, rest[0])
+        case "EXPECTED_REQUIRED":
+            return expected_required(session, int(rest[0]))
+    return Refused(code, f"session {session}: {' '.join(rest)}", session=session)
+
+
+def damaged(session: str, code: str, *rest: str) -> Damaged:
+    """What the append function found damaged, from its words."""
+    if code == "QUARANTINED":
+        return quarantined(session, rest[0], int(rest[1]))
+    return Damaged(code, f"session {session}: the log and its head do not fit together", session=session)
+
+
+def pack_position(known: Position | None) -> str:
+    """What a producer last knew, as the append function reads it."""
+    if known is None:
+        return ""
+    return str(known.seq) if known.digest is None else f"{known.seq} {known.digest}"
+
+
+def lease_required(session: str, holder: str) -> Refused:
+    """The session takes appends by the holder of its lease only."""
+    who = f"held by {holder}" if holder else "held by nobody"
+    return Refused("LEASE_REQUIRED", f"session {session} is leased, and {who}", session=session, holder=holder)
+
+
+def lease_lost(session: str, holder: str) -> Conflict:
+    """The lease that the commit carried is over: past its deadline, taken over, or given back."""
+    return Conflict("LEASE_LOST", f"the lease of session {session} is over", session=session, holder=holder)
+
+
+def lease_held(session: str, holder: str, left_ms: int) -> Conflict:
+    """Somebody else holds the lease."""
+    return Conflict(
+        "LEASE_HELD",
+        f"the lease of session {session} is held by {holder} for {left_ms} ms more, or until given back",
+        session=session,
+        holder=holder,
+        left_ms=left_ms,
+    )
+
+
+def expected_required(session: str, seq: int) -> Refused:
+    """The session takes appends with an exact expected seq only."""
+    return Refused(
+        "EXPECTED_REQUIRED",
+        f"session {session} is strict; an append must say which seq it expects (it stands at {seq})",
+        session=session,
+        actual=seq,
+    )
+
+
+def lost(session: str, code: str, seen: Position, found: Position) -> Damaged:
+    """The log does not hold what a producer was told it holds: it ends before it, or holds other commits there."""
+    if code == "TAIL_LOST":
+        first = found.seq + 1
+        cause = f"session {session} ends at seq {found.seq}; seq {seen.seq} was acknowledged"
+    else:
+        first = seen.seq
+        cause = f"session {session} holds other commits at seq {seen.seq} than were acknowledged"
+    return Damaged(code, cause, session=session, first_bad_seq=first, seen=seen, found=found, lost=[])
+
+
+def part_known(session: str, known: dict[str, int]) -> Conflict:
+    """Some events of a commit are there, but not as this commit."""
+    named = ", ".join(f"{event_id} at seq {seq}" for event_id, seq in list(known.items())[:5])
+    return Conflict(
+        "PART_KNOWN", f"session {session} holds a part of the commit: {named}", session=session, known=known
+    )
 
 
 def conflict(session: str, expected: Expected, actual: int) -> Conflict:
@@ -242,6 +388,11 @@ def quarantined(session: str, code: str, first_bad_seq: int) -> Damaged:
     )
 
 
+def position_of(head: Head | None) -> Position:
+    """Where a session stands by its head; at seq 0 without one."""
+    return Position(0) if head is None else head.position
+
+
 def parse_time(reply: Sequence[bytes]) -> int:
     """The server's clock in ms since 1970."""
     seconds, micros = reply
@@ -287,6 +438,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("STORE_MISSING", Misconfigured, "STORE_MISSING"),
     ("STORE_CHANGED", Misconfigured, "STORE_CHANGED"),
     ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
+    ("ARGUMENTS_INVALID", Refused, "ARGUMENTS_INVALID"),
     ("ERR Function not found", Misconfigured, "FUNCTIONS_MISSING"),
     ("OOM", Unavailable, "SERVER_OUT_OF_MEMORY"),
     ("READONLY", Unavailable, "SERVER_READ_ONLY"),
@@ -321,17 +473,21 @@ def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt
     request = encode_append(append, limits)
     if request.expected == "any" and request.known is None:
         (head,) = yield [HeadRequest(append.session)]
-        request = structs.replace(request, known=0 if taken(head) is None else head.seq)
+        request = structs.replace(request, known=position_of(taken(head)))
     while True:
         (answer,) = yield [request]
-        if not isinstance(answer, Searching):
-            receipt: Receipt = taken(answer)
-            return receipt
-        # More commits came since than the function searches, and it wrote nothing: search here, then say what is known.
-        commit = yield from _search_flow(request, request.known or 0, answer.seq)
-        if commit is not None:
-            return repeated(commit)
-        request = structs.replace(request, known=answer.seq)
+        if isinstance(answer, Searching):
+            # More came since than the function searches, or some of it looks like a part of this commit, and nothing
+            # was written: search here, then say what is known.
+            commit = yield from _search_flow(request, _search_after(request), answer.at.seq)
+            if commit is not None:
+                return repeated(commit)
+            request = structs.replace(request, known=answer.at)
+            continue
+        if isinstance(answer, Conflict) and answer.code == "SEQ_CONFLICT" and request.ids:
+            yield from _search_flow(request, _search_after(request), answer.facts["actual"])
+        receipt: Receipt = taken(answer)
+        return receipt
 
 
 def append_many_flow(appends: Sequence[Append], limits: Limits = DEFAULT_LIMITS) -> Flow[list[Receipt | MusterError]]:
@@ -342,7 +498,7 @@ def append_many_flow(appends: Sequence[Append], limits: Limits = DEFAULT_LIMITS)
     told = list(dict.fromkeys(append.session for append in appends if _must_be_told(append)))
     heads: list[Any] = (yield [HeadRequest(session) for session in told]) if told else []
     known = {
-        session: 0 if head is None else head.seq
+        session: position_of(head)
         for session, head in zip(told, heads, strict=True)
         if not isinstance(head, MusterError)
     }
@@ -364,6 +520,7 @@ def dedupe_flow(
     traceparent: str | None,
     limits: Limits = DEFAULT_LIMITS,
     known: KnownEvents | None = None,
+    token: str | None = None,
 ) -> Flow[Receipt]:
     """Appends those of the events that the session does not hold yet, whatever batches they came in before.
 
@@ -381,7 +538,8 @@ def dedupe_flow(
         fresh, seqs = known.split(events)
         if not fresh:
             return Receipt(session, min(seqs), max(seqs), None, known.at_ms, appended=0, duplicates=len(events))
-        request = encode_append(Append(session, tuple(fresh), known.seq, None, traceparent), limits)
+        at = Position(known.seq, known.digest or None)
+        request = encode_append(Append(session, tuple(fresh), known.seq, at, traceparent, token), limits)
         (answer,) = yield [request]
         if isinstance(answer, Conflict):
             yield from known.refresh_flow()
@@ -616,7 +774,17 @@ def encode_append(append: Append, limits: Limits = DEFAULT_LIMITS) -> AppendRequ
     if expected not in ("any", "new") and (not isinstance(expected, int) or isinstance(expected, bool) or expected < 0):
         raise Refused("EXPECTED_INVALID", f"{expected!r} is neither `any`, `new` nor a seq", session=append.session)
     body = encode_body(append.events, limits)
-    return AppendRequest(append.session, expected, append.known, kinds_of(append.events), body, append.traceparent)
+    return AppendRequest(
+        append.session,
+        expected,
+        append.known,
+        kinds_of(append.events),
+        body,
+        append.traceparent,
+        token=append.token,
+        heir=append.heir,
+        ids=append.ids,
+    )
 
 
 def resolve_flow(doubt: AppendRequest) -> Flow[Receipt | Unsettled | None]:
@@ -626,10 +794,10 @@ def resolve_flow(doubt: AppendRequest) -> Flow[Receipt | Unsettled | None]:
     """
     # The clock first: what is not found after the deadline has passed was not written before it either.
     (now, head) = yield [TimeRequest(), HeadRequest(doubt.session)]
-    after = doubt.known if doubt.expected == "any" else 0 if doubt.expected == "new" else doubt.expected
+    after = _search_after(doubt)
     stands_at = taken(head).seq if taken(head) is not None else 0
-    commit = yield from _search_flow(doubt, int(after or 0), stands_at)
-    if commit is not None and (doubt.expected == "any" or commit.first_seq == int(after or 0) + 1):
+    commit = yield from _search_flow(structs.replace(doubt, ids=()), after, stands_at)
+    if commit is not None and (doubt.expected == "any" or commit.first_seq == after + 1):
         return repeated(commit)
     left = (doubt.not_after or 0) - taken(now)
     return Unsettled(left + 1) if left >= 0 else None
@@ -643,14 +811,72 @@ def repeated(commit: Commit) -> Receipt:
     )
 
 
-def _search_flow(request: AppendRequest, known: int, to: int) -> Flow[Commit | None]:
-    """Looks for the very commit of a request among those after `known`."""
-    reading = ReadFlow(request.session, after=known, to=to)
+def _search_after(request: AppendRequest) -> int:
+    """The seq after which the commit of a request may stand."""
+    if request.expected == "any":
+        return request.known.seq if request.known is not None else 0
+    return 0 if request.expected == "new" else request.expected
+
+
+def _search_flow(request: AppendRequest, after: int, to: int) -> Flow[Commit | None]:
+    """The very commit of a request among those after seq `after`, or None.
+
+    Raises Conflict (PART_KNOWN) if it is not there, but events with ids that its producer gave them are.
+    """
+    reading = ReadFlow(request.session, after=after, to=to)
+    known: dict[str, int] = {}
     while (page := (yield from reading.next_page())) is not None:
         for commit in page:
             if commit.body == request.body:
                 return commit
+            if request.ids:
+                known |= _seqs_of(request.ids, commit)
+    if known:
+        raise part_known(request.session, known)
     return None
+
+
+def _seqs_of(ids: Sequence[str], commit: Commit) -> dict[str, int]:
+    """Which of the ids a commit holds, and at which seqs; none if it cannot be read."""
+    try:
+        return {event.id: seq for seq, event in enumerate(commit.events, commit.first_seq) if event.id in ids}
+    except Damaged:
+        return {}
+
+
+# -- leases and policies ---------------------------------------------------------------------------------------------
+
+
+def lease_flow(session: str, agent: str, nonce: str, ttl_ms: int) -> Flow[str]:
+    """Takes the lease of a session for an agent; returns its token. Raises Conflict (LEASE_HELD)."""
+    check_session(session)
+    check_actor(agent)
+    if ttl_ms < 1:
+        raise Refused("FIELD_INVALID", f"a lease of {ttl_ms} ms is over before it begins", session=session)
+    (token,) = yield [LeaseRequest(session, agent, nonce, ttl_ms)]
+    return str(taken(token))
+
+
+def renew_flow(session: str, token: str, ttl_ms: int) -> Flow[None]:
+    """Gives a lease more time. Raises Conflict (LEASE_LOST) if somebody took it or it was given back."""
+    (held,) = yield [RenewRequest(session, token, ttl_ms)]
+    if not taken(held):
+        raise lease_lost(session, "")
+
+
+def release_flow(session: str, token: str) -> Flow[None]:
+    """Gives a lease back; one that is lost already is none of the caller's."""
+    (held,) = yield [RenewRequest(session, token, None)]
+    taken(held)
+
+
+def policy_flow(session: str, policy: Policy) -> Flow[None]:
+    """Says who may append to a session. Raises Conflict (LEASE_HELD)."""
+    check_session(session)
+    if policy not in ("any", "strict", "leased"):
+        raise Refused("FIELD_INVALID", f"{policy!r} is no policy: there are any, strict, leased", session=session)
+    (answer,) = yield [PolicyRequest(session, policy)]
+    taken(answer)
 
 
 # -- what all shells do with arguments and results -------------------------------------------------------------------
@@ -666,13 +892,25 @@ def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
     return (events,) if isinstance(events, Event) else tuple(events)
 
 
+def as_position(known: Receipt | Position | int | None) -> Position | None:
+    """What a producer says it knows of a session, as a position."""
+    if isinstance(known, Receipt):
+        return known.position
+    return Position(known) if isinstance(known, int) else known
+
+
 def deduped(
-    session: str, events: tuple[Event, ...], expected: Expected, traceparent: str | None, limits: Limits
+    session: str,
+    events: tuple[Event, ...],
+    expected: Expected,
+    traceparent: str | None,
+    limits: Limits,
+    token: str | None = None,
 ) -> Flow[Receipt]:
     """A deduplicated append, which chooses its place itself. Raises Refused (EXPECTED_INVALID) for any other wish."""
     if expected != "any":
         raise Refused("EXPECTED_INVALID", "a deduplicated append finds its own place: expect `any`")
-    return dedupe_flow(session, events, traceparent, limits)
+    return dedupe_flow(session, events, traceparent, limits, token=token)
 
 
 def limited(items: Iterator[str], limit: int | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -32,9 +32,10 @@ from domain.log.connection import (
     send,
     send_async,
 )
-from domain.log.contract import Append, AppendRequest, Expected, Head, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
+from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, Tokens, handing_off
 from domain.log.protocol import (
     Call,
     Command,
@@ -48,8 +49,10 @@ from domain.log.protocol import (
     append_flow,
     append_many_flow,
     as_events,
+    as_position,
     deduped,
     head_flow,
+    policy_flow,
     resolve_flow,
     with_ids,
 )
@@ -94,22 +97,25 @@ class _Shell:
         self.limits = limits
         self.connecting = connecting
         self._protocol = Protocol(keyspace, identity.store, identity.epoch)
-        self._known: OrderedDict[str, int] = OrderedDict()
-        self._doubted: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self.tokens = Tokens()
+        self._known: OrderedDict[str, Position] = OrderedDict()
+        self._doubted: OrderedDict[tuple[str, bytes], Position] = OrderedDict()
         self._remembering = Lock()
         self._clock = _ServerClock()
         self._lifetime_ms = int(1000 * (connecting.retry_for_s + connecting.timeout_s))
 
     def _completed(self, append: Append) -> Append:
-        """The append with ids for events that have none, and with the seq last known of its session."""
+        """The append with ids for events that have none, what is known of its session, and the lease's token."""
+        given = tuple(event.id for event in append.events if event.id)
         events = with_ids(append.events, new_id)
         known = append.known
-        if append.expected == "any" and known is None:
+        if known is None:
             if self._doubted and events:
                 known = self._doubted.get((append.session, encode_body(events, self.limits)))
             if known is None:
                 known = self._known.get(append.session)
-        return structs.replace(append, events=events, known=known)
+        token = append.token or self.tokens.of(append.session, events)
+        return structs.replace(append, events=events, known=known, token=token, ids=given)
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""
@@ -136,7 +142,7 @@ class _Shell:
     def _doubt(self, requests: Sequence[Request]) -> None:
         """Notes commits that were sent and got no reply."""
         for request in requests:
-            if isinstance(request, AppendRequest) and request.expected == "any" and request.known is not None:
+            if isinstance(request, AppendRequest) and request.known is not None:
                 self._doubted[request.session, request.body] = request.known
                 if len(self._doubted) > REMEMBERED_DOUBTS:
                     self._doubted.popitem(last=False)
@@ -151,8 +157,10 @@ class _Shell:
     def _remember(self, receipt: Receipt | MusterError) -> None:
         if isinstance(receipt, Receipt):
             with self._remembering:
-                self._known[receipt.session] = max(receipt.last_seq, self._known.get(receipt.session, 0))
-                self._known.move_to_end(receipt.session)
+                known = self._known.get(receipt.session)
+                if receipt.digest is not None and (known is None or known.seq < receipt.last_seq):
+                    self._known[receipt.session] = receipt.position
+                    self._known.move_to_end(receipt.session)
                 if len(self._known) > REMEMBERED_SESSIONS:
                     self._known.popitem(last=False)
 
@@ -244,18 +252,34 @@ class SessionLog(_Shell, BlockingReads):
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
         flow: Flow[Receipt]
         if dedupe:
-            flow = deduped(session, as_events(events), expected, traceparent, self.limits)
+            token = self.tokens.of(session, as_events(events))
+            flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, traceparent=traceparent)
+            append = Append(session, as_events(events), expected, as_position(known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         receipt = self.run(flow)
         self._remember(receipt)
         return receipt
+
+    def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
+        return Lease(self, session, agent, ttl_ms, new_id())
+
+    def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt:
+        append = self._completed(handing_off(session, agent, to, data, event_id))
+        receipt = self.run(append_flow(append, self.limits))
+        self._remember(receipt)
+        return receipt
+
+    def set_policy(self, session: str, policy: Policy) -> None:
+        self.run(policy_flow(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         receipts = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
@@ -350,18 +374,34 @@ class AsyncSessionLog(_Shell):
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
         flow: Flow[Receipt]
         if dedupe:
-            flow = deduped(session, as_events(events), expected, traceparent, self.limits)
+            token = self.tokens.of(session, as_events(events))
+            flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, traceparent=traceparent)
+            append = Append(session, as_events(events), expected, as_position(known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         receipt = await self.run(flow)
         self._remember(receipt)
         return receipt
+
+    def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
+        return AsyncLease(self, session, agent, ttl_ms, new_id())
+
+    async def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt:
+        append = self._completed(handing_off(session, agent, to, data, event_id))
+        receipt = await self.run(append_flow(append, self.limits))
+        self._remember(receipt)
+        return receipt
+
+    async def set_policy(self, session: str, policy: Policy) -> None:
+        await self.run(policy_flow(session, policy))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         receipts = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))

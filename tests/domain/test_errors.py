@@ -84,7 +84,7 @@ def test_an_error_says_its_code_cause_and_remedy(code: str) -> None:
     entry = REGISTRY[code]
     error = entry.raised_as(code, "because of a test", session="s")
 
-    assert CODE.match(code) or code in ("BEHIND", "QUARANTINED", "UNREACHABLE", "USAGE")
+    assert CODE.match(code) or code in ("BEHIND", "FORK", "QUARANTINED", "UNREACHABLE", "USAGE")
     assert str(error) == f"{code}: because of a test ({entry.remedy})"
     assert error.facts == {"session": "s"}
     assert len(entry.remedy) > 10

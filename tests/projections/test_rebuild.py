@@ -170,6 +170,18 @@ def test_a_head_is_mended_but_never_over_one_that_moved_on(built: World) -> None
     assert built.verify() == []
 
 
+def test_a_mended_head_keeps_the_sessions_policy(built: World) -> None:
+    """Who may append outlives the loss of the head."""
+    built.log.set_policy("s-1", "strict")
+    built.redis.delete(built.keyspace.of("s-1").head("s-1"))
+
+    assert built.recover() == []
+
+    head = built.log.head("s-1")
+    assert head is not None
+    assert head.policy == "strict"
+
+
 def test_a_mended_head_takes_appends_where_the_log_ends(built: World) -> None:
     """After recovery the session goes on where it stopped, with the gate that its log has."""
     built.log.append("s-2", did("completed"))

@@ -112,7 +112,21 @@ def foreign_append(store: Store, session: str, kinds: str, body: bytes) -> list[
     names = [keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)]
     client: Any = store.client
     rows = client.fcall(
-        APPEND_FUNCTION, len(names), *names, identity.store, identity.epoch, session, "any", "", "", "", kinds, body, ""
+        APPEND_FUNCTION,
+        len(names),
+        *names,
+        identity.store,
+        identity.epoch,
+        session,
+        "any",
+        "",
+        "",
+        "",
+        "",
+        "",
+        kinds,
+        body,
+        "",
     )
     return [value.decode() for value in rows[0]]
 

@@ -23,8 +23,9 @@ def make_log(request: pytest.FixtureRequest, servers: Servers, make_store: Calla
         log = MemoryLog(clock_ms=lambda: next(ticks))
 
         def make(limits: Limits = Limits()) -> RunnableLog:  # noqa: B008 (a frozen value)
-            log.limits = limits
-            return log
+            another = log.another()
+            another.limits = limits
+            return another
 
         yield make
         return

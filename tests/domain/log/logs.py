@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, Protocol, TypeVar
@@ -13,7 +13,8 @@ import pytest
 from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
 from domain.codec import chain, genesis
 from domain.log import EventLog, Expected
-from domain.log.contract import AppendRequest
+from domain.log.contract import AppendRequest, Policy, Position
+from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
 from domain.log.protocol import Flow, Request
 
 T = TypeVar("T")
@@ -43,12 +44,24 @@ class Blocking:
         events: Event | Sequence[Event],
         *,
         expected: Expected = "any",
+        known: Receipt | Position | int | None = None,
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
         return self._runner.run(
-            self._log.append(session, events, expected=expected, dedupe=dedupe, traceparent=traceparent)
+            self._log.append(session, events, expected=expected, known=known, dedupe=dedupe, traceparent=traceparent)
         )
+
+    def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Any:
+        return BlockingLease(self._runner, self._runner.run(self._log.lease(session, agent, ttl_ms).take()))
+
+    def handoff(
+        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+    ) -> Receipt:
+        return self._runner.run(self._log.handoff(session, agent, to, data=data, event_id=event_id))
+
+    def set_policy(self, session: str, policy: Policy) -> None:
+        self._runner.run(self._log.set_policy(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         return self._runner.run(self._log.append_many(appends))
@@ -91,6 +104,32 @@ class Blocking:
             except StopAsyncIteration:
                 return
             yield item
+
+
+class BlockingLease:
+    """An asyncio log's lease behind the blocking face."""
+
+    def __init__(self, runner: asyncio.Runner, lease: AsyncLease) -> None:
+        self._runner = runner
+        self._lease = lease
+
+    def __enter__(self) -> BlockingLease:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def append(self, events: Event | Sequence[Event], **options: Any) -> Receipt:
+        return self._runner.run(self._lease.append(events, **options))
+
+    def renew(self) -> None:
+        self._runner.run(self._lease.renew())
+
+    def release(self) -> None:
+        self._runner.run(self._lease.release())
+
+    def handoff(self, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = "") -> Receipt:
+        return self._runner.run(self._lease.handoff(to, data=data, event_id=event_id))
 
 
 class MakeLog(Protocol):

@@ -13,6 +13,7 @@ from domain import Append, Commit, Conflict, Damaged, Event, Limits, Receipt, Re
 from domain.codec import encode_body
 from domain.events import BUILT_IN
 from domain.log import Expected
+from domain.log.contract import Position
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import CALL_COMMITS, RegistryFlow, dedupe_flow
 from domain.session import GATE, kind_of
@@ -224,11 +225,11 @@ def test_a_repeat_with_an_exact_seq_returns_the_first_receipt(
 def test_a_repeat_expected_anywhere_is_found_behind_the_known_seq(log: RunnableLog, others: int) -> None:
     """A commit that may land anywhere is recognised among all those after the seq its producer knew."""
     log.append("s", note("0"))
-    (first,) = log.append_many([Append("s", notes("1", "2"), known=1)])
+    (first,) = log.append_many([Append("s", notes("1", "2"), known=Position(1))])
     _follow(log, "s", others)
     before = log.head("s")
 
-    (again,) = log.append_many([Append("s", notes("1", "2"), known=1)])
+    (again,) = log.append_many([Append("s", notes("1", "2"), known=Position(1))])
 
     assert isinstance(first, Receipt)
     assert isinstance(again, Receipt)
@@ -241,7 +242,7 @@ def test_a_new_commit_lands_however_far_behind_its_producer_is(log: RunnableLog)
     """A search that finds nothing ends in an append."""
     _follow(log, "s", 600)
 
-    (receipt,) = log.append_many([Append("s", notes("new"), known=0)])
+    (receipt,) = log.append_many([Append("s", notes("new"), known=Position(0))])
 
     assert isinstance(receipt, Receipt)
     assert (receipt.first_seq, receipt.appended) == (601, 1)
@@ -251,7 +252,7 @@ def test_a_new_commit_lands_however_far_behind_its_producer_is(log: RunnableLog)
 def test_a_repeat_is_recognised_behind_other_commits_of_the_same_call(log: RunnableLog, expected: Expected) -> None:
     """A repeat finds its commit in the log, and among the commits before it in its call, however the call begins."""
     first = log.append("s", notes("1"))
-    repeat = Append("s", notes("1"), expected=expected, known=None if expected == 0 else 0)
+    repeat = Append("s", notes("1"), expected=expected, known=None if expected == 0 else Position(0))
     new = Append("s", notes("2"), expected=1)
 
     answers = log.append_many([new, repeat, new, repeat])
@@ -267,8 +268,8 @@ def test_other_events_at_the_same_place_are_a_conflict(log: RunnableLog) -> None
     """Only the very same commit counts as a repeat."""
     log.append("s", notes("1", "2"), expected=0)
 
-    refused(lambda: log.append("s", notes("1", "3"), expected=0), Conflict, "SEQ_CONFLICT")
-    refused(lambda: log.append("s", notes("1"), expected=0), Conflict, "SEQ_CONFLICT")
+    refused(lambda: log.append("s", notes("1", "3"), expected=0), Conflict, "PART_KNOWN")
+    refused(lambda: log.append("s", notes("1"), expected=0), Conflict, "PART_KNOWN")
 
 
 def test_a_repeat_is_recognised_also_in_a_session_that_closed_since(log: RunnableLog) -> None:
