@@ -282,12 +282,17 @@ class Group:
         wait_until(self.is_settled, timeout_s=PATIENCE_S, message=f"the group settles; {self.state()}")
 
     def wait_for_failover(self, old: Node) -> Node:
-        """Waits until another server is primary, by its own word and that of most Sentinels, and returns it."""
+        """Waits until another server is primary, by its own word and that of every Sentinel, and returns it.
+
+        Every one: a Sentinel that slept through the failover would make the new primary a replica of an old one that
+        came back sooner than the news.
+        """
 
         def has_moved() -> bool:
             try:
                 new = self.primary()
-                return new is not old and new.answers_at_all and new.role()[0] == "master"
+                named = {self._named_by(sentinel) for sentinel in self.sentinels if sentinel.answers_at_all}
+                return new is not old and named == {new.address} and new.role()[0] == "master"
             except (redis.RedisError, OSError, AssertionError):
                 return False
 
