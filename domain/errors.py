@@ -109,6 +109,7 @@ class Entry(NamedTuple):
 
 
 _ID_RULE = "use 1 to 200 of the characters A-Z a-z 0-9 . _ : @ / + -"
+_ACCEPT = "bring back the server that holds them, or see `muster epoch show` and accept the loss: `muster epoch accept`"
 _OPERATOR = "run `muster projection verify --all`, then `muster recover plan`"
 
 REGISTRY: dict[str, Entry] = {
@@ -166,6 +167,7 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
+    "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
     # -- try again ---------------------------------------------------------------------------------------------------
@@ -179,6 +181,10 @@ REGISTRY: dict[str, Entry] = {
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
     "OUTCOME_UNKNOWN": Entry(
         OutcomeUnknown, "send the same events with the same ids again: what is there is recognised"
+    ),
+    "DURABILITY_SHORT": Entry(
+        OutcomeUnknown,
+        "append the same again: it is recognised and waited for; or take the receipt in `facts` as it is",
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
     # -- ask an operator ---------------------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ REGISTRY: dict[str, Entry] = {
     "STORE_CHANGED": Entry(
         Misconfigured, "this is not the store the client opened: check the address, then open it again"
     ),
-    "EPOCH_CHANGED": Entry(Misconfigured, "open the store again; it may have lost a tail in between"),
+    "EPOCH_CHANGED": Entry(Misconfigured, "open the store again: an operator accepted that it lost commits"),
     "PARTITIONS_DIFFER": Entry(Misconfigured, "leave the partition count out, or give the one the store was made with"),
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
@@ -203,11 +209,13 @@ REGISTRY: dict[str, Entry] = {
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
+    "KEY_DAMAGED": Entry(Damaged, _OPERATOR),
+    "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),
     "LOG_ALTERED": Entry(Damaged, _OPERATOR),
-    "TAIL_LOST": Entry(Damaged, _OPERATOR),
-    "FORK": Entry(Damaged, _OPERATOR),
+    "TAIL_LOST": Entry(Damaged, _ACCEPT),
+    "FORK": Entry(Damaged, _ACCEPT),
     "EVENT_ILLEGAL": Entry(
         Damaged, "the event breaks the transition table: find the producer that does not state its kinds truly"
     ),

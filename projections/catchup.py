@@ -20,7 +20,7 @@ from msgspec import Struct
 from domain.agent import NOTHING, Totals, contributions, difference, merge
 from domain.codec import Commit
 from domain.errors import Damaged
-from domain.log.contract import EventLog
+from domain.log.contract import EventLog, Position
 from projections import agent_view, session_view
 from projections.session_view import Folding
 from projections.store import (
@@ -59,6 +59,7 @@ class Outcome(Struct, frozen=True):
     checkpoints: dict[int, bytes]
     moved: dict[str, Totals]
     parked: Parked | None
+    position: Position
 
 
 class Projected(Struct, frozen=True):
@@ -67,6 +68,8 @@ class Projected(Struct, frozen=True):
     events: int
     sessions: int
     parked: int
+    #: Where the views of its sessions stand now.
+    positions: dict[str, Position]
 
 
 def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
@@ -88,7 +91,12 @@ def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
         events=events,
         operations=writes(store, batch.partition, outcomes),
     )
-    return Projected(events, len(outcomes), sum(outcome.parked is not None for outcome in outcomes))
+    return Projected(
+        events,
+        len(outcomes),
+        sum(outcome.parked is not None for outcome in outcomes),
+        {outcome.session: outcome.position for outcome in outcomes},
+    )
 
 
 def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Commit]) -> Outcome | None:
@@ -116,7 +124,8 @@ def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Com
 def _outcome(folding: Folding, before: dict[str, Totals], parked: Parked | None) -> Outcome:
     view = folding.view
     moved = difference(before, contributions(view))
-    return Outcome(view.session, session_view.encode(view), folding.checkpoints, moved, parked)
+    position = Position(view.seq, view.digest)
+    return Outcome(view.session, session_view.encode(view), folding.checkpoints, moved, parked, position)
 
 
 def from_log(log: EventLog, session: str, to_seq: int | None) -> tuple[Folding, Parked | None]:

@@ -16,13 +16,14 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
 from domain.errors import Damaged
-from domain.log.contract import EventLog, Head
+from domain.log.contract import EventLog, Head, Position
 from domain.log.protocol import parse_entry
+from domain.log.witness import Loss
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.session_view import Folding
@@ -52,12 +53,14 @@ class Kind(NamedTuple):
 
 _REPAIR: Final = "muster recover apply"
 _OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
+_ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
 
 #: Every code a finding may carry.
 KINDS: Final[dict[str, Kind]] = {
     "LOG_GAP": Kind("log", "critical", _OPERATOR),
     "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
     "TAIL_LOST": Kind("log", "critical", _OPERATOR),
+    "FORK": Kind("log", "critical", _ACCEPT),
     "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
     "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
@@ -135,6 +138,10 @@ class Examination(Struct, frozen=True):
     contributed: dict[str, Totals] | None
     damage: Parked | None
     verified: Head
+    #: What a witness knows that the log does not hold, though it is whole: somebody who reported it, or a stored value,
+    #: which then is no drift of its own.
+    loss: Loss | None = None
+    loss_is_reported: bool = False
 
     @property
     def quarantined(self) -> bool:
@@ -204,6 +211,9 @@ class Validator:
                 judged = False
             else:
                 merge(totals, examination.contributed)
+        for loss in self._store.losses(partition):
+            if not self._store.is_registered(loss.session):
+                yield _loss_finding(partition, loss, quarantined=False)
         if judged:
             yield from self._agent_findings(partition, stored, totals)
 
@@ -223,6 +233,7 @@ class Validator:
         given.
         """
         remaining = iter(sessions)
+        reports = self._store.losses(partition)
         while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
             cursor, snapshots = self._snapshots(partition, page)
             cursor = views_at if views_at is not None else cursor
@@ -236,7 +247,7 @@ class Validator:
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
             for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
-                yield self._examine(snapshot, Reading(commits), cursor, pending, pending_since)
+                yield self._examine(snapshot, Reading(commits), cursor, pending, pending_since, reports)
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
         keys = self._store.keys(partition)
@@ -267,6 +278,7 @@ class Validator:
         cursor: Cursor,
         pending: dict[str, int],
         pending_since: dict[str, int],
+        reports: Sequence[Loss],
     ) -> Examination:
         session = snapshot.session
         head_seq = max(snapshot.last_seq, snapshot.head.seq if snapshot.head is not None else 0, 1)
@@ -299,7 +311,32 @@ class Validator:
             kept = session_view.readable(snapshot.view, session)
             contributed = contributions(kept) if kept is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
-        return Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
+        found = Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
+        if damage is None:
+            for loss in reports:
+                if loss.session == session and not self._holds(session, loss.last):
+                    return structs.replace(found, loss=loss, loss_is_reported=True)
+            return structs.replace(found, loss=self._loss_by_stored_values(found))
+        return found
+
+    def _loss_by_stored_values(self, found: Examination) -> Loss | None:
+        """What a view or checkpoint that is whole, and not what the log says, knows of another history of the
+        session."""
+        snapshot, session = found.snapshot, found.snapshot.session
+        stored = [] if snapshot.view in (None, found.view) else [snapshot.view]
+        stored += [value for seq, value in snapshot.checkpoints.items() if value != found.checkpoints.get(seq)]
+        for value in stored:
+            view = session_view.readable(value, session)
+            if view is not None and view.seq and not self._holds(session, Position(view.seq, view.digest)):
+                ends_at = found.verified.seq
+                code = "TAIL_LOST" if view.seq > ends_at else "FORK"
+                return Loss(session, code, min(view.seq, ends_at + 1), Position(view.seq, view.digest), ())
+        return None
+
+    def _holds(self, session: str, position: Position) -> bool:
+        """Whether the log holds a position: digests are chained, so then it holds everything before it too."""
+        commits = self._log.read(session, after=position.seq - 1, to=position.seq)
+        return any((commit.last_seq, commit.digest) == (position.seq, position.digest) for commit in commits)
 
     def _stored_totals(self, partition: int) -> tuple[Cursor, dict[str, bytes | None]]:
         """The stored totals of all agents of a partition, with the cursor they belong to."""
@@ -337,6 +374,10 @@ class Validator:
             yield finding("QUARANTINED", partition, session=session, quarantined=True)
         if damage is None:
             yield from self._head_findings(partition, found)
+        if found.loss is not None:
+            yield _loss_finding(partition, found.loss, quarantined=found.quarantined)
+            if not found.loss_is_reported:
+                return
         yield from _view_findings(partition, found)
         yield from _checkpoint_findings(partition, found)
 
@@ -410,6 +451,18 @@ class Validator:
                 except Damaged as damaged:
                     have = {"unreadable": damaged.cause}
                 yield finding("AGENT_DIFFERS", partition, agent=agent, **difference(have, _fields(should)))
+
+
+def _loss_finding(partition: int, loss: Loss, *, quarantined: bool) -> Finding:
+    lost = [{"first_seq": one.first_seq, "last_seq": one.last_seq, "digest": one.digest} for one in loss.receipts]
+    return finding(
+        loss.code,
+        partition,
+        session=loss.session,
+        first_bad_seq=loss.first_bad_seq,
+        rebuilt={"seq": loss.last.seq, "digest": loss.last.digest, "lost": lost},
+        quarantined=quarantined,
+    )
 
 
 def _view_findings(partition: int, found: Examination) -> Iterator[Finding]:

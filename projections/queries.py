@@ -6,6 +6,7 @@ reader waits. What it gets is the same, only later.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from heapq import merge as merged
 from itertools import groupby, islice
@@ -13,10 +14,11 @@ from typing import Any, Final
 
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
-from domain.errors import Damaged, NotFound
+from domain.errors import Damaged, DeadlineExceeded, NotFound
 from domain.events import check_session
 from domain.invariants import broken_law
-from domain.log.contract import EventLog, Head
+from domain.log.contract import EventLog, Head, Receipt
+from domain.log.protocol import lost, position_of
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.catchup import from_log
@@ -34,9 +36,18 @@ class Views:
         self._store = store
         self._log = log
 
-    def session(self, session: str) -> dict[str, Any]:
-        """A session as it stands. Raises NotFound (SESSION_UNKNOWN)."""
+    def session(self, session: str, *, at_least: Receipt | None = None, wait_s: float = 5.0) -> dict[str, Any]:
+        """A session as it stands.
+
+        With `at_least`, the receipt of an append, not before that commit is in its view: read your own writes. Waits
+        for it up to `wait_s`.
+
+        Raises NotFound (SESSION_UNKNOWN), DeadlineExceeded (BEHIND), and Damaged (TAIL_LOST, FORK) if the log does
+        not hold the commit of the receipt.
+        """
         check_session(session)
+        if at_least is not None:
+            self._wait_for(at_least, wait_s)
         found = self._documents([session])
         if not found:
             raise unknown_session(session)
@@ -82,6 +93,26 @@ class Views:
         )
         for agent, total in islice(totals, limit):
             yield agent_view.document(agent, total)
+
+    def _wait_for(self, receipt: Receipt, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        session, seen = receipt.session, receipt.position
+        while True:
+            view = session_view.readable(self._store.views([session])[0], session)
+            head = position_of(self._store.heads([session])[0])
+            if head.seq < seen.seq:
+                raise lost(session, "TAIL_LOST", seen, head)
+            if view is not None and view.seq >= seen.seq:
+                break
+            if time.monotonic() > deadline:
+                stands_at = view.seq if view is not None else 0
+                raise DeadlineExceeded(
+                    "BEHIND", f"the view of session {session} stands at {stands_at}, not yet at {seen.seq}"
+                )
+            time.sleep(0.002)
+        at = self._log.read(session, after=seen.seq - 1, to=seen.seq)
+        if seen.digest is not None and not any(commit.digest == seen.digest for commit in at):
+            raise lost(session, "FORK", seen, head)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 

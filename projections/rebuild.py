@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+import msgspec
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING
 from domain.log.contract import EventLog
-from projections import agent_view
+from projections import agent_view, session_view
 from projections.drift import Examination, Validator
 from projections.store import (
     NO_SPANS,
@@ -166,6 +167,10 @@ class Rebuild:
     def _changes(self, found: Examination) -> Iterator[Operation]:
         """The writes that make a session's stored state what its log says."""
         snapshot, session = found.snapshot, found.snapshot.session
+        if found.loss is not None and not found.loss_is_reported:
+            # A view or checkpoint that is replaced now knew of it: it stays named until an operator accepts it.
+            report = msgspec.json.encode(found.loss)
+            yield Operation("HSET", self._keys.lost, (f"{session} {session_view.NAME}", report))
         nothing_yet = found.expected_seq == 0 and snapshot.view is None
         if snapshot.view != found.view and not nothing_yet:
             if snapshot.view is not None:

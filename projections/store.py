@@ -20,6 +20,7 @@ from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
+from domain.log.witness import Loss
 from projections import agent_view, session_view
 
 #: How many feed entries are read at a time.
@@ -267,6 +268,11 @@ class ProjectionStore:
             {"code": (code or b"?").decode(), "first_bad_seq": int(first_bad_seq or 0)}
             for code, first_bad_seq in reasons
         ]
+
+    def losses(self, partition: int) -> list[Loss]:
+        """What witnesses reported lost in a partition, and nobody accepted yet."""
+        reports = self.client.hvals(self.keys(partition).lost)
+        return [msgspec.json.decode(report, type=Loss) for report in reports]
 
     def flags(self, session: str) -> str:
         """The flags of a head that is lost, by what they point at."""

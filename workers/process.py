@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 #: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is
 #: read again, so a line in the log says enough; anything else is logged with its traceback.
 PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
+#: How often a worker looks whether the server became another one, in seconds.
+SERVER_LOOK_S = 1.0
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
 
@@ -49,7 +51,9 @@ class Projector:
     def project(self, batch: Batch) -> None:
         """Applies a batch; one without an end means that the partition is to be brought up to date from the log."""
         if batch.cursor_to is not None:
-            catchup.apply(self._store, self._log, batch)
+            projected = catchup.apply(self._store, self._log, batch)
+            for session, position in projected.positions.items():
+                self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
             return
         rebuild = Rebuild(
             self._store,
@@ -89,9 +93,18 @@ def run(settings: Settings, stop: Event) -> None:
         worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
         worker.start()
         logger.info("worker %s runs", worker_id)
-        stop.wait()
+        while not stop.wait(SERVER_LOOK_S):
+            look_at_server(log)
         logger.info("worker %s drains", worker_id)
         worker.stop(timeout=int(settings.worker.drain_s * 1000))
+
+
+def look_at_server(log: SessionLog) -> None:
+    """Compares what this worker saw with the server, if that changed. What is lost is reported into the store."""
+    try:
+        log.compare_if_changed()
+    except MusterError as error:
+        logger.warning("the server changed and cannot be compared yet: %s", error)
 
 
 def main() -> int:

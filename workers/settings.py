@@ -21,8 +21,10 @@ from domain.log import Connecting
 
 PREFIX: Final = "MUSTER_"
 _SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
-#: Names under the prefix that are no settings: they belong to the scripts.
-NOT_SETTINGS: Final = frozenset({"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CHAOS", "MUSTER_CONFIG"})
+#: Names under the prefix that are no settings: they belong to the scripts and to the tests.
+NOT_SETTINGS: Final = frozenset(
+    {"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CONFIG", "MUSTER_CHAOS", "MUSTER_CHAOS_SEED"}
+)
 
 Positive = Annotated[int, Meta(ge=1)]
 

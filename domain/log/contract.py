@@ -37,7 +37,8 @@ class Receipt(Struct, frozen=True):
 
     `first_seq` to `last_seq` are the events' own; `digest` is the session's after `last_seq` (None after a
     deduplicated append whose last event was known before). `at_ms` is server time. `appended` events are new,
-    `duplicates` were there already.
+    `duplicates` were there already. `durability` is what was proved: `memory` (the server replied), `local` (on its
+    disk), `replicated(k)` (in the memory of k replicas); only what the log was opened to want is looked for.
     """
 
     session: str
@@ -47,7 +48,7 @@ class Receipt(Struct, frozen=True):
     at_ms: int
     appended: int
     duplicates: int = 0
-    durability: Literal["memory"] = "memory"
+    durability: str = "memory"
 
     @property
     def position(self) -> Position:

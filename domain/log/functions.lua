@@ -12,6 +12,7 @@
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
 --   owner     hash    worker, token, deadline (server ms), counter
 --   cursor    hash    position (feed total applied), events
+--   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 
 local DIGEST_LENGTH = 20
 local SEARCH_LIMIT = 256
@@ -29,6 +30,22 @@ local function integer(value)
   return string.format('%.0f', value)
 end
 
+-- The number that a text of digits is; nil for any other text, and for one that a double cannot hold exactly.
+local function whole(text)
+  return text and #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+
+local function is_integer(text)
+  return #text <= 15 and string.match(text, '^%-?%d+$') ~= nil
+end
+
+-- An error reply unless there are so many keys and arguments. Nil where they should be would fail half-way.
+local function miscounted(keys, args, key_count, argument_count)
+  if #keys ~= key_count or #args ~= argument_count then
+    return redis.error_reply('ARGUMENTS_INVALID it takes ' .. key_count .. ' keys and ' .. argument_count .. ' arguments')
+  end
+end
+
 local function server_ms()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -39,8 +56,8 @@ local function read_head(key)
   if not packed then
     return nil
   end
-  local seq, digest, gate, ms, flags = string.match(packed, '^(%d+) (%x+) (%a) (%d+) (%S+)$')
-  if not seq then
+  local seq, digest, gate, ms, flags = string.match(packed, '^(%d+) (%x+) ([oce]) (%d+) (%S+)$')
+  if not whole(seq) or not whole(ms) then
     return nil, true
   end
   return { seq = tonumber(seq), digest = digest, gate = gate, ms = tonumber(ms), flags = flags,
@@ -87,16 +104,20 @@ local function open_store(key, store, epoch)
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
     return nil, redis.error_reply('STORE_CHANGED the store here is ' .. stored[1])
-  elseif stored[2] ~= epoch then
+  elseif tonumber(epoch) < tonumber(stored[2]) then
     return nil, redis.error_reply('EPOCH_CHANGED the store is at epoch ' .. stored[2])
   end
-  return {
-    partition = tonumber(stored[3]),
-    partitions = tonumber(stored[4]),
-    total = tonumber(stored[5]),
-    max_events = tonumber(stored[6]),
-    max_bytes = tonumber(stored[7]),
+  local meta = {
+    partition = whole(stored[3]),
+    partitions = whole(stored[4]),
+    total = whole(stored[5]) or 0, -- the feed knows better, see there
+    max_events = whole(stored[6]),
+    max_bytes = whole(stored[7]),
   }
+  if not (meta.partition and meta.partitions and meta.partitions > 0 and meta.max_events and meta.max_bytes) then
+    return nil, redis.error_reply('STORE_DAMAGED ' .. key .. ' lacks a number')
+  end
+  return meta
 end
 
 -- The head of a session without events; or nil and why there can be none.
@@ -117,7 +138,7 @@ end
 
 local function quarantined(hold)
   local reason = redis.call('HMGET', hold, 'code', 'first_bad_seq')
-  return { 'DAMAGED', 'QUARANTINED', tostring(reason[1]), tostring(reason[2]) }
+  return { 'DAMAGED', 'QUARANTINED', reason[1] or '?', whole(reason[2]) and reason[2] or '0' }
 end
 
 -- The lease of a session; read once a call, then as the commits of the call leave it.
@@ -191,8 +212,8 @@ local function decide(commit, head, meta, now)
   if commit.expected == 'new' then
     expected = 0
   elseif commit.expected ~= 'any' then
-    expected = tonumber(commit.expected)
-    if not expected or expected < 0 or expected ~= math.floor(expected) then
+    expected = whole(commit.expected)
+    if not expected then
       return { 'REFUSED', 'EXPECTED_INVALID', commit.expected }
     end
   end
@@ -223,7 +244,7 @@ local function decide(commit, head, meta, now)
     end
   end
 
-  if commit.not_after and now > commit.not_after then
+  if commit.not_after ~= '' and now > (whole(commit.not_after) or -1) then
     return { 'REFUSED', 'TOO_LATE', integer(now) }
   end
   if not head then
@@ -282,6 +303,26 @@ local function decide(commit, head, meta, now)
   return reply, after
 end
 
+-- Decides on one commit as the commits before it in the call leave its session.
+local function judge(commit, heads, searching, meta, now)
+  local head, unreadable = heads[commit.session], false
+  if not head then
+    head, unreadable = read_head(commit.head)
+  end
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif searching[commit.session] and commit.expected == 'any' then
+    -- The library sends the commit before this one again, and this one after it: their order is the caller's.
+    return { 'SEARCH', integer(head and head.seq or 0), head and head.digest or '' }
+  end
+  local reply, after, repeats = decide(commit, head, meta, now)
+  searching[commit.session] = searching[commit.session] or reply[1] == 'SEARCH'
+  if after then
+    after.new = head == nil or head.seq == 0 or head.new
+  end
+  return reply, after, repeats
+end
+
 -- Adds one entry to the feed and moves the running total. A total that was rolled back behind the feed must not lose the
 -- entry of commits that are written already: then the total is taken from the feed.
 local function feed(meta, stream, total, count, now, packed)
@@ -315,7 +356,11 @@ local function append(keys, args)
     return problem
   end
   local now = server_ms()
-  local replies, heads, accepted, searching = {}, {}, {}, {}
+  local replies, heads, accepted, searching, has_new = {}, {}, {}, {}, false
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of one partition')
+  end
 
   for number = 1, count do
     local arg, key = 2 + (number - 1) * ARGUMENTS, 3 + (number - 1) * 3
@@ -330,7 +375,7 @@ local function append(keys, args)
       expected = args[arg + 2],
       known = tonumber(known),
       known_digest = known_digest ~= '' and known_digest or nil,
-      not_after = tonumber(args[arg + 4]),
+      not_after = args[arg + 4],
       token = args[arg + 5],
       heir = args[arg + 6],
       ids = args[arg + 7],
@@ -338,28 +383,25 @@ local function append(keys, args)
       body = args[arg + 9],
       trace = args[arg + 10],
     }
-    local head, unreadable = heads[commit.session], false
-    if not head then
-      head, unreadable = read_head(commit.head)
+    if commit.log ~= tag .. 'log:' .. commit.session or commit.head ~= tag .. 'head:' .. commit.session
+      or commit.hold ~= tag .. 'hold:' .. commit.session then
+      return redis.error_reply('ARGUMENTS_INVALID the keys of commit ' .. number .. ' are not those of its session')
     end
-    if unreadable then
-      replies[number] = { 'DAMAGED', 'HEAD_MISSING' }
-    else
-      local reply, after, repeats = decide(commit, head, meta, now)
-      if searching[commit.session] and after and commit.expected == 'any' then
-        -- The library sends the commit before this one again, and this one after it: their order is the caller's.
-        reply, after = { 'SEARCH', integer(head and head.seq or 0), head and head.digest or '' }, nil
-      end
-      searching[commit.session] = searching[commit.session] or reply[1] == 'SEARCH'
-      replies[number] = reply
-      if after then
-        after.new = head == nil or head.seq == 0 or head.new
-        heads[commit.session] = after
-      end
-      if after or repeats then
-        accepted[#accepted + 1] = { commit = commit, reply = reply, head = after }
-      end
+    -- Nothing was written yet, so whatever fails in here (a key of another type) is the trouble of this session alone.
+    local is_whole, reply, after, repeats = pcall(judge, commit, heads, searching, meta, now)
+    replies[number] = is_whole and reply or { 'DAMAGED', 'KEY_DAMAGED' }
+    if is_whole and after then
+      heads[commit.session] = after
+      has_new = has_new or after.new
     end
+    if is_whole and (after or repeats) then
+      accepted[#accepted + 1] = { commit = commit, reply = reply, head = after }
+    end
+  end
+  -- What all sessions share can fail only by its type.
+  if #accepted > 0 and (type(redis.pcall('XLEN', keys[3])) == 'table'
+    or has_new and type(redis.pcall('ZCARD', keys[2])) == 'table') then
+    return redis.error_reply('STORE_DAMAGED the feed or the registry is of another type')
   end
 
   local fed, failed, events_fed = {}, {}, 0
@@ -397,6 +439,15 @@ end
 -- muster_init_1: makes a partition's store unless it has one. Reply: the store id that is there now.
 --   KEYS meta   ARGV store epoch partition partitions wire max_events max_bytes
 local function init(keys, args)
+  local problem = miscounted(keys, args, 1, 7)
+  if problem then
+    return problem
+  end
+  for index = 2, 7 do
+    if not whole(args[index]) then
+      return redis.error_reply('ARGUMENTS_INVALID ' .. args[index] .. ' is no number')
+    end
+  end
   local store = redis.call('HGET', keys[1], 'store')
   if store then
     return store
@@ -404,6 +455,14 @@ local function init(keys, args)
   redis.call('HSET', keys[1], 'store', args[1], 'epoch', args[2], 'partition', args[3], 'partitions', args[4],
     'wire', args[5], 'max_events', args[6], 'max_bytes', args[7], 'total', '0')
   return args[1]
+end
+
+-- An error reply unless the keys are meta, sessions, head and hold of one partition and of the session.
+local function not_of_session(keys, session)
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'head:' .. session or keys[4] ~= tag .. 'hold:' .. session then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  end
 end
 
 -- A session's head, made if it has none yet, unless the session is quarantined or cannot be here; then why.
@@ -431,7 +490,14 @@ end
 --   KEYS meta sessions head hold   ARGV store epoch session agent nonce ttl_ms
 --   Reply LEASED token deadline; HELD holder, ms until its deadline; REFUSED or DAMAGED code ...
 local function lease(keys, args)
-  local meta, problem = open_store(keys[1], args[1], args[2])
+  local problem = miscounted(keys, args, 4, 6) or not_of_session(keys, args[3])
+  if problem then
+    return problem
+  elseif not whole(args[6]) or args[4] == '' then
+    return redis.error_reply('ARGUMENTS_INVALID a lease has an agent and a time in ms')
+  end
+  local meta
+  meta, problem = open_store(keys[1], args[1], args[2])
   if not meta then
     return problem
   end
@@ -457,7 +523,14 @@ end
 --   KEYS meta sessions head hold   ARGV store epoch session policy
 --   Reply OK; HELD holder, ms until its deadline; REFUSED or DAMAGED code ...
 local function policy(keys, args)
-  local meta, problem = open_store(keys[1], args[1], args[2])
+  local problem = miscounted(keys, args, 4, 4) or not_of_session(keys, args[3])
+  if problem then
+    return problem
+  elseif args[4] ~= 'any' and args[4] ~= 'strict' and args[4] ~= 'leased' then
+    return redis.error_reply('ARGUMENTS_INVALID there is no policy ' .. args[4])
+  end
+  local meta
+  meta, problem = open_store(keys[1], args[1], args[2])
   if not meta then
     return problem
   end
@@ -476,10 +549,58 @@ local function policy(keys, args)
   return { 'OK' }
 end
 
+-- muster_touch_1: writes something, so that replicas and the disk can be waited for. KEYS meta, ARGV store. Reply OK.
+local function touch(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  redis.call('HINCRBY', keys[1], 'touched', 1)
+  return 'OK'
+end
+
+-- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
+--   KEYS meta lost   ARGV store session witness report (JSON; "" takes it back)   Reply OK
+local function report(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  local name = args[2] .. ' ' .. args[3]
+  if args[4] == '' then
+    redis.call('HDEL', keys[2], name)
+  else
+    redis.call('HSET', keys[2], name, args[4])
+  end
+  return 'OK'
+end
+
+-- muster_raise_1: raises a partition's epoch, unless it is there already. What was reported lost goes to the audit stream.
+--   KEYS meta lost audit   ARGV store epoch who   Reply: how many reports were accepted
+local function raise(keys, args)
+  if redis.call('HGET', keys[1], 'store') ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+  local reports = redis.call('HGETALL', keys[2])
+  for index = 1, #reports, 2 do
+    redis.call('XADD', keys[3], '*', 'who', args[3], 'what', 'loss accepted', 'epoch', args[2], 'session',
+      string.match(reports[index], '^%S+'), 'report', reports[index + 1])
+  end
+  redis.call('DEL', keys[2])
+  if tonumber(redis.call('HGET', keys[1], 'epoch')) < tonumber(args[2]) then
+    redis.call('HSET', keys[1], 'epoch', args[2])
+  end
+  return #reports / 2
+end
+
 -- muster_claim_1: takes a partition's lease if it is free, past its deadline, already the caller's, or `force` is "1".
 --   KEYS owner   ARGV worker nonce ttl_ms force
 --   Reply the token, or {holder, ms until its deadline}
 local function claim(keys, args)
+  local problem = miscounted(keys, args, 1, 4)
+  if problem then
+    return problem
+  elseif not whole(args[3]) then
+    return redis.error_reply('ARGUMENTS_INVALID a lease has a time in ms')
+  end
   local now = server_ms()
   local holder = redis.call('HMGET', keys[1], 'worker', 'deadline')
   local left = (tonumber(holder[2]) or 0) - now
@@ -499,6 +620,12 @@ end
 -- muster_renew_1: moves the deadline of a lease that nobody took, a partition's or a session's. KEYS owner or hold, ARGV token
 --   ttl_ms. Reply 1, or 0 if it is lost.
 local function renew(keys, args)
+  local problem = miscounted(keys, args, 1, 2)
+  if problem then
+    return problem
+  elseif not whole(args[2]) then
+    return redis.error_reply('ARGUMENTS_INVALID a lease has a time in ms')
+  end
   if not holds(keys[1], args[1]) then
     return 0
   end
@@ -508,6 +635,10 @@ end
 
 -- muster_release_1: gives a lease back. KEYS owner or hold, ARGV token. Reply 1, or 0 if it was not the caller's any more.
 local function release(keys, args)
+  local problem = miscounted(keys, args, 1, 1)
+  if problem then
+    return problem
+  end
   if not holds(keys[1], args[1]) then
     return 0
   end
@@ -521,6 +652,33 @@ local STEP = {
   SET = false, DEL = false, PEXPIRE = false,
   HSET = 'hash', HDEL = 'hash', ZADD = 'zset', ZREM = 'zset', XADD = 'stream',
 }
+-- More arguments than this do not fit on Lua's stack when the command is called.
+local STEP_ARGUMENTS = 4000
+
+-- Whether a command of a step will succeed on a key of its type. `is_first`: nothing of the step was written before it.
+local function fits(command, arguments, is_first)
+  local count = #arguments
+  if count > STEP_ARGUMENTS then
+    return false
+  elseif command == 'DEL' then
+    return count == 0
+  elseif command == 'SET' then
+    return count == 1
+  elseif command == 'PEXPIRE' then
+    return count == 1 and whole(arguments[1])
+  elseif command == 'HDEL' or command == 'ZREM' then
+    return count >= 1
+  elseif command == 'XADD' then
+    -- A stream that stands further already refuses an id: then nothing else may be written yet.
+    return count >= 3 and count % 2 == 1 and (arguments[1] == '*' or is_first and string.match(arguments[1], '^%d+%-%d+$'))
+  end
+  for index = 1, count, 2 do
+    if command == 'ZADD' and not whole(arguments[index]) then
+      return false
+    end
+  end
+  return count >= 2 and count % 2 == 0
+end
 
 -- Deletes a derived key that is of another type than it should be: it is damaged, and would fail the step half-way.
 local function clear_unless(key, needs)
@@ -536,26 +694,34 @@ end
 --        index of its key, number of arguments, arguments
 --   Reply OK; LEASE_TAKEN; or {CURSOR_MOVED, position}
 local function step(keys, args)
+  local malformed = redis.error_reply('ERR malformed step')
+  if #keys < 2 or #args < 4 or args[3] ~= '' and not (whole(args[3]) and is_integer(args[4])) then
+    return malformed
+  end
+  local operations, at = {}, 5
+  while at <= #args do
+    local command, key, count = args[at], keys[whole(args[at + 1]) or 0], whole(args[at + 2])
+    if STEP[command] == nil or not key or key == keys[1] or key == keys[2] or not count or at + 2 + count > #args then
+      return malformed
+    end
+    local arguments = {}
+    for index = 1, count do
+      arguments[index] = args[at + 2 + index]
+    end
+    if not fits(command, arguments, #operations == 0) then
+      return malformed
+    end
+    operations[#operations + 1] = { command, key, unpack(arguments) }
+    at = at + 3 + count
+  end
   if not holds(keys[1], args[1]) then
     return { 'LEASE_TAKEN' }
   end
   clear_unless(keys[2], 'hash')
-  local position = string.match(redis.call('HGET', keys[2], 'position') or '', '^%d+$') or ''
+  local stored = redis.call('HMGET', keys[2], 'position', 'events')
+  local position = string.match(stored[1] or '', '^%d+$') or ''
   if position ~= args[2] then
     return { 'CURSOR_MOVED', position }
-  end
-  local operations, at = {}, 5
-  while at <= #args do
-    local command, key, count = args[at], keys[tonumber(args[at + 1])], tonumber(args[at + 2])
-    if STEP[command] == nil or not key or at + 2 + count > #args then
-      return redis.error_reply('ERR malformed step')
-    end
-    local operation = { command, key }
-    for index = 1, count do
-      operation[#operation + 1] = args[at + 2 + index]
-    end
-    operations[#operations + 1] = operation
-    at = at + 3 + count
   end
   for _, operation in ipairs(operations) do
     local needs = STEP[operation[1]]
@@ -565,6 +731,9 @@ local function step(keys, args)
     redis.call(unpack(operation))
   end
   if args[3] ~= '' then
+    if stored[2] and not is_integer(stored[2]) then
+      redis.call('HDEL', keys[2], 'events')
+    end
     redis.call('HSET', keys[2], 'position', args[3])
     redis.call('HINCRBY', keys[2], 'events', args[4])
   end
@@ -574,6 +743,12 @@ end
 -- muster_quarantine_1: closes a session for appends and notes why; the log stays as it is.
 --   KEYS head hold   ARGV session code first_bad_seq
 local function quarantine(keys, args)
+  local problem = miscounted(keys, args, 2, 3)
+  if problem then
+    return problem
+  elseif not whole(args[3]) then
+    return redis.error_reply('ARGUMENTS_INVALID ' .. args[3] .. ' is no seq')
+  end
   local head = read_head(keys[1])
     or { seq = 0, digest = string.sub(redis.sha1hex(args[1]), 1, DIGEST_LENGTH), gate = 'o', ms = 0, flags = '-' }
   with_flag(head, 'q', true)
@@ -586,6 +761,10 @@ end
 --   KEYS head log   ARGV head as it was read ("" for none), id of the log's last entry, new head
 --   Reply 1, or 0 if something moved
 local function mend_head(keys, args)
+  local problem = miscounted(keys, args, 2, 3)
+  if problem then
+    return problem
+  end
   local last = redis.call('XREVRANGE', keys[2], '+', '-', 'COUNT', 1)[1]
   if (redis.call('GET', keys[1]) or '') ~= args[1] or not last or last[1] ~= args[2] then
     return 0
@@ -596,6 +775,9 @@ end
 
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_init_1', callback = init }
+redis.register_function { function_name = 'muster_touch_1', callback = touch }
+redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_raise_1', callback = raise, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_lease_1', callback = lease }
 redis.register_function { function_name = 'muster_policy_1', callback = policy }
 redis.register_function { function_name = 'muster_claim_1', callback = claim }

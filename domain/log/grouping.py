@@ -105,27 +105,37 @@ class TaskGrouping:
             # It begins when this turn of the loop ends, and takes what all tasks of the turn have to send.
             sender = loop.create_task(self._send_waiting())
             self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+            sender.add_done_callback(self._senders.discard)  # also of one that was cancelled before it began
         return await future
 
     async def _send_waiting(self) -> None:
-        while self._waiting:
-            group = self._waiting[:GROUP_REQUESTS]
-            del self._waiting[:GROUP_REQUESTS]
-            try:
-                answers = await self._send([request for requests, _ in group for request in requests])
-            except BaseException as error:
-                for _, future in group:
-                    if not future.done():
-                        future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                at = 0
-                for requests, future in group:
-                    if not future.done():
-                        future.set_result(answers[at : at + len(requests)])
-                    at += len(requests)
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            while self._waiting:
+                await self._send_group()
+        finally:
+            # In the same step as the last look at who waits. The task's callback comes later, and a caller that comes
+            # in between would rely on a sender that looks no more.
+            self._senders.discard(this)
+
+    async def _send_group(self) -> None:
+        group = self._waiting[:GROUP_REQUESTS]
+        del self._waiting[:GROUP_REQUESTS]
+        try:
+            answers = await self._send([request for requests, _ in group for request in requests])
+        except BaseException as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            at = 0
+            for requests, future in group:
+                if not future.done():
+                    future.set_result(answers[at : at + len(requests)])
+                at += len(requests)
 
 
 def _first(waiting: list[_Waiting]) -> list[_Waiting]:

@@ -44,6 +44,7 @@ KEYS: Final = (
     Key("{p}:feed", "stream", KeyClass.CONTROL, "for ever (trimming behind all cursors is later work)"),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
+    Key("{p}:lost", "hash", KeyClass.CONTROL, "until the loss is accepted; what witnesses reported lost"),
     Key("{p}:audit", "stream", KeyClass.CONTROL, "for ever"),
     Key("{p}:cursor:<projection>@<version>", "hash", KeyClass.DERIVED, "as long as the projection version"),
     Key("{p}:view:session:<session>", "string", KeyClass.DERIVED, "as long as the session"),
@@ -71,6 +72,7 @@ class PartitionKeys:
         self.feed = f"{tag}:feed"
         self.agents = f"{tag}:index:agents"
         self.audit = f"{tag}:audit"
+        self.lost = f"{tag}:lost"
         self._log = f"{tag}:log:"
         self._head = f"{tag}:head:"
         self._hold = f"{tag}:hold:"

@@ -18,6 +18,7 @@ from domain.errors import MusterError
 from domain.events import Event
 from domain.log.blocking import BlockingReads
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.exchange import new_id
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
@@ -48,7 +49,6 @@ from domain.log.protocol import (
     resolve_flow,
     with_ids,
 )
-from domain.log.redis_streams import new_id
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")

@@ -439,6 +439,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("STORE_CHANGED", Misconfigured, "STORE_CHANGED"),
     ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
     ("ARGUMENTS_INVALID", Refused, "ARGUMENTS_INVALID"),
+    ("STORE_DAMAGED", Damaged, "STORE_DAMAGED"),
     ("ERR Function not found", Misconfigured, "FUNCTIONS_MISSING"),
     ("OOM", Unavailable, "SERVER_OUT_OF_MEMORY"),
     ("READONLY", Unavailable, "SERVER_READ_ONLY"),

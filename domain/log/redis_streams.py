@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from threading import Lock
-from typing import Any, Self, TypeVar
+from contextlib import suppress
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import redis
 import redis.asyncio
-from msgspec import structs
 
-from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body
-from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Refused
+from domain.codec import DEFAULT_LIMITS, Commit, Limits
+from domain.errors import Misconfigured, MusterError, OutcomeUnknown
 from domain.events import Event
 from domain.log.blocking import BlockingReads
 from domain.log.connection import (
@@ -27,20 +25,19 @@ from domain.log.connection import (
     Connecting,
     connect,
     connect_async,
-    connection_error,
     raised,
     send,
     send_async,
 )
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.durability import parse_durability
+from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
-from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, Tokens, handing_off
+from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
 from domain.log.protocol import (
-    Call,
     Command,
     Flow,
-    Protocol,
     ReadBackFlow,
     ReadFlow,
     RegistryFlow,
@@ -54,115 +51,12 @@ from domain.log.protocol import (
     head_flow,
     policy_flow,
     resolve_flow,
-    with_ids,
 )
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
+from domain.log.witness import Loss
 
 T = TypeVar("T")
-
-#: How many commits without a reply a log remembers.
-REMEMBERED_DOUBTS = 1024
-#: How many sessions a log remembers the last seq of, so that an append anywhere need not ask for the head first.
-REMEMBERED_SESSIONS = 65536
-
-
-def new_id() -> str:
-    """An id for an event that came without one."""
-    return uuid4().hex
-
-
-class _ServerClock:
-    """The server's clock, as last heard of. It may jump, so a commit it takes for late is given a new time once."""
-
-    def __init__(self) -> None:
-        self._ahead_ms = 0.0
-
-    def learn(self, server_ms: int) -> None:
-        self._ahead_ms = server_ms - time.monotonic() * 1000
-
-    def now(self) -> int:
-        return int(time.monotonic() * 1000 + self._ahead_ms)
-
-
-class _Shell:
-    """What both shells share: the protocol of the open store, the last seq known of each session, and commits in doubt.
-
-    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what
-    is known since, or its repeat would not be recognised.
-    """
-
-    def __init__(self, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits) -> None:
-        self.keyspace = keyspace
-        self.identity = identity
-        self.limits = limits
-        self.connecting = connecting
-        self._protocol = Protocol(keyspace, identity.store, identity.epoch)
-        self.tokens = Tokens()
-        self._known: OrderedDict[str, Position] = OrderedDict()
-        self._doubted: OrderedDict[tuple[str, bytes], Position] = OrderedDict()
-        self._remembering = Lock()
-        self._clock = _ServerClock()
-        self._lifetime_ms = int(1000 * (connecting.retry_for_s + connecting.timeout_s))
-
-    def _completed(self, append: Append) -> Append:
-        """The append with ids for events that have none, what is known of its session, and the lease's token."""
-        given = tuple(event.id for event in append.events if event.id)
-        events = with_ids(append.events, new_id)
-        known = append.known
-        if known is None:
-            if self._doubted and events:
-                known = self._doubted.get((append.session, encode_body(events, self.limits)))
-            if known is None:
-                known = self._known.get(append.session)
-        token = append.token or self.tokens.of(append.session, events)
-        return structs.replace(append, events=events, known=known, token=token, ids=given)
-
-    def _stamped(self, requests: Sequence[Request]) -> list[Request]:
-        """The requests, each append with the time after which the server is to refuse it."""
-        not_after = self._clock.now() + self._lifetime_ms
-        return [
-            structs.replace(request, not_after=not_after) if isinstance(request, AppendRequest) else request
-            for request in requests
-        ]
-
-    def _mistimed(self, requests: Sequence[Request], answers: Sequence[Any]) -> list[int]:
-        """Which appends were refused as late although their time is not over here: then the server's clock jumped.
-
-        None of them is there, and none will come: they may be sent again with another time.
-        """
-        late = []
-        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-            is_late = isinstance(answer, Refused) and answer.code == "TOO_LATE"
-            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self._clock.now():
-                late.append(index)
-        for index in late:
-            self._clock.learn(answers[index].facts["server_ms"])
-        return late
-
-    def _doubt(self, requests: Sequence[Request]) -> None:
-        """Notes commits that were sent and got no reply."""
-        for request in requests:
-            if isinstance(request, AppendRequest) and request.known is not None:
-                self._doubted[request.session, request.body] = request.known
-                if len(self._doubted) > REMEMBERED_DOUBTS:
-                    self._doubted.popitem(last=False)
-
-    def _settle(self, requests: Sequence[Request]) -> None:
-        """Forgets the doubts about commits that got a reply."""
-        if self._doubted:
-            for request in requests:
-                if isinstance(request, AppendRequest):
-                    self._doubted.pop((request.session, request.body), None)
-
-    def _remember(self, receipt: Receipt | MusterError) -> None:
-        if isinstance(receipt, Receipt):
-            with self._remembering:
-                known = self._known.get(receipt.session)
-                if receipt.digest is not None and (known is None or known.seq < receipt.last_seq):
-                    self._known[receipt.session] = receipt.position
-                    self._known.move_to_end(receipt.session)
-                if len(self._known) > REMEMBERED_SESSIONS:
-                    self._known.popitem(last=False)
+_WHO_IS_IT: Final = ("INFO", "server", "replication")
 
 
 def _are_appends(requests: Sequence[Request]) -> bool:
@@ -181,33 +75,29 @@ def _with(answers: Sequence[Any], places: Sequence[int], again: Sequence[Any]) -
     return [replaced.get(place, answer) for place, answer in enumerate(answers)]
 
 
-def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> list[Any]:
-    """The answers to `count` requests, from the replies to the calls they became."""
-    answers: list[Any] = [None] * count
-    for call, reply in zip(calls, replies, strict=True):
-        found: list[Any]
-        if isinstance(reply, Exception):
-            found = [connection_error(reply)] * len(call.places)
-        else:
-            try:
-                found = call.answers(reply)
-            except MusterError as error:
-                found = [error] * len(call.places)
-        for place, answer in zip(call.places, found, strict=True):
-            answers[place] = answer
-    return answers
+def _exchange_options(connecting: Connecting, limits: Limits, durability: str, server: ServerSeen) -> dict[str, Any]:
+    """How a log over this connection exchanges requests."""
+    return {
+        "limits": limits,
+        "durability": parse_durability(durability),
+        "server": server,
+        "lifetime_ms": int(1000 * (connecting.retry_for_s + connecting.timeout_s)),
+        # Shorter than the connection waits for the reply to it.
+        "wait_ms": max(1, int(500 * connecting.timeout_s)),
+    }
 
 
-class SessionLog(_Shell, BlockingReads):
+class SessionLog(Exchanges, BlockingReads):
     """The log on Redis Streams, blocking. Safe to share between threads. See `EventLog` for what each method
     promises.
     """
 
     def __init__(
-        self, client: redis.Redis, keyspace: Keyspace, identity: Identity, connecting: Connecting, limits: Limits
+        self, client: redis.Redis, keyspace: Keyspace, identity: Identity, connecting: Connecting, **options: Any
     ) -> None:
-        super().__init__(keyspace, identity, connecting, limits)
+        super().__init__(keyspace, identity, **options)
         self.client = client
+        self.connecting = connecting
         self._appends = ThreadGrouping(self._send_requests)
 
     @classmethod
@@ -219,21 +109,29 @@ class SessionLog(_Shell, BlockingReads):
         namespace: str = "main",
         partitions: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        durability: str = "memory",
     ) -> Self:
         """Connects to a server and opens the store on it.
+
+        `durability` is what a commit must have reached when its receipt is given: `memory` (the server replied),
+        `local` (on its disk), `replicated(k)` (in the memory of k replicas). A commit that is written and reaches
+        less raises OutcomeUnknown (DURABILITY_SHORT).
 
         Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD,
         ACCESS_DENIED).
         """
         connecting = Connecting(url) if isinstance(url, str) else url
+        server = ServerSeen()
+        options = _exchange_options(connecting, limits, durability, server)
         client = connect(connecting)
+        _introduce(client, server)
         try:
             replies = send(client, open_commands(environment, namespace), connecting, wrote=False)
             identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             client.close()
             raise
-        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         log._clock.learn(now)
         return log
 
@@ -263,9 +161,7 @@ class SessionLog(_Shell, BlockingReads):
         else:
             append = Append(session, as_events(events), expected, as_position(known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        receipt = self.run(flow)
-        self._remember(receipt)
-        return receipt
+        return self.run(flow)
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
@@ -274,18 +170,25 @@ class SessionLog(_Shell, BlockingReads):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        receipt = self.run(append_flow(append, self.limits))
-        self._remember(receipt)
-        return receipt
+        return self.run(append_flow(append, self.limits))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        receipts = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        for receipt in receipts:
-            self._remember(receipt)
-        return receipts
+        return self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+
+    def compare(self) -> list[Loss]:
+        """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
+
+        It happens by itself when the server changed. What is lost is reported into the store (`muster epoch show`).
+        """
+        self._server.changed = True
+        return self._drive(self._comparing())
+
+    def compare_if_changed(self) -> list[Loss]:
+        """As `compare`, if connections lead to another server, or to one that started again, since the last time."""
+        return self.compare() if self._server.changed else []
 
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         while isinstance(found := self.run(resolve_flow(doubt)), Unsettled):
@@ -310,18 +213,29 @@ class SessionLog(_Shell, BlockingReads):
             raise _doubtful(unknown, requests) from unknown
 
     def _send_requests(self, requests: list[Request]) -> list[Any]:
-        calls = self._protocol.calls(requests)
-        wrote = any(call.writes for call in calls)
         try:
-            replies = send(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+            return self._drive(self._answering(requests))
         except OutcomeUnknown:
             self._doubt(requests)
             raise
-        self._settle(requests)
-        return _distribute(calls, replies, len(requests))
+
+    def _drive(self, wire: Wire[T]) -> T:
+        """Sends what a wire yields, to its end, and returns its result."""
+        try:
+            sending = next(wire)
+            while True:
+                try:
+                    replies = send(self.client, sending.commands, self.connecting, wrote=sending.writes)
+                except MusterError as error:
+                    sending = wire.throw(error)
+                else:
+                    sending = wire.send(replies)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
-class AsyncSessionLog(_Shell):
+class AsyncSessionLog(Exchanges):
     """The log on Redis Streams for asyncio. See `EventLog` for what each method promises."""
 
     def __init__(
@@ -330,10 +244,11 @@ class AsyncSessionLog(_Shell):
         keyspace: Keyspace,
         identity: Identity,
         connecting: Connecting,
-        limits: Limits,
+        **options: Any,
     ) -> None:
-        super().__init__(keyspace, identity, connecting, limits)
+        super().__init__(keyspace, identity, **options)
         self.client = client
+        self.connecting = connecting
         self._appends = TaskGrouping(self._send_requests)
 
     @classmethod
@@ -345,17 +260,21 @@ class AsyncSessionLog(_Shell):
         namespace: str = "main",
         partitions: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        durability: str = "memory",
     ) -> Self:
         """As `SessionLog.open`."""
         connecting = Connecting(url) if isinstance(url, str) else url
+        server = ServerSeen()
+        options = _exchange_options(connecting, limits, durability, server)
         client = connect_async(connecting)
+        _introduce_async(client, server)
         try:
             replies = await send_async(client, open_commands(environment, namespace), connecting, wrote=False)
             identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
         except BaseException:
             await client.aclose()
             raise
-        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, limits)
+        log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         log._clock.learn(now)
         return log
 
@@ -385,9 +304,7 @@ class AsyncSessionLog(_Shell):
         else:
             append = Append(session, as_events(events), expected, as_position(known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        receipt = await self.run(flow)
-        self._remember(receipt)
-        return receipt
+        return await self.run(flow)
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
         return AsyncLease(self, session, agent, ttl_ms, new_id())
@@ -396,18 +313,25 @@ class AsyncSessionLog(_Shell):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        receipt = await self.run(append_flow(append, self.limits))
-        self._remember(receipt)
-        return receipt
+        return await self.run(append_flow(append, self.limits))
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        receipts = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        for receipt in receipts:
-            self._remember(receipt)
-        return receipts
+        return await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+
+    async def compare(self) -> list[Loss]:
+        """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
+
+        It happens by itself when the server changed. What is lost is reported into the store (`muster epoch show`).
+        """
+        self._server.changed = True
+        return await self._drive(self._comparing())
+
+    async def compare_if_changed(self) -> list[Loss]:
+        """As `compare`, if connections lead to another server, or to one that started again, since the last time."""
+        return await self.compare() if self._server.changed else []
 
     async def resolve(self, doubt: AppendRequest) -> Receipt | None:
         while isinstance(found := await self.run(resolve_flow(doubt)), Unsettled):
@@ -468,15 +392,48 @@ class AsyncSessionLog(_Shell):
             raise _doubtful(unknown, requests) from unknown
 
     async def _send_requests(self, requests: list[Request]) -> list[Any]:
-        calls = self._protocol.calls(requests)
-        wrote = any(call.writes for call in calls)
         try:
-            replies = await send_async(self.client, [call.command for call in calls], self.connecting, wrote=wrote)
+            return await self._drive(self._answering(requests))
         except OutcomeUnknown:
             self._doubt(requests)
             raise
-        self._settle(requests)
-        return _distribute(calls, replies, len(requests))
+
+    async def _drive(self, wire: Wire[T]) -> T:
+        """Sends what a wire yields, to its end, and returns its result."""
+        try:
+            sending = next(wire)
+            while True:
+                try:
+                    replies = await send_async(self.client, sending.commands, self.connecting, wrote=sending.writes)
+                except MusterError as error:
+                    sending = wire.throw(error)
+                else:
+                    sending = wire.send(replies)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def _introduce(client: redis.Redis, server: ServerSeen) -> None:
+    """Has every new connection ask which server it leads to."""
+
+    def ask(connection: Any) -> None:
+        connection.on_connect()
+        connection.send_command(*_WHO_IS_IT)
+        with suppress(redis.ResponseError):  # a user without the right to ask finds losses append by append
+            server.met(connection.read_response())
+
+    client.connection_pool.connection_kwargs["redis_connect_func"] = ask
+
+
+def _introduce_async(client: redis.asyncio.Redis, server: ServerSeen) -> None:
+    async def ask(connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command(*_WHO_IS_IT)
+        with suppress(redis.ResponseError):
+            server.met(await connection.read_response())
+
+    client.connection_pool.connection_kwargs["redis_connect_func"] = ask
 
 
 def create_store(

@@ -1,19 +1,19 @@
 """A proxy between a log and its server that does to appends what bad networks do.
 
-It forwards everything both ways, and lets the next fault of its plan befall every call of the append function. It
-knows as much of RESP as that takes: a request that holds the function's name is an append, and its reply is what the
-server sends next.
+It forwards everything both ways, and lets the next fault of its plan befall every call of the append function. A test
+may also strike at an exact moment of an append, such as kill the server. The proxy knows as much of RESP as that takes:
+a request that holds the function's name is an append, and its reply is what the server sends next.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import Final, NamedTuple
 
 from domain.log.protocol import APPEND_FUNCTION
 
@@ -31,13 +31,32 @@ class Fault(Enum):
     REPLY_LATE = "the reply comes when the client has given up"
 
 
+class Moment(Enum):
+    """Where in the life of an append a strike falls."""
+
+    ARRIVING = "before the server gets the request"
+    TAKEN = "when the request was handed to the server"
+    ANSWERED = "after the server answered, and before its client hears of it (it never will)"
+
+
+class Strike(NamedTuple):
+    """What is done at a moment of an append, while the append waits."""
+
+    moment: Moment
+    act: Callable[[], None]
+
+
 class Proxy:
-    """Listens on a loopback port, forwards to a server. `plan` is the faults of the next appends, in order."""
+    """Listens on a loopback port, forwards to a server.
+
+    `plan` is the faults of the next appends, in order, and `strikes` what strikes them.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.plan: deque[Fault] = deque()
+        self.strikes: deque[Strike] = deque()
         #: Requests that wait for the next append to be answered.
         self._late: list[bytes] = []
         self._lock = Lock()
@@ -89,7 +108,9 @@ class Proxy:
         """One connection: a request, its reply, the next request. Clients of the log never send ahead."""
         try:
             while request := client.recv(_CHUNK):
-                fault = self._fault_of(request)
+                fault, strike = self._what_befalls(request)
+                if strike and strike.moment is Moment.ARRIVING:
+                    strike.act()
                 if fault is Fault.REQUEST_LOST:
                     return
                 if fault is Fault.REQUEST_LATE:
@@ -97,7 +118,12 @@ class Proxy:
                         self._late.append(request)
                     return
                 upstream.sendall(request)
+                if strike and strike.moment is Moment.TAKEN:
+                    strike.act()
                 reply = upstream.recv(_CHUNK)
+                if strike and strike.moment is Moment.ANSWERED:
+                    strike.act()
+                    return
                 if not reply or not self._forward(client, reply, fault):
                     return
                 if APPEND_FUNCTION.encode() in request:
@@ -109,11 +135,12 @@ class Proxy:
                 self._open.discard(connection)
                 _break(connection)
 
-    def _fault_of(self, request: bytes) -> Fault:
+    def _what_befalls(self, request: bytes) -> tuple[Fault, Strike | None]:
         if APPEND_FUNCTION.encode() not in request:
-            return Fault.NONE
+            return Fault.NONE, None
         with self._lock:
-            return self.plan.popleft() if self.plan else Fault.NONE
+            fault = self.plan.popleft() if self.plan else Fault.NONE
+            return fault, self.strikes.popleft() if self.strikes else None
 
     def _forward(self, client: socket.socket, reply: bytes, fault: Fault) -> bool:
         """Hands a reply on, as far as the fault lets it; False if the connection is to break."""

@@ -10,11 +10,11 @@ import pytest
 from domain import Append, Event, OutcomeUnknown, Receipt, SessionLog
 from domain.log import Connecting
 from domain.log.contract import Expected
-from tests.chaos import at_length
+from tests.chaos.effort import FULL
 from tests.chaos.proxy import Fault, Proxy, proxied
 from tests.conftest import ENVIRONMENT, Store
 
-APPENDS = at_length(200, 2000)
+APPENDS = 2000 if FULL else 200
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 
 

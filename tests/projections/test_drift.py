@@ -246,6 +246,24 @@ def total_rolled_back(world: World) -> None:
     world.redis.hset(world.keyspace.of("s-1").meta, "total", 5)
 
 
+def view_of_a_fork(world: World) -> None:
+    view = folded(world.log, "s-1")
+    view.digest = "0" * 20
+    set_view(world, view)
+
+
+def view_of_a_lost_tail(world: World) -> None:
+    view = folded(world.log, "s-1")
+    view.seq, view.digest = 64, "0" * 20
+    set_view(world, view)
+
+
+def checkpoint_of_a_fork(world: World) -> None:
+    view = folded(world.log, "s-1", 53)
+    view.digest = "0" * 20
+    world.redis.hset(world.keyspace.of("s-1").checkpoints("s-1"), "53", session_view.encode(view))
+
+
 class Case(NamedTuple):
     """What is done to the store, and the one finding it makes: code, first bad seq, session, agent."""
 
@@ -276,6 +294,9 @@ CASES: Final = (
     Case(view_of_another_session, "VIEW_DIFFERS", 60, "s-1"),
     Case(view_behind, "VIEW_BEHIND", 60, "s-1"),
     Case(view_ahead, "VIEW_AHEAD", 60, "s-1"),
+    Case(view_of_a_fork, "FORK", 60, "s-1"),
+    Case(view_of_a_lost_tail, "TAIL_LOST", 61, "s-1"),
+    Case(checkpoint_of_a_fork, "FORK", 53, "s-1"),
     Case(parked_behind, "SESSION_PARKED", 61, "s-1"),
     Case(parked_for_nothing, "SESSION_PARKED", 61, "s-1"),
     Case(checkpoint_missing, "CHECKPOINT_MISSING", 53, "s-1"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
-from domain import Append
+from domain import Append, DeadlineExceeded
 from projections import session_view
 from projections.queries import state_at
 from tests.projections.world import World, did, folded, foreign_append, notes, raised_code
@@ -222,3 +223,31 @@ def test_an_unreadable_commit_hides_nothing_before_it(world: World) -> None:
     assert world.views.session("s")["seq"] == 1
     assert world.views.session_at("s", 1)["seq"] == 1
     assert raised_code(lambda: world.views.session_at("s", 2)) == "EVENT_UNREADABLE"
+
+
+# -- reading one's own writes ----------------------------------------------------------------------------------------
+
+
+def test_a_reader_with_a_receipt_waits_for_its_commit(world: World) -> None:
+    """It gets a view that holds the commit, or is told that the view is behind."""
+    receipt = world.log.append("s", did("broke"))
+
+    with pytest.raises(DeadlineExceeded, match="BEHIND"):
+        world.views.session("s", at_least=receipt, wait_s=0)
+    world.project()
+
+    assert world.views.session("s", at_least=receipt, wait_s=0)["state"] == "broken"
+    world.log.append("s", did("test_pass"))
+    world.project()
+    assert world.views.session("s", at_least=receipt, wait_s=0)["seq"] == 2
+
+
+def test_a_reader_with_a_receipt_of_what_is_lost_is_told(world: World) -> None:
+    """Waiting for it would be for ever: the log ends before it, or holds another commit there."""
+    receipt = world.log.append("s", did("broke"))
+    world.project()
+    beyond = structs.replace(receipt, last_seq=9)
+    other = structs.replace(receipt, digest="0" * 20)
+
+    assert raised_code(lambda: world.views.session("s", at_least=beyond)) == "TAIL_LOST"
+    assert raised_code(lambda: world.views.session("s", at_least=other)) == "FORK"

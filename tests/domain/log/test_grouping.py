@@ -159,6 +159,31 @@ async def test_an_error_reaches_every_task_of_the_group() -> None:
     assert [str(outcome) for outcome in outcomes] == ["the server went away"] * 9
 
 
+async def test_a_task_that_asks_again_when_all_groups_are_answered_at_once_is_answered() -> None:
+    """Its second request comes when no sender looks any more and the loop has not yet called them done."""
+    replies: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    sent = 0
+
+    async def send(requests: list[Request]) -> list[Any]:
+        nonlocal sent
+        sent += 1
+        await replies
+        return [None] * len(requests)
+
+    grouping = TaskGrouping(send)
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            await grouping.exchange([HeadRequest("s")])
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as callers:
+        for number in range(IN_FLIGHT):
+            callers.create_task(ask(1 if number else 2))
+            while sent <= number:  # each in a group of its own
+                await asyncio.sleep(0)
+        replies.set_result(None)
+
+
 def test_a_lone_producer_waits_for_nobody() -> None:
     """What is asked when nothing is under way leaves at once, alone."""
     sent: list[int] = []

@@ -1,0 +1,383 @@
+"""What a log does around its requests, whatever carries them: stamps, remembers, proves durability, compares with
+the server.
+
+A *wire* is a generator that yields what is to be sent (`Sending`) and is sent the replies, or thrown the typed
+error that sending raised. The shells drive wires; all that is decided between two sendings is decided here, once,
+for the blocking and the asyncio log alike.
+
+Theory of operation. After every failover, restart or restore the server at the other end may lack the end of the
+log. New connections learn the server's run id and replication id. When they changed, everything this log was told
+is in its store is compared with what is there, before the next answer is given. Apart from that every append
+carries what is known of its session, so a session that lost its tail, or has other commits at the same seqs, takes
+nothing more from a producer that knows. What is lost is reported into the store, for the operator, who accepts it
+by raising the epoch; then it is forgotten here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from typing import Any, TypeAlias, TypeVar
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct, structs
+
+from domain.codec import Limits, encode_body
+from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused
+from domain.log.connection import connection_error
+from domain.log.contract import Append, AppendRequest, Position, Receipt
+from domain.log.durability import Durability
+from domain.log.keys import Keyspace
+from domain.log.lease import Tokens
+from domain.log.protocol import Call, Command, Flow, Protocol, Request, with_ids
+from domain.log.store import Identity, parse_info
+from domain.log.witness import Loss, Witness
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+#: How many commits without a reply a log remembers.
+REMEMBERED_DOUBTS = 1024
+
+
+class Sending(Struct, frozen=True):
+    """Commands to be sent in one write; `writes`: without a reply it is unknown what they did."""
+
+    commands: list[Command]
+    writes: bool = False
+
+
+Wire: TypeAlias = Generator[Sending, list[Any], T]
+
+
+def new_id() -> str:
+    """An id for an event that came without one."""
+    return uuid4().hex
+
+
+class _ServerClock:
+    """The server's clock, as last heard of. It may jump, so a commit it takes for late is given a new time once."""
+
+    def __init__(self) -> None:
+        self._ahead_ms = 0.0
+
+    def learn(self, server_ms: int) -> None:
+        self._ahead_ms = server_ms - time.monotonic() * 1000
+
+    def now(self) -> int:
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+
+class ServerSeen:
+    """Which server the connections of a log lead to: its run id and replication id, and whether they changed."""
+
+    def __init__(self) -> None:
+        self._met: tuple[str, str] | None = None
+        self.changed = False
+
+    def met(self, info: bytes) -> None:
+        """Notes what a new connection was told (`INFO server replication`)."""
+        fields = parse_info(info)
+        met = (fields.get("run_id", ""), fields.get("master_replid", ""))
+        if self._met is not None and met != self._met:
+            logger.warning("the server changed: run id %s, replication id %s", *met)
+            self.changed = True
+        self._met = met
+
+
+class Exchanges:
+    """What both shells share: the protocol of the open store, and what this log was told and promised.
+
+    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what
+    is known since, or its repeat would not be recognised.
+    """
+
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        identity: Identity,
+        *,
+        limits: Limits,
+        durability: Durability,
+        server: ServerSeen,
+        lifetime_ms: int,
+        wait_ms: int,
+    ) -> None:
+        self.keyspace = keyspace
+        self.identity = identity
+        self.limits = limits
+        self.tokens = Tokens()
+        self.witness = Witness()
+        #: What was found lost and is not accepted yet, by session.
+        self.losses: dict[str, Loss] = {}
+        self._durability = durability
+        self._server = server
+        self._protocol = Protocol(keyspace, identity.store, identity.epoch)
+        self._doubted: OrderedDict[tuple[str, bytes], Position] = OrderedDict()
+        self._clock = _ServerClock()
+        self._lifetime_ms = lifetime_ms
+        self._wait_ms = wait_ms
+        self._name = new_id()[:12]
+
+    # -- before a request is sent ------------------------------------------------------------------------------------
+
+    def _completed(self, append: Append) -> Append:
+        """The append with ids for events that have none, what is known of its session, and the lease's token."""
+        given = tuple(event.id for event in append.events if event.id)
+        events = with_ids(append.events, new_id)
+        known = append.known
+        if known is None:
+            if self._doubted and events:
+                known = self._doubted.get((append.session, encode_body(events, self.limits)))
+            if known is None:
+                known = self.witness.known(append.session)
+        token = append.token or self.tokens.of(append.session, events)
+        return structs.replace(append, events=events, known=known, token=token, ids=given)
+
+    def _stamped(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests, each append with the time after which the server is to refuse it."""
+        not_after = self._clock.now() + self._lifetime_ms
+        return [
+            structs.replace(request, not_after=not_after) if isinstance(request, AppendRequest) else request
+            for request in requests
+        ]
+
+    def _mistimed(self, requests: Sequence[Request], answers: Sequence[Any]) -> list[int]:
+        """Which appends were refused as late although their time is not over here: then the server's clock jumped.
+
+        None of them is there, and none will come: they may be sent again with another time.
+        """
+        late = []
+        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            is_late = isinstance(answer, Refused) and answer.code == "TOO_LATE"
+            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self._clock.now():
+                late.append(index)
+        for index in late:
+            self._clock.learn(answers[index].facts["server_ms"])
+        return late
+
+    def _doubt(self, requests: Sequence[Request]) -> None:
+        """Notes commits that were sent and got no reply."""
+        for request in requests:
+            if isinstance(request, AppendRequest) and request.known is not None:
+                self._doubted[request.session, request.body] = request.known
+                if len(self._doubted) > REMEMBERED_DOUBTS:
+                    self._doubted.popitem(last=False)
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """Forgets the doubts about commits that got a reply."""
+        if self._doubted:
+            for request in requests:
+                if isinstance(request, AppendRequest):
+                    self._doubted.pop((request.session, request.body), None)
+
+    # -- wires -------------------------------------------------------------------------------------------------------
+
+    def _answering(self, requests: list[Request]) -> Wire[list[Any]]:
+        """The answers to requests."""
+        answers = yield from self._asking(requests)
+        if not any(isinstance(request, AppendRequest) for request in requests):
+            return answers
+        if any(_has_code(answer, "EPOCH_CHANGED") for answer in answers):
+            answers = yield from self._adopting(requests, answers)
+        answers = [self._judged(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        for answer in answers:
+            if isinstance(answer, Receipt):
+                self.witness.told(answer)
+        if self._server.changed:
+            yield from self._comparing()
+        lost = [answer for answer in answers if _is_lost(answer)]
+        if lost:
+            yield from self._hearing(lost)
+            answers = [self._named(answer) if _is_lost(answer) else answer for answer in answers]
+        return answers
+
+    def _asking(self, requests: Sequence[Request]) -> Wire[list[Any]]:
+        """The answers as the server gives them; receipts with the durability that was proved along the way."""
+        calls = self._protocol.calls(requests)
+        writes = any(call.writes for call in calls)
+        proof = self._durability if writes else Durability()
+        before, after = proof.before(), proof.after(self._wait_ms)
+        replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
+        self._settle(requests)
+        end = len(before) + len(calls)
+        answers = _distribute(calls, replies[len(before) : end], len(requests))
+        receipts = [answer for answer in answers if isinstance(answer, Receipt)]
+        if proof.level == "memory" or not receipts:
+            return answers
+        proved = [*replies[: len(before)], *replies[end:]]
+        if not any(receipt.appended for receipt in receipts):
+            # Nothing was written, and what is not written cannot be waited for.
+            meta = self.keyspace.of(receipts[0].session).meta
+            touch: Command = ["FCALL", "muster_touch_1", 1, meta, self.identity.store]
+            try:
+                again = yield Sending([*before, touch, *after], writes=False)
+                proved = [*again[: len(before)], *again[len(before) + 1 :]]
+            except MusterError:
+                proved = [None]
+        word = proof.proved(proved)
+        return [structs.replace(one, durability=word) if isinstance(one, Receipt) else one for one in answers]
+
+    def _judged(self, request: Request, answer: Any) -> Any:
+        """The answer, unless it is a receipt for less durability than wanted: that acknowledges nothing."""
+        if not isinstance(answer, Receipt) or self._durability.is_reached(answer.durability):
+            return answer
+        self._doubt([request])
+        return OutcomeUnknown(
+            "DURABILITY_SHORT",
+            f"session {answer.session}: seqs {answer.first_seq} to {answer.last_seq} are written, "
+            f"but {answer.durability} is proved where {self._durability.word} is wanted",
+            receipt=answer,
+            wanted=self._durability.word,
+            doubts=(request,),
+        )
+
+    def _adopting(self, requests: list[Request], answers: list[Any]) -> Wire[list[Any]]:
+        """Goes on at the store's new epoch, which an operator raised: what is lost is named once, then forgotten."""
+        ((store, epoch),) = yield Sending([["HMGET", self.keyspace.store_meta, "store", "epoch"]])
+        if store != self.identity.store.encode() or int(epoch or 0) <= self.identity.epoch:
+            return answers
+        logger.warning("the store is at epoch %s now", epoch.decode())
+        told_before = set(self.losses)
+        self.identity = structs.replace(self.identity, epoch=int(epoch))
+        self._protocol = Protocol(self.keyspace, self.identity.store, self.identity.epoch)
+        lost = yield from self._asked(self.witness.compare_flow(self.witness.sessions()))
+        self._server.changed = False
+        unheard = {loss.session: loss for loss in lost if loss.session not in told_before}
+        yield from self._reporting(unheard.values())
+        self.witness.forget(loss.session for loss in lost)
+        self.losses.clear()
+
+        places = [place for place, answer in enumerate(answers) if _has_code(answer, "EPOCH_CHANGED")]
+        again: list[tuple[int, Request]] = []
+        for place in places:
+            request = requests[place]
+            if isinstance(request, AppendRequest) and request.session in unheard:
+                answers[place] = lost_error(unheard[request.session])
+            elif isinstance(request, AppendRequest) and any(loss.session == request.session for loss in lost):
+                again.append((place, structs.replace(request, known=Position(0))))
+            else:
+                again.append((place, request))
+        if again:
+            found = yield from self._asking([request for _, request in again])
+            for (place, _), answer in zip(again, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    def _comparing(self, sessions: Sequence[str] | None = None) -> Wire[list[Loss]]:
+        """Holds all that this log was told against the server, or what it was told of some sessions; reports what
+        is lost.
+
+        While the server does not answer, the comparison stays due.
+        """
+        self._server.changed = self._server.changed and sessions is not None
+        asked = self.witness.sessions() if sessions is None else sessions
+        try:
+            lost = yield from self._asked(self.witness.compare_flow(asked))
+            found = {loss.session: loss for loss in lost}
+            healed = [session for session in asked if session in self.losses and session not in found]
+            yield from self._reporting(lost, healed)
+        except MusterError as error:
+            logger.warning("what is known could not be compared with the server: %s", error)
+            self._server.changed = True
+            return []
+        for session in healed:
+            del self.losses[session]
+        for loss in lost:
+            logger.error("%s", lost_error(loss).cause)
+        self.losses |= found
+        return lost
+
+    def _hearing(self, answers: Sequence[Damaged]) -> Wire[None]:
+        """Finds out all that is lost of sessions whose appends met a loss; one that only the caller knew of counts
+        too."""
+        sessions = list(dict.fromkeys(answer.facts["session"] for answer in answers))
+        yield from self._comparing(sessions)
+        told = [_told(answer) for answer in answers if answer.facts["session"] not in self.losses]
+        try:
+            yield from self._reporting(told)
+        except MusterError as error:
+            logger.error("a loss could not be reported: %s", error)
+        self.losses |= {loss.session: loss for loss in told}
+
+    def _reporting(self, lost: Any, healed: Sequence[str] = ()) -> Wire[None]:
+        """Writes what is lost into the store, for the operator; takes back what is there after all."""
+        reports = [(loss.session, msgspec.json.encode(loss)) for loss in lost] + [(session, b"") for session in healed]
+        commands: list[Command] = []
+        for session, report in reports:
+            keys = self.keyspace.of(session)
+            commands.append(
+                ["FCALL", "muster_report_1", 2, keys.meta, keys.lost, self.identity.store, session, self._name, report]
+            )
+        if commands:
+            for reply in (yield Sending(commands)):
+                if isinstance(reply, Exception):
+                    logger.error("a loss could not be reported: %s", connection_error(reply))
+
+    def _named(self, answer: Damaged) -> Damaged:
+        """The error of an append that met a loss, with all that is known of it."""
+        loss = self.losses.get(answer.facts["session"])
+        return answer if loss is None else lost_error(loss)
+
+    def _asked(self, flow: Flow[T]) -> Wire[T]:
+        """Runs a flow of the protocol."""
+        try:
+            requests = next(flow)
+            while True:
+                calls = self._protocol.calls(requests)
+                replies = yield Sending([call.command for call in calls])
+                requests = flow.send(_distribute(calls, replies, len(requests)))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def lost_error(loss: Loss) -> Damaged:
+    """The error that names a loss."""
+    named = ", ".join(f"{receipt.first_seq} to {receipt.last_seq}" for receipt in loss.receipts[:8])
+    more = f" and {len(loss.receipts) - 8} more" if len(loss.receipts) > 8 else ""
+    what = "other commits stand in their place" if loss.code == "FORK" else "nothing stands in their place"
+    return Damaged(
+        loss.code,
+        f"session {loss.session} lost acknowledged commits from seq {loss.first_bad_seq} on "
+        f"({len(loss.receipts)} with a receipt here: {named}{more}); {what}",
+        session=loss.session,
+        first_bad_seq=loss.first_bad_seq,
+        lost=list(loss.receipts),
+        last=loss.last,
+    )
+
+
+def _told(answer: Damaged) -> Loss:
+    """The loss that the caller of an append knew of."""
+    facts = answer.facts
+    return Loss(facts["session"], answer.code, facts["first_bad_seq"], facts["seen"], ())
+
+
+def _has_code(answer: Any, code: str) -> bool:
+    return isinstance(answer, Misconfigured) and answer.code == code
+
+
+def _is_lost(answer: Any) -> bool:
+    """Whether the server said so just now, and nobody asked yet what else is lost."""
+    return isinstance(answer, Damaged) and "seen" in answer.facts
+
+
+def _distribute(calls: Sequence[Call], replies: Sequence[Any], count: int) -> list[Any]:
+    """The answers to `count` requests, from the replies to the calls they became."""
+    answers: list[Any] = [None] * count
+    for call, reply in zip(calls, replies, strict=True):
+        found: list[Any]
+        if isinstance(reply, Exception):
+            found = [connection_error(reply)] * len(call.places)
+        else:
+            try:
+                found = call.answers(reply)
+            except MusterError as error:
+                found = [error] * len(call.places)
+        for place, answer in zip(call.places, found, strict=True):
+            answers[place] = answer
+    return answers

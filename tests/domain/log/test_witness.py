@@ -1,0 +1,240 @@
+"""A server that came back without what it acknowledged: whoever was told notices, names it, writes nothing over it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domain import Damaged, Misconfigured, NotFound, Receipt, SessionLog
+from domain.log import Connecting, connect, create_store
+from domain.log.epoch import Epochs
+from projections.drift import Validator
+from projections.store import ProjectionStore
+from tests.conftest import Servers
+from tests.domain.log.logs import ids, note, refused
+from workers.embedded import EmbeddedServer
+
+
+class Server:
+    """A server that is put back to where it was, as a restore or a failover does."""
+
+    def __init__(self, server: EmbeddedServer, directory: Path) -> None:
+        self._server = server
+        self._saved = directory / "saved"
+        self._lost = directory / "lost"
+        self._logs: list[SessionLog] = []
+        self.new_store()
+
+    def new_store(self) -> None:
+        client = connect(Connecting(self._server.url))
+        create_store(client, partitions=2)
+        client.close()
+
+    def log(self) -> SessionLog:
+        self._logs.append(SessionLog.open(self._server.url))
+        return self._logs[-1]
+
+    def save(self) -> None:
+        """Remembers what is there now."""
+        self._server._end_process(10.0)
+        shutil.copytree(self._server.data_dir, self._saved)
+        self._server.restart()
+
+    def go_back(self) -> None:
+        """Kills the server and puts it back to what was saved."""
+        self._swap(self._saved, self._lost)
+
+    def bring_back(self) -> None:
+        """Puts it to where it was before it went back."""
+        self._swap(self._lost, None)
+
+    def lose_everything(self) -> None:
+        self._server._end_process(10.0)
+        shutil.rmtree(self._server.data_dir / "appendonlydir")
+        self._server.restart()
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+
+    def _swap(self, take: Path, keep: Path | None) -> None:
+        self._server._end_process(10.0)
+        files = self._server.data_dir / "appendonlydir"
+        if keep is not None:
+            shutil.copytree(self._server.data_dir, keep)
+        shutil.rmtree(files)
+        shutil.copytree(take / "appendonlydir", files)
+        self._server.restart()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Servers.make("valkey", tmp_path / "data") as embedded:
+        server = Server(embedded, tmp_path)
+        yield server
+        server.close()
+
+
+def seqs(error: Any) -> list[tuple[int, int]]:
+    """The lost commits that an error names."""
+    return [(receipt.first_seq, receipt.last_seq) for receipt in error.facts["lost"]]
+
+
+def append(log: SessionLog, session: str, *ids: str) -> list[Receipt]:
+    return [log.append(session, note(id)) for id in ids]
+
+
+def test_a_lost_tail_is_named_by_whoever_was_told_of_it(server: Server) -> None:
+    """Each lost commit by its receipt, with the first seq that is missing; other sessions go on."""
+    log = server.log()
+    append(log, "s", "1", "2", "3")
+    append(log, "t", "1")
+    server.save()
+    append(log, "s", "4")
+    log.append("s", [note("5"), note("6")])
+    server.go_back()
+
+    assert log.append("t", note("2")).last_seq == 2
+    error = refused(lambda: log.append("s", note("7")), Damaged, "TAIL_LOST")
+
+    assert error.facts["first_bad_seq"] == 4
+    assert seqs(error) == [(4, 4), (5, 6)]
+    assert ids(log.read("s")) == ["1", "2", "3"]
+    assert list(log.losses) == ["s"]
+
+
+def test_other_commits_at_the_same_seqs_are_a_fork(server: Server) -> None:
+    """A producer that was told of others there is refused; the one that wrote what is there goes on."""
+    log = server.log()
+    append(log, "s", "1", "2", "3")
+    server.save()
+    append(log, "s", "4", "5")
+    server.go_back()
+    other = server.log()
+    append(other, "s", "4b", "5b", "6b")
+
+    error = refused(lambda: log.append("s", note("6")), Damaged, "FORK")
+
+    assert error.facts["first_bad_seq"] == 4
+    assert seqs(error) == [(4, 4), (5, 5)]
+    assert other.append("s", note("7b")).last_seq == 7
+
+
+def test_a_changed_server_is_compared_with_all_that_is_known_before_the_next_answer(server: Server) -> None:
+    """A loss in a session that nobody appends to is found by an append to another one, and is reported."""
+    log = server.log()
+    server.save()
+    receipts = append(log, "quiet", "1", "2")
+    server.go_back()
+
+    log.append("busy", note("1"))
+
+    (report,) = Epochs(server.log()).reports()
+    assert (report.loss.session, report.loss.code, report.loss.first_bad_seq) == ("quiet", "TAIL_LOST", 1)
+    assert list(report.loss.receipts) == receipts
+
+
+def test_a_server_that_only_restarted_is_trusted_again(server: Server) -> None:
+    """Everything that is known is there: nothing is reported, and appends go on."""
+    log = server.log()
+    append(log, "s", "1", "2")
+    server.save()
+
+    assert log.append("s", note("3")).last_seq == 3
+    assert log.compare() == []
+    assert list(Epochs(log).reports()) == []
+
+
+def test_the_validator_names_what_witnesses_reported(server: Server) -> None:
+    """As one critical finding of the log, also where the whole session is gone; until the loss is accepted."""
+    log = server.log()
+    append(log, "s", "1")
+    server.save()
+    append(log, "s", "2")
+    append(log, "gone", "1")
+    server.go_back()
+    log.compare()
+
+    def found() -> list[tuple[Any, ...]]:
+        findings = Validator(ProjectionStore(log.client, log.keyspace), log).everything()
+        return [(one.code, one.kind, one.session, one.first_bad_seq) for one in findings]
+
+    assert sorted(found()) == [("TAIL_LOST", "log", "gone", 1), ("TAIL_LOST", "log", "s", 2)]
+    Epochs(log).accept("tester")
+    assert found() == []
+
+
+def test_an_accepted_loss_lets_its_producers_go_on(server: Server) -> None:
+    """The one that reported it at once; one that had not heard yet is told once, and what it knew is reported too."""
+    log, unheard = server.log(), server.log()
+    append(log, "s", "1")
+    append(unheard, "u", "1")
+    server.save()
+    append(log, "s", "2")
+    append(unheard, "u", "2")
+    server.go_back()
+    refused(lambda: log.append("s", note("3")), Damaged, "TAIL_LOST")
+    operator = server.log()
+
+    assert Epochs(operator).accept("tester") == (2, 1)
+
+    assert log.append("s", note("3")).last_seq == 2
+    assert log.losses == {}
+    error = refused(lambda: unheard.append("u", note("3")), Damaged, "TAIL_LOST")
+    assert seqs(error) == [(2, 2)]
+    assert [report.loss.session for report in Epochs(operator).reports()] == ["u"]
+    assert unheard.append("u", note("3")).last_seq == 2
+    assert server.log().identity.epoch == 2
+    audit: Any = operator.client
+    entries = audit.xrange(operator.keyspace.of("s").audit)
+    assert [fields[b"what"] for _, fields in entries] == [b"loss accepted"]
+
+
+def test_what_comes_back_is_taken_back(server: Server) -> None:
+    """When the server that holds the commits is there again, appends go on and the report is gone."""
+    log = server.log()
+    append(log, "s", "1")
+    server.save()
+    append(log, "s", "2")
+    server.go_back()
+    refused(lambda: log.append("s", note("3")), Damaged, "TAIL_LOST")
+    server.bring_back()
+
+    assert log.append("s", note("3")).last_seq == 3
+    assert log.losses == {}
+    assert list(Epochs(log).reports()) == []
+
+
+def test_nothing_is_accepted_where_nothing_was_lost(server: Server) -> None:
+    """The epoch is raised for a reason only."""
+    refused(lambda: Epochs(server.log()).accept("tester"), NotFound, "NOTHING_LOST")
+    assert Epochs(server.log()).show().epoch == 1
+
+
+def test_an_emptied_server_is_not_taken_for_a_new_one(server: Server) -> None:
+    """A log that is open on it, and one that opens it, are both told that the store is not there."""
+    log = server.log()
+    append(log, "s", "1")
+    server.lose_everything()
+
+    refused(lambda: log.append("s", note("2")), Misconfigured, "FUNCTIONS_MISSING")
+    refused(server.log, Misconfigured, "STORE_MISSING")
+    server.new_store()
+    refused(lambda: log.append("s", note("2")), Misconfigured, "STORE_CHANGED")
+
+
+def test_the_interval_at_risk_ends_with_the_servers_start(server: Server) -> None:
+    """It begins with the last event that the server still has from before."""
+    log = server.log()
+    (kept,) = append(log, "s", "1")
+    server.save()
+
+    state = Epochs(server.log()).show()
+    log.append("s", note("2"))
+
+    assert state.at_risk_from_ms is None or state.at_risk_from_ms == kept.at_ms
+    assert state.reports == ()
