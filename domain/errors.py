@@ -174,6 +174,8 @@ REGISTRY: dict[str, Entry] = {
     "UNREACHABLE": Entry(Unavailable, "check that the server runs, and the address in --url or MUSTER_REDIS__URL"),
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
+    "SERVER_FULL": Entry(Unavailable, "raise maxclients on the server, or connect from fewer processes"),
+    "SERVER_CUT_OFF": Entry(Unavailable, "connect to the primary; this server is a replica that has lost its own"),
     "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
     "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
@@ -195,6 +197,14 @@ REGISTRY: dict[str, Entry] = {
     "SERVER_START_FAILED": Entry(Misconfigured, "read the server's own words in the cause"),
     "DATA_DIR_IN_USE": Entry(Misconfigured, "stop the other process, or use another --data-dir"),
     "ACCESS_DENIED": Entry(Misconfigured, "check the user, the password and the rights of the user on the server"),
+    "TLS_FAILED": Entry(
+        Misconfigured,
+        "check tls_ca_file, tls_cert_file, tls_key_file, the host in the URL, and that the server has TLS",
+    ),
+    "NO_SUCH_PROTOCOL": Entry(
+        Misconfigured, "check host and port, and whether the server wants TLS (rediss://) or has none (redis://)"
+    ),
+    "SERVICE_UNKNOWN": Entry(Misconfigured, "give the service in the URL the name that the Sentinels watch it under"),
     "STORE_MISSING": Entry(
         Misconfigured, "run `muster init` if this server should hold a new store; if it held one, restore it"
     ),

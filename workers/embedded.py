@@ -93,7 +93,7 @@ class EmbeddedServer:
                         exit_code=process.returncode,
                         port=self._port,
                     )
-                self._port = _free_port()
+                self._port = free_port()
             self._port_file.write_text(f"{self.port}\n")
         except BaseException:  # Ctrl-C too: whoever did not get a server has none to stop
             self.kill()
@@ -116,7 +116,7 @@ class EmbeddedServer:
             if self._lock is None:
                 self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = _lock_data_dir(self.data_dir)
-                self._port = self._wanted_port or self._port_of_last_time() or _free_port()
+                self._port = self._wanted_port or self._port_of_last_time() or free_port()
             with self.log_path.open("ab") as log:
                 self._log_start = log.tell()
                 # What the server says before it knows its log file goes there too; later it appends to the file itself.
@@ -363,7 +363,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port nobody listens on at this moment."""
     for port in random.sample(_PORTS, 200):
         if _is_free(port):

@@ -11,16 +11,15 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from domain.errors import Misconfigured
 from domain.log import Connecting
+from domain.log.address import parse_address
 
 PREFIX: Final = "MUSTER_"
-_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
 #: Names under the prefix that are no settings: they belong to the scripts and to the tests.
 NOT_SETTINGS: Final = frozenset(
     {"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CONFIG", "MUSTER_CHAOS", "MUSTER_CHAOS_SEED"}
@@ -29,15 +28,8 @@ NOT_SETTINGS: Final = frozenset(
 Positive = Annotated[int, Meta(ge=1)]
 
 
-class RedisSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The server that holds the store."""
-
-    #: Address, with user and password if the server wants them: redis://, rediss:// or unix://.
-    url: str = "redis://127.0.0.1:6379/0"
-    #: How long connecting, and one command, may take, in seconds.
-    timeout_s: Annotated[float, Meta(gt=0)] = 5.0
-    #: How long a request without an answer is sent again, in seconds.
-    retry_for_s: Annotated[float, Meta(ge=0)] = 10.0
+class RedisSettings(Connecting, frozen=True, forbid_unknown_fields=True):
+    """The server that holds the store: everything that `Connecting` has, under its names there."""
 
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +59,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def connecting(self) -> Connecting:
         """How to reach the server."""
-        return Connecting(self.redis.url, self.redis.timeout_s, self.redis.retry_for_s)
+        return self.redis
 
     def environ(self) -> dict[str, str]:
         """These settings as environment variables, for a child process; secrets travel so and never in arguments."""
@@ -94,7 +86,7 @@ def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, 
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
-    _check_address(settings.redis.url)
+    parse_address(settings.redis.url)
     return settings
 
 
@@ -114,7 +106,7 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...],
         if not name.startswith(PREFIX) or name in NOT_SETTINGS:
             continue
         path = tuple(name[len(PREFIX) :].lower().split("__"))
-        if path[-1].endswith("_file"):
+        if path[-1].endswith("_file") and ".".join(path) not in _known():  # redis.tls_ca_file is a file's name itself
             path = (*path[:-1], path[-1].removesuffix("_file"))
             try:
                 value = Path(value).read_text("utf-8").strip()
@@ -126,6 +118,12 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...],
 def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in flags.items():
         if value is not None:
+            if name == "redis.url" and parse_address(value).password is not None:
+                raise Misconfigured(
+                    "SETTING_INVALID",
+                    "--url holds a password, which everybody on this host can read: "
+                    "give it by MUSTER_REDIS__PASSWORD_FILE, MUSTER_REDIS__PASSWORD or MUSTER_REDIS__URL",
+                )
             yield tuple(name.split(".")), value
 
 
@@ -137,28 +135,13 @@ def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[t
             yield (*prefix, name), value
 
 
-def _check_address(url: str) -> None:
-    """Refuses what is no address, or not the one that was meant, and never shows it: it may hold a password.
-
-    A password with a character that ends it early makes another address of the rest.
-    """
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in _SCHEMES and not parts.fragment and (parts.port is None or parts.port > 0)
-    except ValueError:
-        is_address = False
-    else:
-        is_address = is_address and (parts.scheme == "unix" or "@" not in parts.path + parts.query)
-    if not is_address:
-        raise Misconfigured(
-            "SETTING_INVALID",
-            "redis.url is no address such as redis://user:password@host:6379/0; "
-            "in a password, / is written %2F, # %23, ? %3F, @ %40, [ %5B, ] %5D",
-        )
+def _known() -> set[str]:
+    """The names of all settings, such as redis.url."""
+    return {".".join(leaf) for leaf, _ in _leaves(msgspec.to_builtins(Settings()))}
 
 
 def _check_known(path: tuple[str, ...]) -> None:
-    known = {".".join(leaf) for leaf, _ in _leaves(msgspec.to_builtins(Settings()))}
+    known = _known()
     name = ".".join(path)
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1)

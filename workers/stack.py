@@ -12,7 +12,7 @@ from msgspec import structs
 from domain.log import SessionLog, connect, create_store
 from workers.embedded import EmbeddedServer
 from workers.fleet import worker_supervisor
-from workers.settings import Settings
+from workers.settings import RedisSettings, Settings
 from workers.supervisor import Supervisor
 
 #: How long the server may take to write out what it has, in seconds.
@@ -36,7 +36,9 @@ class Stack:
     def start(self) -> None:
         """Starts the server, makes the store unless there is one, starts the workers."""
         self.server.start()
-        redis_settings = structs.replace(self.settings.redis, url=self.server.url)
+        # Its own server has no users and no TLS, whatever the settings say about another one.
+        asked = self.settings.redis
+        redis_settings = RedisSettings(self.server.url, asked.timeout_s, asked.retry_for_s)
         self.settings = structs.replace(self.settings, redis=redis_settings)
         client = connect(self.settings.connecting)
         try:

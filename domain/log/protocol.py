@@ -446,8 +446,9 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("MISCONF", Unavailable, "SERVER_CANNOT_PERSIST"),
     ("NOREPLICAS", Unavailable, "SERVER_LACKS_REPLICAS"),
     ("LOADING", Unavailable, "SERVER_LOADING"),
-    ("MASTERDOWN", Unavailable, "SERVER_LOADING"),
-    ("BUSY", Unavailable, "SERVER_BUSY"),
+    ("MASTERDOWN", Unavailable, "SERVER_CUT_OFF"),
+    ("BUSY ", Unavailable, "SERVER_BUSY"),
+    ("ERR max number of clients reached", Unavailable, "SERVER_FULL"),
     ("NOAUTH", Misconfigured, "ACCESS_DENIED"),
     ("WRONGPASS", Misconfigured, "ACCESS_DENIED"),
     ("NOPERM", Misconfigured, "ACCESS_DENIED"),
@@ -455,9 +456,10 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
 
 
 def server_error(message: str) -> MusterError:
-    """The typed error for an error reply of the server."""
+    """The typed error for an error reply of the server; of a transaction that was refused, for the reason."""
+    reason = message.removeprefix("EXECABORT Transaction discarded because of: ")
     for prefix, raised_as, code in _BY_PREFIX:
-        if message.startswith(prefix):
+        if reason.startswith(prefix):
             return raised_as(code, f"the server says: {message}")
     return Unavailable("SERVER_ERROR", f"the server says: {message}")
 

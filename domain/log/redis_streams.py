@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import redis
@@ -56,7 +55,6 @@ from domain.log.store import Identity, check_version, create_commands, open_comm
 from domain.log.witness import Loss
 
 T = TypeVar("T")
-_WHO_IS_IT: Final = ("INFO", "server", "replication")
 
 
 def _are_appends(requests: Sequence[Request]) -> bool:
@@ -123,8 +121,7 @@ class SessionLog(Exchanges, BlockingReads):
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
         options = _exchange_options(connecting, limits, durability, server)
-        client = connect(connecting)
-        _introduce(client, server)
+        client = connect(connecting, server.met)
         try:
             replies = send(client, open_commands(environment, namespace), connecting, wrote=False)
             identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
@@ -266,8 +263,7 @@ class AsyncSessionLog(Exchanges):
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
         options = _exchange_options(connecting, limits, durability, server)
-        client = connect_async(connecting)
-        _introduce_async(client, server)
+        client = connect_async(connecting, server.met)
         try:
             replies = await send_async(client, open_commands(environment, namespace), connecting, wrote=False)
             identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
@@ -412,28 +408,6 @@ class AsyncSessionLog(Exchanges):
         except StopIteration as done:
             result: T = done.value
             return result
-
-
-def _introduce(client: redis.Redis, server: ServerSeen) -> None:
-    """Has every new connection ask which server it leads to."""
-
-    def ask(connection: Any) -> None:
-        connection.on_connect()
-        connection.send_command(*_WHO_IS_IT)
-        with suppress(redis.ResponseError):  # a user without the right to ask finds losses append by append
-            server.met(connection.read_response())
-
-    client.connection_pool.connection_kwargs["redis_connect_func"] = ask
-
-
-def _introduce_async(client: redis.asyncio.Redis, server: ServerSeen) -> None:
-    async def ask(connection: Any) -> None:
-        await connection.on_connect()
-        await connection.send_command(*_WHO_IS_IT)
-        with suppress(redis.ResponseError):
-            server.met(await connection.read_response())
-
-    client.connection_pool.connection_kwargs["redis_connect_func"] = ask
 
 
 def create_store(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from domain import Misconfigured
-from workers.settings import Settings, load
+from workers.settings import RedisSettings, Settings, load
 
 SECRET = "s3cr3t-pa55"
 
@@ -174,18 +174,63 @@ def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> Non
         f"unix://user:{SECRET}@/tmp/redis.sock?db=1",
         "redis://localhost",
         "redis://[::1]:6379/0",
-        f"redis://:{SECRET}%2F%23@host:1/0?socket_timeout=1",
+        f"redis://:{SECRET}%2F%23@host:1/0",
+        f"redis+sentinel://user:{SECRET}@a:26379,b:26379/main/0",
     ],
 )
 def test_addresses_that_redis_knows_are_taken(url: str) -> None:
     """All kinds of addresses, with and without users and passwords."""
-    assert load({}, flags={"redis.url": url}).redis.url == url
+    assert load({"MUSTER_REDIS__URL": url}).redis.url == url
+
+
+def test_a_password_in_an_argument_is_refused() -> None:
+    """Everybody on a host can read the arguments of its processes; a user's name in them is no secret."""
+    code, text = code_and_cause({}, redis__url=f"redis://user:{SECRET}@host")
+
+    assert code == "SETTING_INVALID"
+    assert "MUSTER_REDIS__PASSWORD_FILE" in text
+    assert SECRET not in text
+    assert load({}, flags={"redis.url": "redis://user@host"}).redis.url == "redis://user@host"
+
+
+def test_how_to_connect_is_set_one_by_one(tmp_path: Path) -> None:
+    """User, password, TLS and Sentinels have settings of their own; secrets may lie in files, TLS files are names."""
+    (tmp_path / "password").write_text(f"{SECRET}\n", "utf-8")
+    environ = {
+        "MUSTER_REDIS__URL": "rediss+sentinel://a,b/main",
+        "MUSTER_REDIS__USERNAME": "worker",
+        "MUSTER_REDIS__PASSWORD_FILE": str(tmp_path / "password"),
+        "MUSTER_REDIS__TLS_CA_FILE": "ca.crt",
+        "MUSTER_REDIS__TLS_CERT_FILE": "own.crt",
+        "MUSTER_REDIS__TLS_KEY_FILE": "own.key",
+        "MUSTER_REDIS__TLS_CHECK_HOSTNAME": "false",
+        "MUSTER_REDIS__SENTINEL_USERNAME": "asker",
+        "MUSTER_REDIS__SENTINEL_PASSWORD_FILE": str(tmp_path / "password"),
+    }
+
+    settings = load(environ)
+
+    assert settings.connecting == RedisSettings(
+        "rediss+sentinel://a,b/main",
+        5.0,
+        10.0,
+        "worker",
+        SECRET,
+        "ca.crt",
+        "own.crt",
+        "own.key",
+        False,
+        "asker",
+        SECRET,
+    )
+    assert load(settings.environ()) == settings
+    assert SECRET not in f"{settings} {settings!r}"
 
 
 def test_an_invalid_setting_beside_a_password_does_not_show_it() -> None:
     """Whatever else is wrong, the error is about that."""
     environ = {"MUSTER_REDIS__URL": f"redis://:{SECRET}@host:1"}
-    for name, value in (("MUSTER_REDIS__TIMEOUT_S", "x"), ("MUSTER_REDIS__PASSWORD", SECRET), ("MUSTER_X", SECRET)):
+    for name, value in (("MUSTER_REDIS__TIMEOUT_S", "x"), ("MUSTER_REDIS__PASSWORT", SECRET), ("MUSTER_X", SECRET)):
         assert SECRET not in code_and_cause({**environ, name: value})[1]
 
 

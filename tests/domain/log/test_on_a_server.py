@@ -28,7 +28,8 @@ from domain import (
 )
 from domain.codec import encode_body
 from domain.log import connect, connection, create_store
-from domain.log.connection import Connecting, connection_error, without_password
+from domain.log.address import without_password
+from domain.log.connection import Connecting, connection_error
 from domain.log.contract import Position
 from domain.log.protocol import APPEND_FUNCTION
 from domain.log.store import check_version, load_library_command
@@ -319,7 +320,7 @@ def test_an_append_without_a_reply_is_unknown_and_harmless_to_repeat(
         ("MISCONF Errors writing to the AOF file: No space left on device", "SERVER_CANNOT_PERSIST"),
         ("NOREPLICAS Not enough good replicas to write.", "SERVER_LACKS_REPLICAS"),
         ("LOADING Redis is loading the dataset in memory", "SERVER_LOADING"),
-        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "SERVER_LOADING"),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "SERVER_CUT_OFF"),
         ("BUSY Redis is busy running a script.", "SERVER_BUSY"),
         ("NOAUTH Authentication required.", "ACCESS_DENIED"),
         ("WRONGPASS invalid username-password pair or user is disabled.", "ACCESS_DENIED"),
