@@ -10,10 +10,11 @@ import pytest
 from domain import Append, Event, OutcomeUnknown, Receipt, SessionLog
 from domain.log import Connecting
 from domain.log.contract import Expected
+from tests.chaos.effort import FULL
 from tests.chaos.proxy import Fault, Proxy, proxied
 from tests.conftest import ENVIRONMENT, Store
 
-APPENDS = 200
+APPENDS = 2000 if FULL else 200
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 
 
@@ -54,7 +55,7 @@ def holds_each_once(store: Store, session: str, receipts: list[Receipt]) -> None
 def test_a_fault_at_every_append_leaves_one_copy_of_each(
     store: Store, proxy: Proxy, open_log: Callable[..., SessionLog], fault: Fault, expected: str
 ) -> None:
-    """Whatever befalls the first attempt of each of 200 appends, the log ends up as if nothing had."""
+    """Whatever befalls the first attempt of each of hundreds of appends, the log ends up as if nothing had."""
     # Only a reply that comes too late takes time: that of the client's patience.
     appends = 10 if fault is Fault.REPLY_LATE else APPENDS
     log = open_log(timeout_s=0.3 if fault is Fault.REPLY_LATE else 30.0)
