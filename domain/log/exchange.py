@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.codec import Limits, encode_body
-from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused
+from domain.errors import Conflict, Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused
 from domain.log.connection import connection_error
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
@@ -167,11 +167,12 @@ class Exchanges:
                 if len(self._doubted) > REMEMBERED_DOUBTS:
                     self._doubted.popitem(last=False)
 
-    def _settle(self, requests: Sequence[Request]) -> None:
-        """Forgets the doubts about commits that got a reply."""
+    def _settle(self, requests: Sequence[Request], answers: Sequence[Any]) -> None:
+        """Forgets the doubts about commits that the store decided on; a server that turned a repeat away decided
+        nothing."""
         if self._doubted:
-            for request in requests:
-                if isinstance(request, AppendRequest):
+            for request, answer in zip(requests, answers, strict=True):
+                if isinstance(request, AppendRequest) and isinstance(answer, Receipt | Refused | Conflict | Damaged):
                     self._doubted.pop((request.session, request.body), None)
 
     # -- wires -------------------------------------------------------------------------------------------------------
@@ -202,9 +203,9 @@ class Exchanges:
         proof = self._durability if writes else Durability()
         before, after = proof.before(), proof.after(self._wait_ms)
         replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
-        self._settle(requests)
         end = len(before) + len(calls)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
+        self._settle(requests, answers)
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
