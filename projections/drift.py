@@ -320,14 +320,15 @@ class Validator:
         return found
 
     def _loss_by_stored_values(self, found: Examination) -> Loss | None:
-        """What a view or checkpoint that is whole, and not what the log says, knows of another history of the
-        session."""
+        """What a view or checkpoint that adds up, and is not what the log says, knows of another history."""
         snapshot, session = found.snapshot, found.snapshot.session
         stored = [] if snapshot.view in (None, found.view) else [snapshot.view]
         stored += [value for seq, value in snapshot.checkpoints.items() if value != found.checkpoints.get(seq)]
         for value in stored:
             view = session_view.readable(value, session)
-            if view is not None and view.seq and not self._holds(session, Position(view.seq, view.digest)):
+            if view is None or not view.seq or not session_view.adds_up(view):
+                continue
+            if not self._holds(session, Position(view.seq, view.digest)):
                 ends_at = found.verified.seq
                 code = "TAIL_LOST" if view.seq > ends_at else "FORK"
                 return Loss(session, code, min(view.seq, ends_at + 1), Position(view.seq, view.digest), ())

@@ -58,6 +58,11 @@ def readable(stored: bytes | None, session: str) -> Session | None:
     return view if view.session == session else None
 
 
+def adds_up(view: Session) -> bool:
+    """Whether a view counts as many events as its seq says: one that does not is a fold of no history at all."""
+    return sum(view.event_types.values()) == view.seq
+
+
 def is_checkpoint(commit: Commit) -> bool:
     """Whether a checkpoint is due at the end of this commit; a function of the log alone."""
     if commit.last_seq // CHECKPOINT_INTERVAL > (commit.first_seq - 1) // CHECKPOINT_INTERVAL:

@@ -255,6 +255,14 @@ def view_of_a_fork(world: World) -> None:
 def view_of_a_lost_tail(world: World) -> None:
     view = folded(world.log, "s-1")
     view.seq, view.digest = 64, "0" * 20
+    view.event_types = {**view.event_types, "note.lost": 4}
+    set_view(world, view)
+
+
+def view_of_no_history(world: World) -> None:
+    view = folded(world.log, "s-1")
+    view.digest = "0" * 20
+    view.event_types = {**view.event_types, "note.invented": 1}
     set_view(world, view)
 
 
@@ -294,6 +302,7 @@ CASES: Final = (
     Case(view_of_another_session, "VIEW_DIFFERS", 60, "s-1"),
     Case(view_behind, "VIEW_BEHIND", 60, "s-1"),
     Case(view_ahead, "VIEW_AHEAD", 60, "s-1"),
+    Case(view_of_no_history, "VIEW_DIFFERS", 60, "s-1"),
     Case(view_of_a_fork, "FORK", 60, "s-1"),
     Case(view_of_a_lost_tail, "TAIL_LOST", 61, "s-1"),
     Case(checkpoint_of_a_fork, "FORK", 53, "s-1"),
