@@ -128,12 +128,13 @@ def test_rebuild_of_one_partition_leaves_the_others(world: World) -> None:
         assert (ran.code, "USAGE" in ran.err) == (9, True)
 
 
-def test_an_error_of_the_server_in_the_middle_is_no_bug(world: World) -> None:
+def test_an_error_of_the_server_in_the_middle_is_no_bug(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the server refuses while a command reads is an error with a code and a remedy, and no traceback."""
     client = world.redis
     client.acl_setuser("limited", enabled=True, nopass=True, keys="*", commands=["+@all", "-zrangebylex"], reset=True)
     try:
-        url = world.store.url.replace("redis://", "redis://limited:x@")
+        monkeypatch.setenv("MUSTER_REDIS__PASSWORD", "x")
+        url = world.store.url.replace("redis://", "redis://limited@")
         ran = run_cli(world, "projection", "verify", "--all", url=url)
     finally:
         client.acl_deluser("limited")
