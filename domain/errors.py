@@ -171,7 +171,10 @@ REGISTRY: dict[str, Entry] = {
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
     # -- try again ---------------------------------------------------------------------------------------------------
-    "UNREACHABLE": Entry(Unavailable, "check that the server runs, and the address in --url or MUSTER_REDIS__URL"),
+    "UNREACHABLE": Entry(
+        Unavailable,
+        "check that the server runs, the address in --url or MUSTER_REDIS__URL, and whether it wants TLS (rediss://)",
+    ),
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
     "SERVER_FULL": Entry(Unavailable, "raise maxclients on the server, or connect from fewer processes"),

@@ -485,7 +485,7 @@ class Sending:
         """The typed error, after the last attempt."""
         if self._wrote and self._in_doubt:
             return OutcomeUnknown("OUTCOME_UNKNOWN", f"no reply to a write: {error}")
-        return connection_error(error.error if isinstance(error, _NotSent) else error)
+        return connection_error(error)
 
     def _has_written(self, command: Command, reply: Any) -> bool:
         return self._wrote and command[0] not in _READS and not isinstance(reply, Exception)
@@ -525,7 +525,9 @@ def send(client: redis.Redis, commands: list[Command], connecting: Connecting, *
         return Retrying(**sending.policy)(attempt)
     except _Refused as refused:
         return sending.last_word(refused.replies)
-    except (_NotSent, redis.RedisError, OSError) as error:
+    except _NotSent as not_sent:
+        raise sending.failed(not_sent.error) from not_sent.error
+    except (redis.RedisError, OSError) as error:
         raise sending.failed(error) from error
 
 
@@ -578,7 +580,9 @@ async def send_async(
         return await AsyncRetrying(**sending.policy)(attempt)
     except _Refused as refused:
         return sending.last_word(refused.replies)
-    except (_NotSent, redis.RedisError, OSError) as error:
+    except _NotSent as not_sent:
+        raise sending.failed(not_sent.error) from not_sent.error
+    except (redis.RedisError, OSError) as error:
         raise sending.failed(error) from error
 
 

@@ -450,6 +450,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("BUSY ", Unavailable, "SERVER_BUSY"),
     ("ERR max number of clients reached", Unavailable, "SERVER_FULL"),
     ("NOAUTH", Misconfigured, "ACCESS_DENIED"),
+    ("ERR Protocol error: unauthenticated", Misconfigured, "ACCESS_DENIED"),  # a long command before AUTH
     ("WRONGPASS", Misconfigured, "ACCESS_DENIED"),
     ("NOPERM", Misconfigured, "ACCESS_DENIED"),
 )

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from msgspec import structs
+from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
 
 from domain import AsyncSessionLog, Misconfigured, SessionLog, Unavailable
 from domain.log import Connecting, connect, create_store
+from domain.log.connection import Sending
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note, refused
 from tests.own_server import Certificates, OwnSentinel, OwnServer
 from tests.waiting import wait_until
@@ -160,6 +162,46 @@ def test_tls_files_that_cannot_work_are_an_error_at_once(
     error = refused(failing(face, connecting), Misconfigured, "SETTING_INVALID")
 
     assert "tls_" in str(error)
+
+
+# -- what is sent again ----------------------------------------------------------------------------------------------
+
+READONLY = ReadOnlyError("You can't write against a read only replica.", status_code="READONLY")
+OOM = OutOfMemoryError("command not allowed", status_code="OOM")
+ABORTED = ExecAbortError("Transaction discarded because of previous errors.", status_code="EXECABORT")
+ABORTED_FOR = ExecAbortError("Transaction discarded because of: LOADING the dataset", status_code="EXECABORT")
+SET, GET, MULTI, EXEC = ["SET", "k", "v"], ["GET", "k"], ["MULTI"], ["EXEC"]
+
+
+@pytest.mark.parametrize(
+    ("commands", "replies", "again"),
+    [
+        ([SET], [b"OK"], False),
+        ([SET], [READONLY], True),
+        ([SET], [OOM], False),
+        ([SET, SET], [READONLY, READONLY], True),
+        ([SET, SET], [READONLY, OOM], True),
+        ([SET, SET], [b"OK", READONLY], False),  # the first was done: say so, and do not ask anew
+        ([GET, SET], [b"v", READONLY], True),
+        ([MULTI, SET, EXEC], [b"OK", READONLY, ABORTED], True),
+        ([MULTI, SET, EXEC], [b"OK", OOM, ABORTED], False),
+        ([MULTI, SET, EXEC], [b"OK", b"QUEUED", [READONLY]], True),
+        ([MULTI, SET, EXEC], [b"OK", b"QUEUED", ABORTED_FOR], True),
+        ([MULTI, SET, GET, EXEC], [b"OK", b"QUEUED", b"QUEUED", [READONLY, b"v"]], True),
+        ([MULTI, SET, SET, EXEC], [b"OK", b"QUEUED", b"QUEUED", [READONLY, b"OK"]], False),
+    ],
+)
+def test_an_exchange_is_sent_again_when_nothing_was_written_for_a_reason_that_passes(
+    commands: list[list[str]], replies: list[Any], again: bool
+) -> None:
+    """Every command that writes was refused, one of them for now; a transaction counts by what is in it."""
+    sending = Sending(commands, Connecting(), wrote=True)
+
+    if again:
+        with pytest.raises(Exception, match="refused for now"):
+            sending.judge(replies)
+    else:
+        assert sending.judge(replies) is replies
 
 
 # -- Sentinels -------------------------------------------------------------------------------------------------------
