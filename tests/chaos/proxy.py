@@ -15,6 +15,8 @@ from enum import Enum
 from threading import Event, Lock, Thread
 from typing import Final, NamedTuple
 
+import hiredis
+
 from domain.log.protocol import APPEND_FUNCTION
 
 _CHUNK: Final = 1 << 16
@@ -105,9 +107,10 @@ class Proxy:
             Thread(target=self._serve, args=(client, upstream), daemon=True).start()
 
     def _serve(self, client: socket.socket, upstream: socket.socket) -> None:
-        """One connection: a request, its reply, the next request. Clients of the log never send ahead."""
+        """One connection: requests that came together, their replies, the next. Clients of the log never send ahead."""
         try:
-            while request := client.recv(_CHUNK):
+            while True:
+                count, request = _messages(client)
                 fault, strike = self._what_befalls(request)
                 if strike and strike.moment is Moment.ARRIVING:
                     strike.act()
@@ -120,11 +123,11 @@ class Proxy:
                 upstream.sendall(request)
                 if strike and strike.moment is Moment.TAKEN:
                     strike.act()
-                reply = upstream.recv(_CHUNK)
+                _, reply = _messages(upstream, count)
                 if strike and strike.moment is Moment.ANSWERED:
                     strike.act()
                     return
-                if not reply or not self._forward(client, reply, fault):
+                if not self._forward(client, reply, fault):
                     return
                 if APPEND_FUNCTION.encode() in request:
                     self.deliver_late_requests()
@@ -168,6 +171,19 @@ def proxied(url: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.close()
+
+
+def _messages(connection: socket.socket, count: int = 1) -> tuple[int, bytes]:
+    """So many requests or replies, and those that came with them: how many, and their bytes. OSError at the end."""
+    reader, found, received = hiredis.Reader(), 0, b""
+    while found < count or reader.has_data():
+        if not (chunk := connection.recv(_CHUNK)):
+            raise ConnectionError("closed")
+        received += chunk
+        reader.feed(chunk)
+        while reader.has_data() and reader.gets() is not False:
+            found += 1
+    return found, received
 
 
 def _break(connection: socket.socket) -> None:
