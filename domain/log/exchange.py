@@ -26,7 +26,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.codec import Limits, encode_body
-from domain.errors import Conflict, Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused
+from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
+from domain.events import Event
 from domain.log.connection import connection_error
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
@@ -91,8 +92,9 @@ class ServerSeen:
 class Exchanges:
     """What both shells share: the protocol of the open store, and what this log was told and promised.
 
-    A commit is in doubt while no reply came to it: then it counts what was known when it was first sent, not what
-    is known since, or its repeat would not be recognised.
+    A commit is in doubt from when it was sent until its caller is told a receipt (a caller that was cancelled is told
+    nothing, though the reply comes): its repeat counts what was known when it was first sent, not what is known since,
+    or it would not be recognised.
     """
 
     def __init__(
@@ -128,12 +130,10 @@ class Exchanges:
         """The append with ids for events that have none, what is known of its session, and the lease's token."""
         given = tuple(event.id for event in append.events if event.id)
         events = with_ids(append.events, new_id)
-        known = append.known
-        if known is None:
-            if self._doubted and events:
-                known = self._doubted.get((append.session, encode_body(events, self.limits)))
-            if known is None:
-                known = self.witness.known(append.session)
+        known = append.known if append.known is not None else self.witness.known(append.session)
+        doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
+        if doubted is not None and (known is None or doubted.seq < known.seq):
+            known = doubted
         token = append.token or self.tokens.of(append.session, events)
         return structs.replace(append, events=events, known=known, token=token, ids=given)
 
@@ -159,8 +159,15 @@ class Exchanges:
             self._clock.learn(answers[index].facts["server_ms"])
         return late
 
+    def _known_when_first_sent(self, session: str, events: Sequence[Event]) -> Position | None:
+        """What was known of the session when this commit, which is in doubt, was sent; None if it is not in doubt."""
+        try:
+            return self._doubted.get((session, encode_body(events, self.limits)))
+        except Refused:
+            return None  # it was never sent; the flow says so, of this commit alone
+
     def _doubt(self, requests: Sequence[Request]) -> None:
-        """Notes commits that were sent and got no reply."""
+        """Notes commits that were sent and whose callers were told no outcome."""
         for request in requests:
             if isinstance(request, AppendRequest) and request.known is not None:
                 self._doubted[request.session, request.body] = request.known
@@ -168,11 +175,10 @@ class Exchanges:
                     self._doubted.popitem(last=False)
 
     def _settle(self, requests: Sequence[Request], answers: Sequence[Any]) -> None:
-        """Forgets the doubts about commits that the store decided on; a server that turned a repeat away decided
-        nothing."""
+        """Forgets the doubts about commits whose callers are told a receipt; no other answer settles anything."""
         if self._doubted:
             for request, answer in zip(requests, answers, strict=True):
-                if isinstance(request, AppendRequest) and isinstance(answer, Receipt | Refused | Conflict | Damaged):
+                if isinstance(request, AppendRequest) and isinstance(answer, Receipt):
                     self._doubted.pop((request.session, request.body), None)
 
     # -- wires -------------------------------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ class Exchanges:
         for answer in answers:
             if isinstance(answer, Receipt):
                 self.witness.told(answer)
-        if self._server.changed:
+        if self._server.changed and any(_is_decided(answer) for answer in answers):
             yield from self._comparing()
         lost = [answer for answer in answers if _is_lost(answer)]
         if lost:
@@ -205,7 +211,6 @@ class Exchanges:
         replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
         end = len(before) + len(calls)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
-        self._settle(requests, answers)
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
@@ -360,6 +365,11 @@ def _told(answer: Damaged) -> Loss:
 
 def _has_code(answer: Any, code: str) -> bool:
     return isinstance(answer, Misconfigured) and answer.code == code
+
+
+def _is_decided(answer: Any) -> bool:
+    """Whether the store answered; a server that only turned the append away could not be compared with either."""
+    return not isinstance(answer, Unavailable | Misconfigured)
 
 
 def _is_lost(answer: Any) -> bool:

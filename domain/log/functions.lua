@@ -549,10 +549,17 @@ local function policy(keys, args)
   return { 'OK' }
 end
 
+local function of_another_store(meta, store)
+  if redis.call('HGET', meta, 'store') ~= store then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+end
+
 -- muster_touch_1: writes something, so that replicas and the disk can be waited for. KEYS meta, ARGV store. Reply OK.
 local function touch(keys, args)
-  if redis.call('HGET', keys[1], 'store') ~= args[1] then
-    return redis.error_reply('STORE_CHANGED the store here is another one')
+  local problem = miscounted(keys, args, 1, 1) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
   end
   redis.call('HINCRBY', keys[1], 'touched', 1)
   return 'OK'
@@ -561,8 +568,9 @@ end
 -- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
 --   KEYS meta lost   ARGV store session witness report (JSON; "" takes it back)   Reply OK
 local function report(keys, args)
-  if redis.call('HGET', keys[1], 'store') ~= args[1] then
-    return redis.error_reply('STORE_CHANGED the store here is another one')
+  local problem = miscounted(keys, args, 2, 4) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
   end
   local name = args[2] .. ' ' .. args[3]
   if args[4] == '' then
@@ -576,16 +584,20 @@ end
 -- muster_raise_1: raises a partition's epoch, unless it is there already. What was reported lost goes to the audit stream.
 --   KEYS meta lost audit   ARGV store epoch who   Reply: how many reports were accepted
 local function raise(keys, args)
-  if redis.call('HGET', keys[1], 'store') ~= args[1] then
-    return redis.error_reply('STORE_CHANGED the store here is another one')
+  local problem = miscounted(keys, args, 3, 3) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
+  elseif not whole(args[2]) then
+    return redis.error_reply('ARGUMENTS_INVALID an epoch is a number')
   end
   local reports = redis.call('HGETALL', keys[2])
+  redis.call('XLEN', keys[3]) -- fails before anything is written if the key is no stream
   for index = 1, #reports, 2 do
     redis.call('XADD', keys[3], '*', 'who', args[3], 'what', 'loss accepted', 'epoch', args[2], 'session',
       string.match(reports[index], '^%S+'), 'report', reports[index + 1])
   end
   redis.call('DEL', keys[2])
-  if tonumber(redis.call('HGET', keys[1], 'epoch')) < tonumber(args[2]) then
+  if (whole(redis.call('HGET', keys[1], 'epoch')) or 0) < whole(args[2]) then
     redis.call('HSET', keys[1], 'epoch', args[2])
   end
   return #reports / 2

@@ -201,20 +201,23 @@ class SessionLog(Exchanges, BlockingReads):
         if mistimed:
             again = self._send_appends(self._stamped([stamped[index] for index in mistimed]))
             answers = _with(answers, mistimed, again)
+        self._settle(stamped, answers)
         return answers
 
     def _send_appends(self, requests: list[Request]) -> list[Any]:
         try:
             return self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
+            self._doubt(requests)
             raise _doubtful(unknown, requests) from unknown
-
-    def _send_requests(self, requests: list[Request]) -> list[Any]:
-        try:
-            return self._drive(self._answering(requests))
-        except OutcomeUnknown:
+        except MusterError:
+            raise
+        except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+
+    def _send_requests(self, requests: list[Request]) -> list[Any]:
+        return self._drive(self._answering(requests))
 
     def _drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""
@@ -379,20 +382,23 @@ class AsyncSessionLog(Exchanges):
         if mistimed:
             again = await self._send_appends(self._stamped([stamped[index] for index in mistimed]))
             answers = _with(answers, mistimed, again)
+        self._settle(stamped, answers)
         return answers
 
     async def _send_appends(self, requests: list[Request]) -> list[Any]:
         try:
             return await self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
+            self._doubt(requests)
             raise _doubtful(unknown, requests) from unknown
-
-    async def _send_requests(self, requests: list[Request]) -> list[Any]:
-        try:
-            return await self._drive(self._answering(requests))
-        except OutcomeUnknown:
+        except MusterError:
+            raise
+        except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+
+    async def _send_requests(self, requests: list[Request]) -> list[Any]:
+        return await self._drive(self._answering(requests))
 
     async def _drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""

@@ -114,8 +114,8 @@ class Witness:
 
     def _saw(self, session: str, position: Position) -> None:
         known = self._last.get(session)
-        if known is not None and known.seq >= position.seq:
-            return
+        if position.seq <= (known.seq if known is not None else 0):
+            return  # seq 0 is no place in a log: it could not be held against one
         self._last[session] = position
         self._last.move_to_end(session)
         if len(self._last) > REMEMBERED_SESSIONS:

@@ -64,7 +64,7 @@ TABLE: Final = {
     "cut off": Row(Unavailable, "SERVER_READ_ONLY", "READONLY", waits=True, reads="SERVER_CUT_OFF"),
     "too many clients": Row(Unavailable, "SERVER_FULL", "max number of clients", waits=True, reads="SERVER_FULL"),
     # the server refuses this user
-    "no password given": Row(Misconfigured, "ACCESS_DENIED", "unauthenticated", waits=False, reads="ACCESS_DENIED"),
+    "no password given": Row(Misconfigured, "ACCESS_DENIED", "NOAUTH", waits=False, reads="ACCESS_DENIED"),
     "password changed": Row(Misconfigured, "ACCESS_DENIED", "WRONGPASS", waits=False, reads="ACCESS_DENIED"),
     "right taken away": Row(Misconfigured, "ACCESS_DENIED", "NOPERM", waits=False, reads="go on"),
     # the server is not there, or does not answer: then nobody knows what became of a write that was sent

@@ -138,6 +138,13 @@ class Functions:
             "muster_init_1": lambda: Call("muster_init_1", [self.keys.meta], ["store", 1, 0, 1, 1, 1000, 10**6]),
             "muster_lease_1": lambda: self._of_session("muster_lease_1", "agent", "nonce", 60_000),
             "muster_policy_1": lambda: self._of_session("muster_policy_1", self._any_of("any", "strict", "leased")),
+            "muster_touch_1": lambda: Call("muster_touch_1", [self.keys.meta], self._identity[:1]),
+            "muster_report_1": lambda: Call(
+                "muster_report_1", [self.keys.meta, self.keys.lost], [self._identity[0], "s1", "witness", "{}"]
+            ),
+            "muster_raise_1": lambda: Call(
+                "muster_raise_1", [self.keys.meta, self.keys.lost, self.keys.audit], [*self._identity, "operator"]
+            ),
             "muster_claim_1": lambda: Call("muster_claim_1", [self.keys.owner("p")], ["w", "n", 1000, "0"]),
             "muster_renew_1": lambda: Call("muster_renew_1", [self._owner()], [self._token, 10**9]),
             "muster_release_1": lambda: Call("muster_release_1", [self.keys.owner("p")], ["1-n"]),

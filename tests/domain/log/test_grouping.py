@@ -117,6 +117,24 @@ async def test_a_cancelled_caller_takes_nobody_with_it(store: Store) -> None:
     assert all(isinstance(outcome, Receipt) for number, outcome in enumerate(outcomes) if number != 3)
 
 
+async def test_a_repeat_of_a_cancelled_append_is_recognised(store: Store) -> None:
+    """The append goes on without its caller; who tries again, as after a timeout, has the commit once."""
+    async with await store.open_async() as log:
+        await log.append("s", note("1"))
+        task = asyncio.create_task(log.append("s", note("2")))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        while (head := await log.head("s")) is None or head.seq < 2 or log.witness.known("s") != head.position:
+            await asyncio.sleep(0.01)
+
+        again = await log.append("s", note("2"))
+
+    assert task.cancelled()
+    assert again.last_seq == 2
+    assert ids(store.open().read("s")) == ["1", "2"]
+
+
 def failing(_: list[Request]) -> list[Any]:
     raise RuntimeError("the server went away")
 

@@ -312,6 +312,35 @@ def test_an_append_without_a_reply_is_unknown_and_harmless_to_repeat(
     assert ids(log.read("s")) == ["1", "2", "3"]
 
 
+def test_a_commit_in_doubt_stays_so_until_its_receipt(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal in between settles nothing: the repeat after it is recognised too."""
+    log = case.open(retry_for_s=0.0)
+    LostReplies(monkeypatch).left = 1
+    refused(lambda: log.append("s", note("1")), OutcomeUnknown, "OUTCOME_UNKNOWN")
+    log.append("s", note("2"))
+    client = cast("Any", case.store.client)
+    client.config_set("maxmemory", 1)
+    try:
+        refused(lambda: log.append("s", note("1")), Unavailable, "SERVER_OUT_OF_MEMORY")
+    finally:
+        client.config_set("maxmemory", 0)
+
+    assert log.append("s", note("1")).duplicates == 1
+    assert ids(log.read("s")) == ["1", "2"]
+
+
+def test_a_doubt_changes_nothing_for_other_commits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be encoded is refused alone, as ever."""
+    log = case.open(retry_for_s=0.0)
+    LostReplies(monkeypatch).left = 1
+    refused(lambda: log.append("s", note("1")), OutcomeUnknown, "OUTCOME_UNKNOWN")
+
+    large, small = log.append_many([Append("s", (note(text="x" * 300_000),)), Append("s", notes("2"))])
+
+    assert isinstance(large, Refused)
+    assert isinstance(small, Receipt)
+
+
 @pytest.mark.parametrize(
     ("reply", "code"),
     [

@@ -11,10 +11,11 @@ import pytest
 
 from domain import Damaged, Misconfigured, NotFound, Receipt, SessionLog
 from domain.log import Connecting, connect, create_store
+from domain.log.contract import Position
 from domain.log.epoch import Epochs
 from projections.drift import Validator
 from projections.store import ProjectionStore
-from tests.conftest import Servers
+from tests.conftest import Servers, Store
 from tests.domain.log.logs import ids, note, refused
 from workers.embedded import EmbeddedServer
 
@@ -238,3 +239,12 @@ def test_the_interval_at_risk_ends_with_the_servers_start(server: Server) -> Non
 
     assert state.at_risk_from_ms is None or state.at_risk_from_ms == kept.at_ms
     assert state.reports == ()
+
+
+def test_a_session_of_which_nothing_is_applied_is_no_loss(store: Store) -> None:
+    """A worker that parked a session at its first commit knows nothing that could be missing."""
+    store.open().append("s", note("1"))
+    worker = store.open()
+    worker.witness.saw("s", Position(0, "0" * 20))
+
+    assert worker.compare() == []
