@@ -546,7 +546,7 @@ def dedupe_flow(
         at = Position(known.seq, known.digest or None)
         request = encode_append(Append(session, tuple(fresh), known.seq, at, traceparent, token), limits)
         (answer,) = yield [request]
-        if isinstance(answer, Conflict):
+        if isinstance(answer, Conflict) and answer.code == "SEQ_CONFLICT":
             yield from known.refresh_flow()
             continue
         receipt = taken(answer)
