@@ -551,6 +551,10 @@ end
 
 -- muster_touch_1: writes something, so that replicas and the disk can be waited for. KEYS meta, ARGV store. Reply OK.
 local function touch(keys, args)
+  local problem = miscounted(keys, args, 1, 1)
+  if problem then
+    return problem
+  end
   if redis.call('HGET', keys[1], 'store') ~= args[1] then
     return redis.error_reply('STORE_CHANGED the store here is another one')
   end
@@ -561,6 +565,10 @@ end
 -- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
 --   KEYS meta lost   ARGV store session witness report (JSON; "" takes it back)   Reply OK
 local function report(keys, args)
+  local problem = miscounted(keys, args, 2, 4)
+  if problem then
+    return problem
+  end
   if redis.call('HGET', keys[1], 'store') ~= args[1] then
     return redis.error_reply('STORE_CHANGED the store here is another one')
   end
@@ -576,6 +584,12 @@ end
 -- muster_raise_1: raises a partition's epoch, unless it is there already. What was reported lost goes to the audit stream.
 --   KEYS meta lost audit   ARGV store epoch who   Reply: how many reports were accepted
 local function raise(keys, args)
+  local problem = miscounted(keys, args, 3, 3)
+  if problem then
+    return problem
+  elseif not whole(args[2]) then
+    return redis.error_reply('ARGUMENTS_INVALID ' .. args[2] .. ' is no epoch')
+  end
   if redis.call('HGET', keys[1], 'store') ~= args[1] then
     return redis.error_reply('STORE_CHANGED the store here is another one')
   end
@@ -585,7 +599,7 @@ local function raise(keys, args)
       string.match(reports[index], '^%S+'), 'report', reports[index + 1])
   end
   redis.call('DEL', keys[2])
-  if tonumber(redis.call('HGET', keys[1], 'epoch')) < tonumber(args[2]) then
+  if (whole(redis.call('HGET', keys[1], 'epoch')) or 0) < tonumber(args[2]) then
     redis.call('HSET', keys[1], 'epoch', args[2])
   end
   return #reports / 2
