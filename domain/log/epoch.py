@@ -87,12 +87,13 @@ class Epochs:
     def accept(self, who: str) -> tuple[int, int]:
         """Raises the epoch; returns it, and how many reports were accepted with it. They go to the audit streams.
 
-        Raises NotFound (NOTHING_LOST) if nothing was reported: there is nothing to accept.
+        Raises NotFound (NOTHING_LOST) if nothing was reported: there is nothing to accept. Unless partitions are at
+        different epochs: then it broke off last time, and this finishes it.
         """
-        if not any(True for _ in self.reports()):
-            raise NotFound("NOTHING_LOST", "no witness reported a loss that is not accepted yet")
         store, meta = self._log.identity.store, self._log.keyspace.store_meta
         here, *epochs = self._ask([["HGET", key, "epoch"] for key in [meta, *(keys.meta for keys in self._partitions)]])
+        if len({here, *epochs}) == 1 and not any(True for _ in self.reports()):
+            raise NotFound("NOTHING_LOST", "no witness reported a loss that is not accepted yet")
         epoch = max(int(value) for value in (here, *epochs)) + 1
         # The store's own first: a partition lets in who is at a newer epoch, never who is at an older one.
         self._ask([["HSET", meta, "epoch", epoch]])

@@ -559,6 +559,7 @@ def dedupe_flow(
             receipt.at_ms,
             appended=receipt.appended,
             duplicates=len(events) - receipt.appended,
+            durability=receipt.durability,
         )
     raise conflict(session, known.seq, known.seq)
 

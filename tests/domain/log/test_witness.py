@@ -339,6 +339,32 @@ def test_what_is_accepted_is_not_reported_again(store: Store) -> None:
     assert list(Epochs(log).reports()) == []
 
 
+def test_accepting_that_broke_off_is_finished(store: Store) -> None:
+    """The reports of the partitions it reached are gone; the others are raised all the same."""
+    log = store.open()
+    store.client.hset(store.keyspace.store_meta, "epoch", "2")
+    store.client.hset(store.keyspace.partitions[0].meta, "epoch", "2")
+
+    Epochs(log).accept("tester")
+
+    metas = [store.keyspace.store_meta, *(keys.meta for keys in store.keyspace.partitions)]
+    assert {store.client.hget(meta, "epoch") for meta in metas} == {b"3"}
+
+
+@pytest.mark.parametrize("arguments", [("x", "me"), ("2",), ("1.5", "me"), ("2", "me", "more")])
+def test_a_raise_that_makes_no_sense_accepts_nothing(store: Store, arguments: tuple[str, ...]) -> None:
+    """What was reported stays, and no audit entry says otherwise."""
+    log = store.open()
+    refused(lambda: log.append("s", note(), known=Position(9, "0" * 20)), Damaged, "TAIL_LOST")
+    keys, client = store.keyspace.of("s"), log.client
+    before = store.snapshot()
+
+    with pytest.raises(redis.ResponseError, match="ARGUMENTS_INVALID"):
+        client.fcall("muster_raise_1", 3, keys.meta, keys.lost, keys.audit, log.identity.store, *arguments)
+
+    assert store.snapshot() == before
+
+
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
