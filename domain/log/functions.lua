@@ -594,7 +594,7 @@ local function raise(keys, args)
   redis.call('XLEN', keys[3]) -- fails before anything is written if the key is no stream
   for index = 1, #reports, 2 do
     redis.call('XADD', keys[3], '*', 'who', args[3], 'what', 'loss accepted', 'epoch', args[2], 'session',
-      string.match(reports[index], '^%S+') or '?', 'report', reports[index + 1])
+      string.match(reports[index], '^%S+') or '', 'report', reports[index + 1])
   end
   redis.call('DEL', keys[2])
   if (whole(redis.call('HGET', keys[1], 'epoch')) or 0) < whole(args[2]) then
