@@ -337,9 +337,10 @@ class Exchanges:
         """
         again: dict[int, Request] = {}
         for place, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-            if isinstance(request, AppendRequest) and _is_lost(answer):
-                if (request.session, request.known) in self._accepted:
-                    again[place] = structs.replace(request, known=Position(0))
+            if not isinstance(request, AppendRequest) or not _is_lost(answer):
+                continue
+            if (request.session, request.known) in self._accepted:
+                again[place] = structs.replace(request, known=Position(0))
         yield from self._asking_again(again, answers)
 
     def _asking_again(self, again: dict[int, Request], answers: list[Any]) -> Wire[None]:

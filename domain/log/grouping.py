@@ -82,7 +82,7 @@ class ThreadGrouping:
             self._pass_on()
 
     def _abandon(self, own: _Waiting) -> None:
-        """Takes back what was not sent yet of a thread that is interrupted; its turn, if it had it, is the next one's."""
+        """Takes back what an interrupted thread has not sent yet; its turn, if it had it, is the next one's."""
         with self._lock:
             is_waiting = own in self._waiting
             if is_waiting:

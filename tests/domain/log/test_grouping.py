@@ -13,7 +13,7 @@ import pytest
 
 from domain import Conflict, Event, MusterError, Receipt, SessionLog
 from domain.log import grouping as grouping_module
-from domain.log.contract import Expected, Position
+from domain.log.contract import Expected
 from domain.log.grouping import IN_FLIGHT, TaskGrouping, ThreadGrouping
 from domain.log.protocol import HeadRequest, Request
 from tests.conftest import Store
