@@ -738,13 +738,22 @@ class RegistryFlow:
 
 
 def together(flows: Sequence[Flow[T]]) -> Flow[list[T | MusterError]]:
-    """Runs flows side by side: the requests of all travel together. A flow that fails gives its error in its place."""
+    """Runs flows side by side: the requests of all travel together. A flow that fails gives its error in its place.
+
+    A commit waits while a flow before it still searches its session, or it would overtake the commit searched for.
+    """
     results: list[Any] = [None] * len(flows)
     waiting: dict[int, list[Request]] = {}
     for index, flow in enumerate(flows):
         _advance(index, flow, None, waiting, results)
     while waiting:
-        indexes = list(waiting)
+        indexes: list[int] = []
+        searched: set[str] = set()
+        for index in sorted(waiting):
+            requests = waiting[index]
+            searched |= {request.session for request in requests if isinstance(request, RangeRequest)}
+            if not any(isinstance(request, AppendRequest) and request.session in searched for request in requests):
+                indexes.append(index)
         batch = [request for index in indexes for request in waiting[index]]
         answers = yield batch
         at = 0

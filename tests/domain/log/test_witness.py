@@ -14,7 +14,9 @@ from domain import Append, Damaged, Misconfigured, NotFound, Receipt, SessionLog
 from domain.log import Connecting, connect, connection, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
+from domain.log.exchange import ServerSeen
 from domain.log.protocol import encode_append
+from domain.log.witness import Witness
 from projections.drift import Validator
 from projections.store import ProjectionStore
 from tests.conftest import Servers, Store
@@ -396,3 +398,84 @@ def test_a_damaged_session_keeps_no_other_from_being_compared(store: Store) -> N
     assert [loss.session for loss in log.compare()] == ["s"]
     assert log.compare_if_changed() == []
     store.client.delete(key)
+
+
+@pytest.mark.parametrize(("seen", "code", "first_bad_seq"), [(2, "FORK", 2), (3, "TAIL_LOST", 3), (9, "TAIL_LOST", 3)])
+def test_who_knows_a_position_only_names_the_first_seq_that_differs(
+    store: Store, seen: int, code: str, first_bad_seq: int
+) -> None:
+    """A worker has no receipts: what is missing begins at the end of the log, or where it saw something else."""
+    append(store.open(), "s", "1", "2")
+    worker = store.open()
+    worker.witness.saw("s", Position(seen, "0" * 20))
+
+    (loss,) = worker.compare()
+
+    assert (loss.code, loss.first_bad_seq, loss.receipts) == (code, first_bad_seq, ())
+
+
+def test_every_page_of_sessions_is_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions are known."""
+    monkeypatch.setattr("domain.log.witness.COMPARED_TOGETHER", 2)
+    log = store.open()
+    for session in "abcde":
+        log.witness.saw(session, Position(1, "0" * 20))
+
+    assert [loss.session for loss in log.compare()] == list("abcde")
+
+
+def test_a_report_of_what_is_there_again_is_taken_back(store: Store) -> None:
+    """On the server that it was written to."""
+    log = store.open()
+    append(log, "s", "1")
+    key = store.keyspace.of("s").log("s")
+    store.client.rename(key, key + "-away")
+    assert [loss.session for loss in log.compare()] == ["s"]
+    assert len(list(Epochs(log).reports())) == 1
+    store.client.rename(key + "-away", key)
+
+    assert log.compare() == []
+    assert list(Epochs(log).reports()) == []
+
+
+def test_a_witness_forgets_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions and receipts are bounded."""
+    monkeypatch.setattr("domain.log.witness.REMEMBERED_SESSIONS", 2)
+    monkeypatch.setattr("domain.log.witness.REMEMBERED_RECEIPTS", 3)
+    witness = Witness()
+    for seq in range(1, 6):
+        witness.told(Receipt("s", seq, seq, "0" * 20, 0, 1))
+    assert list(witness._receipts["s"]) == [3, 4, 5]
+
+    for session in "tu":
+        witness.told(Receipt(session, 1, 1, "0" * 20, 0, 1))
+
+    assert witness.sessions() == ["t", "u"]
+    assert witness.known("s") is None
+    assert "s" not in witness._receipts
+
+
+@pytest.mark.parametrize("changed", ["run_id", "master_replid"])
+def test_either_id_tells_another_server(changed: str) -> None:
+    """A restart changes the one, a failover within a process's life the other."""
+    seen = ServerSeen()
+    ids = {"run_id": "a", "master_replid": "b"}
+
+    def meet() -> bool:
+        seen.met("\r\n".join(f"{name}:{value}" for name, value in ids.items()).encode())
+        return seen.changed
+
+    assert not meet()
+    assert not meet()
+    ids[changed] = "c"
+    assert meet()
+
+
+def test_the_doubts_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten first."""
+    monkeypatch.setattr("domain.log.exchange.REMEMBERED_DOUBTS", 2)
+    log = store.open()
+    requests = [encode_append(Append("s", (note(id),), known=Position(0))) for id in "123"]
+    log._doubt(requests)
+
+    assert [body for _, body in log._doubted] == [request.body for request in requests[1:]]
