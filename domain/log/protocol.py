@@ -454,6 +454,9 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("ERR Protocol error: unauthenticated", Misconfigured, "ACCESS_DENIED"),  # a long command before AUTH
     ("WRONGPASS", Misconfigured, "ACCESS_DENIED"),
     ("NOPERM", Misconfigured, "ACCESS_DENIED"),
+    ("ACCESS_DENIED", Misconfigured, "ACCESS_DENIED"),
+    ("ERR The user executing the script can't", Misconfigured, "ACCESS_DENIED"),  # Redis, within a function
+    ("ERR ACL failure in script", Misconfigured, "ACCESS_DENIED"),  # Valkey
 )
 
 

@@ -134,9 +134,9 @@ def test_a_certificate_must_be_vouched_for_and_name_the_host(
     ca = certificates.file("ca.crt")
     by_name, by_address = f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}"
     for wrong in (
-        Connecting(by_name, retry_for_s=3600),
-        Connecting(by_name, retry_for_s=3600, tls_ca_file=certificates.file("other-ca.crt")),
-        Connecting(by_address, retry_for_s=3600, tls_ca_file=ca),
+        Connecting(by_name, retry_for_s=60),
+        Connecting(by_name, retry_for_s=60, tls_ca_file=certificates.file("other-ca.crt")),
+        Connecting(by_address, retry_for_s=60, tls_ca_file=ca),
     ):
         refused(failing(face, wrong), Misconfigured, "TLS_FAILED")
     unchecked = Connecting(by_address, tls_ca_file=ca, tls_check_hostname=False)
@@ -304,9 +304,9 @@ def test_other_sentinels_are_asked_when_one_is_away(
 def test_what_sentinels_refuse_is_an_error_at_once(watched: Watched, face: str) -> None:
     """A wrong password and a service nobody knows do not pass by themselves; Sentinels that are away may come back."""
     service = Connecting(watched.connecting().url.replace("/main", "/other"), sentinel_password=SECRET)
-    refused(failing(face, structs.replace(service, retry_for_s=3600)), Misconfigured, "SERVICE_UNKNOWN")
+    refused(failing(face, structs.replace(service, retry_for_s=60)), Misconfigured, "SERVICE_UNKNOWN")
     for wrong in (None, "wrong"):
-        connecting = watched.connecting(retry_for_s=3600, sentinel_password=wrong)
+        connecting = watched.connecting(retry_for_s=60, sentinel_password=wrong)
         error = refused(failing(face, connecting), Misconfigured, "ACCESS_DENIED")
         assert "Sentinel 127.0.0.1:" in str(error)
         assert SECRET not in str(error)
