@@ -78,6 +78,8 @@ class ServerSeen:
     def __init__(self) -> None:
         self._met: tuple[str, str] | None = None
         self.changed = False
+        #: Idle connections may still lead to the server from before.
+        self.has_moved = False
 
     def met(self, info: bytes) -> None:
         """Notes what a new connection was told (`INFO server replication`)."""
@@ -85,7 +87,7 @@ class ServerSeen:
         met = (fields.get("run_id", ""), fields.get("master_replid", ""))
         if self._met is not None and met != self._met:
             logger.warning("the server changed: run id %s, replication id %s", *met)
-            self.changed = True
+            self.changed = self.has_moved = True
         self._met = met
 
 

@@ -910,9 +910,12 @@ def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
     return (events,) if isinstance(events, Event) else tuple(events)
 
 
-def as_position(known: Receipt | Position | int | None) -> Position | None:
-    """What a producer says it knows of a session, as a position."""
+def as_position(session: str, known: Receipt | Position | int | None) -> Position | None:
+    """What a producer says it knows of a session, as a position. Raises Refused (EXPECTED_INVALID) for another's
+    receipt."""
     if isinstance(known, Receipt):
+        if known.session != session:
+            raise Refused("EXPECTED_INVALID", f"a receipt of session {known.session} says nothing of {session}")
         return known.position
     return Position(known) if isinstance(known, int) else known
 

@@ -156,7 +156,7 @@ class SessionLog(Exchanges, BlockingReads):
             token = self.tokens.of(session, as_events(events))
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, as_position(known), traceparent)
+            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         return self._drive(self._acknowledged(self.run(flow)))
 
@@ -225,6 +225,9 @@ class SessionLog(Exchanges, BlockingReads):
         try:
             sending = next(wire)
             while True:
+                if self._server.has_moved:
+                    self._server.has_moved = False
+                    self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = send(self.client, sending.commands, self.connecting, wrote=sending.writes)
                 except MusterError as error:
@@ -302,7 +305,7 @@ class AsyncSessionLog(Exchanges):
             token = self.tokens.of(session, as_events(events))
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, as_position(known), traceparent)
+            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         return await self._drive(self._acknowledged(await self.run(flow)))
 
@@ -407,6 +410,9 @@ class AsyncSessionLog(Exchanges):
         try:
             sending = next(wire)
             while True:
+                if self._server.has_moved:
+                    self._server.has_moved = False
+                    await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = await send_async(self.client, sending.commands, self.connecting, wrote=sending.writes)
                 except MusterError as error:

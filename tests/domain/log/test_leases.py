@@ -280,6 +280,14 @@ def test_a_producer_that_was_started_again_names_its_last_receipt(make_log: Make
     assert (again.last_seq, again.duplicates) == (written.last_seq, 1)
 
 
+def test_a_receipt_of_another_session_is_refused(log: RunnableLog) -> None:
+    """It says nothing of this one, and would look like a loss."""
+    receipt = log.append("t", note("1"))
+
+    refused(lambda: log.append("s", note("2"), known=receipt), Refused, "EXPECTED_INVALID")
+    assert log.head("s") is None
+
+
 @pytest.mark.parametrize("expected", ["any", 3])
 def test_what_was_acknowledged_and_is_not_there_is_an_error(make_log: MakeLog, expected: object) -> None:
     """A log that ends before what its producer was told, or holds something else there, takes nothing from it."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -16,12 +17,15 @@ from domain.log.contract import Position
 from domain.log.epoch import Epochs
 from domain.log.exchange import ServerSeen
 from domain.log.protocol import encode_append
-from domain.log.witness import Witness
+from domain.log.witness import Loss, Witness
+from projections.catchup import Batch
 from projections.drift import Validator
-from projections.store import ProjectionStore
+from projections.lease import Leases
+from projections.store import ProjectionStore, Span
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import ids, note, refused
 from workers.embedded import EmbeddedServer
+from workers.process import Projector, look_at_server
 
 
 class Server:
@@ -212,6 +216,45 @@ def test_what_comes_back_is_taken_back(server: Server) -> None:
     assert log.append("s", note("3")).last_seq == 3
     assert log.losses == {}
     assert list(Epochs(log).reports()) == []
+
+
+def test_a_worker_is_a_witness_of_the_views_it_wrote(server: Server) -> None:
+    """It was told nothing, but knows where the sessions stood; when the server changed it compares and reports."""
+    producer, log = server.log(), server.log()
+    append(producer, "s", "1")
+    server.save()
+    append(producer, "s", "2")
+    partition = log.keyspace.partition_of("s")
+    store = ProjectionStore(log.client, log.keyspace)
+    token = Leases(log.client, log.keyspace, "worker").claim(partition, ttl_ms=60_000)
+    assert token is not None
+    total = store.total(partition)
+    batch = Batch(partition, token, None, total, [Span("s", 1, 2)])
+    Projector(store, log, "worker").project(batch)
+    producer.close()
+    server.go_back()
+
+    log.head("s")
+    look_at_server(log)
+
+    (report,) = Epochs(server.log()).reports()
+    assert (report.loss.session, report.loss.code, report.loss.first_bad_seq) == ("s", "TAIL_LOST", 2)
+
+
+def test_a_producer_is_let_into_a_partition_that_is_not_raised_yet(server: Server) -> None:
+    """Raising the epoch partition by partition keeps nobody out who compared already."""
+    log = server.log()
+    append(log, "s", "1")
+    keys = log.keyspace.of("s")
+    client: Any = log.client
+    client.hset(log.keyspace.store_meta, "epoch", 7)
+
+    ahead = server.log()
+
+    assert ahead.identity.epoch == 7
+    assert ahead.append("s", note("2")).last_seq == 2
+    client.hset(keys.lost, "s w", msgspec.json.encode(Loss("s", "TAIL_LOST", 9, Position(9, "0" * 20), ())))
+    assert Epochs(ahead).accept("tester") == (8, 1)
 
 
 def test_nothing_is_accepted_where_nothing_was_lost(server: Server) -> None:
