@@ -13,7 +13,7 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
 
 from domain import AsyncSessionLog, Misconfigured, SessionLog, Unavailable
 from domain.log import Connecting, connect, create_store
-from domain.log.connection import Sending
+from domain.log.connection import Attempts
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note, refused
 from tests.own_server import Certificates, OwnSentinel, OwnServer
 from tests.waiting import wait_until
@@ -195,13 +195,13 @@ def test_an_exchange_is_sent_again_when_nothing_was_written_for_a_reason_that_pa
     commands: list[list[str]], replies: list[Any], again: bool
 ) -> None:
     """Every command that writes was refused, one of them for now; a transaction counts by what is in it."""
-    sending = Sending(commands, Connecting(), wrote=True)
+    attempts = Attempts(commands, Connecting(), wrote=True)
 
     if again:
         with pytest.raises(Exception, match="refused for now"):
-            sending.judge(replies)
+            attempts.judge(replies)
     else:
-        assert sending.judge(replies) is replies
+        assert attempts.judge(replies) is replies
 
 
 # -- Sentinels -------------------------------------------------------------------------------------------------------
