@@ -145,6 +145,7 @@ class Functions:
             "muster_raise_1": lambda: Call(
                 "muster_raise_1", [self.keys.meta, self.keys.lost, self.keys.audit], [*self._identity, "operator"]
             ),
+            "muster_mend_total_1": lambda: Call("muster_mend_total_1", [self.keys.meta, self.keys.feed], []),
             "muster_claim_1": lambda: Call("muster_claim_1", [self.keys.owner("p")], ["w", "n", 1000, "0"]),
             "muster_renew_1": lambda: Call("muster_renew_1", [self._owner()], [self._token, 10**9]),
             "muster_release_1": lambda: Call("muster_release_1", [self.keys.owner("p")], ["1-n"]),
