@@ -208,20 +208,23 @@ class Exchanges:
         writes = any(call.writes for call in calls)
         proof = self._durability if writes else Durability()
         before, after = proof.before(), proof.after(self._wait_ms)
-        replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
+        commands = [call.command for call in calls]
         end = len(before) + len(calls)
+        replies = yield Sending([*before, *commands, *after], writes)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
         proved = [*replies[: len(before)], *replies[end:]]
         if not any(receipt.appended for receipt in receipts):
-            # Nothing was written, and what is not written cannot be waited for.
+            # Nothing was written, and what is not written cannot be waited for. The repeats travel with the write once
+            # more: another server may be the primary by now, and its replicas prove nothing of what it lacks.
             meta = self.keyspace.of(receipts[0].session).meta
             touch: Command = ["FCALL", "muster_touch_1", 1, meta, self.identity.store]
             try:
-                again = yield Sending([*before, touch, *after], writes=False)
-                proved = [*again[: len(before)], *again[len(before) + 1 :]]
+                again = yield Sending([*before, *commands, touch, *after], writes)
+                answers = _distribute(calls, again[len(before) : end], len(requests))
+                proved = [None] if isinstance(again[end], Exception) else [*again[: len(before)], *again[end + 1 :]]
             except MusterError:
                 proved = [None]
         word = proof.proved(proved)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from domain import Damaged, Event, MusterError, OutcomeUnknown, Receipt, SessionLog, Unavailable
-from domain.log import Connecting, connect, create_store
+from domain.log import Connecting, connect, create_store, redis_streams
 from tests.chaos.failover_table import CUT_OFF, KILLED, PARTITIONS, PAUSED, Fault, Setting, run
 from tests.chaos.group import Group, Node
 from tests.conftest import ENVIRONMENT
@@ -39,14 +39,24 @@ class Place:
 
     def lose_what_is_not_replicated(self, meanwhile: Callable[[], object]) -> None:
         """What is appended meanwhile reaches no replica, the primary dies with it, and another takes its place."""
-        primary, replicas = self.group.primary(), self.group.replicas()
-        self.group.wait_until_replicated()
-        self.group.cut_off(replicas)
+        self.cut_off()
         meanwhile()
+        self.fail_over()
+
+    def cut_off(self) -> None:
+        """From now on nothing reaches a replica."""
+        self.group.wait_until_replicated()
+        self.group.cut_off(self.group.replicas())
+
+    def fail_over(self) -> None:
+        """The primary dies, and one of the replicas, which come back, takes its place; the other follows it."""
+        primary = self.group.primary()
         primary.kill()
-        for replica in replicas:
-            replica.resume()
+        for node in self.group.servers:
+            if node.is_paused:
+                node.resume()
         self.group.wait_for_failover(primary)
+        self.group.wait_until_settled()
 
 
 @pytest.fixture
@@ -180,6 +190,34 @@ def test_a_doubt_outlives_a_server_that_turns_its_repeat_away(make_place: Callab
 
     assert [event.id for commit in log.read("s") for event in commit.events] == ["first", "second", "third"]
     assert (receipt.first_seq, receipt.appended, receipt.duplicates) == (2, 0, 1)
+
+
+def test_a_repeat_is_proved_by_the_server_that_has_it(
+    make_place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is found again on one primary, and another is there when the replicas are asked for: what those have
+    says nothing of a commit that it lacks.
+    """
+    place = make_place()
+    log = place.open(durability="replicated(1)")
+    log.append("s", did("first"))
+    sending: Callable[..., Any] = vars(redis_streams)["send"]
+    failovers = [place.fail_over]
+
+    def send(client: Any, commands: list[Any], *arguments: Any, **options: Any) -> Any:
+        if any("muster_touch_1" in command for command in commands) and failovers:
+            failovers.pop()()
+        return sending(client, commands, *arguments, **options)
+
+    place.cut_off()
+    with pytest.raises(OutcomeUnknown):
+        log.append("s", did("second"))
+    monkeypatch.setattr(redis_streams, "send", send)
+
+    receipt = repeated(log, "s", did("second"))
+
+    assert not failovers, "the server was changed in between"
+    assert [(commit.last_seq, commit.digest) for commit in log.read("s", after=1)] == [(2, receipt.digest)]
 
 
 def test_a_zombie_primary_takes_nothing_back_that_was_acknowledged(make_place: Callable[..., Place]) -> None:
