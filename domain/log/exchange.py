@@ -28,7 +28,7 @@ from msgspec import Struct, structs
 from domain.codec import Limits, encode_body
 from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
-from domain.log.connection import connection_error
+from domain.log.connection import connection_error, raised
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
@@ -115,6 +115,8 @@ class Exchanges:
         self.witness = Witness()
         #: What was found lost and is not accepted yet, by session.
         self.losses: dict[str, Loss] = {}
+        #: What was known and is accepted as lost, at the last epoch that was adopted.
+        self._accepted: set[tuple[str, Position | None]] = set()
         self._durability = durability
         self._server = server
         self._protocol = Protocol(keyspace, identity.store, identity.epoch)
@@ -186,16 +188,18 @@ class Exchanges:
     def _answering(self, requests: list[Request]) -> Wire[list[Any]]:
         """The answers to requests."""
         answers = yield from self._asking(requests)
+        if any(_has_code(answer, "EPOCH_CHANGED") for answer in answers):
+            yield from self._adopting(requests, answers)
         if not any(isinstance(request, AppendRequest) for request in requests):
             return answers
-        if any(_has_code(answer, "EPOCH_CHANGED") for answer in answers):
-            answers = yield from self._adopting(requests, answers)
+        if self._accepted:
+            yield from self._letting_go(requests, answers)
         answers = [self._judged(request, answer) for request, answer in zip(requests, answers, strict=True)]
         for answer in answers:
             if isinstance(answer, Receipt):
                 self.witness.told(answer)
         if self._server.changed and any(_is_decided(answer) for answer in answers):
-            yield from self._comparing()
+            yield from self._comparing_if_it_answers()
         lost = [answer for answer in answers if _is_lost(answer)]
         if lost:
             yield from self._hearing(lost)
@@ -244,67 +248,119 @@ class Exchanges:
             doubts=(request,),
         )
 
-    def _adopting(self, requests: list[Request], answers: list[Any]) -> Wire[list[Any]]:
-        """Goes on at the store's new epoch, which an operator raised: what is lost is named once, then forgotten."""
-        ((store, epoch),) = yield Sending([["HMGET", self.keyspace.store_meta, "store", "epoch"]])
-        if store != self.identity.store.encode() or int(epoch or 0) <= self.identity.epoch:
-            return answers
-        logger.warning("the store is at epoch %s now", epoch.decode())
-        told_before = set(self.losses)
-        self.identity = structs.replace(self.identity, epoch=int(epoch))
-        self._protocol = Protocol(self.keyspace, self.identity.store, self.identity.epoch)
-        lost = yield from self._asked(self.witness.compare_flow(self.witness.sessions()))
-        self._server.changed = False
-        unheard = {loss.session: loss for loss in lost if loss.session not in told_before}
-        yield from self._reporting(unheard.values())
-        self.witness.forget(loss.session for loss in lost)
-        self.losses.clear()
-
+    def _adopting(self, requests: Sequence[Request], answers: list[Any]) -> Wire[None]:
+        """Goes on at the store's new epoch. What fails here fails for those that were not let in, for no others."""
         places = [place for place, answer in enumerate(answers) if _has_code(answer, "EPOCH_CHANGED")]
-        again: list[tuple[int, Request]] = []
+        try:
+            unheard = yield from self._adopted()
+        except MusterError as error:
+            for place in places:
+                answers[place] = error
+            return
+        again: dict[int, Request] = {}
         for place in places:
             request = requests[place]
             if isinstance(request, AppendRequest) and request.session in unheard:
                 answers[place] = lost_error(unheard[request.session])
-            elif isinstance(request, AppendRequest) and any(loss.session == request.session for loss in lost):
-                again.append((place, structs.replace(request, known=Position(0))))
             else:
-                again.append((place, request))
-        if again:
-            found = yield from self._asking([request for _, request in again])
-            for (place, _), answer in zip(again, found, strict=True):
-                answers[place] = answer
-        return answers
+                again[place] = request
+        yield from self._asking_again(again, answers)
+
+    def _adopted(self) -> Wire[dict[str, Loss]]:
+        """Takes over the store's epoch, which an operator raised: all that is known is compared once more, and what
+        is lost is forgotten. Returns what nobody was told of before; it is reported.
+
+        Several threads may be in here: whoever comes second finds it done.
+        """
+        heard = set(self.losses)
+        (reply,) = yield Sending([["HMGET", self.keyspace.store_meta, "store", "epoch"]])
+        store, epoch = raised(reply)
+        if store != self.identity.store.encode() or int(epoch or 0) <= self.identity.epoch:
+            return {}
+        logger.warning("the store is at epoch %s now", epoch.decode())
+        self._server.changed = False
+        try:
+            lost = yield from self._asked(self.witness.compare_flow(self.witness.sessions()))
+            if int(epoch) <= self.identity.epoch:
+                return {}
+            unheard = {loss.session: loss for loss in lost if loss.session not in heard}
+            yield from self._reporting(unheard.values())
+        except MusterError:
+            self._server.changed = True
+            raise
+        self._accepted = {
+            (loss.session, position)
+            for loss in (*self.losses.values(), *lost)
+            for position in (loss.last, *(receipt.position for receipt in loss.receipts))
+        }
+        self.identity = structs.replace(self.identity, epoch=int(epoch))
+        self._protocol = Protocol(self.keyspace, self.identity.store, self.identity.epoch)
+        self.witness.forget(loss.session for loss in lost)
+        self.losses.clear()
+        return unheard
+
+    def _letting_go(self, requests: Sequence[Request], answers: list[Any]) -> Wire[None]:
+        """Sends commits again that were refused for a loss which is accepted: they were on their way or in doubt, or
+        their callers go by an old receipt.
+        """
+        again: dict[int, Request] = {}
+        for place, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            if not isinstance(request, AppendRequest) or not _is_lost(answer):
+                continue
+            if (request.session, request.known) in self._accepted:
+                again[place] = structs.replace(request, known=Position(0))
+        yield from self._asking_again(again, answers)
+
+    def _asking_again(self, again: dict[int, Request], answers: list[Any]) -> Wire[None]:
+        """Puts the answers to these requests into their places, or why there are none."""
+        if not again:
+            return
+        try:
+            found = yield from self._asking(list(again.values()))
+        except OutcomeUnknown as unknown:
+            self._doubt(list(again.values()))
+            found = [OutcomeUnknown(unknown.code, unknown.cause, doubts=(request,)) for request in again.values()]
+        except MusterError as error:
+            found = [error] * len(again)
+        for place, answer in zip(again, found, strict=True):
+            answers[place] = answer
 
     def _comparing(self, sessions: Sequence[str] | None = None) -> Wire[list[Loss]]:
         """Holds all that this log was told against the server, or what it was told of some sessions; reports what
         is lost.
 
-        While the server does not answer, the comparison stays due.
+        Raises what the server's not answering raises; the comparison stays due then.
         """
-        self._server.changed = self._server.changed and sessions is not None
+        if sessions is None:
+            self._server.changed = False
         asked = self.witness.sessions() if sessions is None else sessions
         try:
             lost = yield from self._asked(self.witness.compare_flow(asked))
             found = {loss.session: loss for loss in lost}
             healed = [session for session in asked if session in self.losses and session not in found]
             yield from self._reporting(lost, healed)
-        except MusterError as error:
-            logger.warning("what is known could not be compared with the server: %s", error)
+        except MusterError:
             self._server.changed = True
-            return []
+            raise
         for session in healed:
-            del self.losses[session]
+            self.losses.pop(session, None)
         for loss in lost:
             logger.error("%s", lost_error(loss).cause)
         self.losses |= found
         return lost
 
+    def _comparing_if_it_answers(self, sessions: Sequence[str] | None = None) -> Wire[None]:
+        """As `_comparing`, for appends that have their answers whatever becomes of it."""
+        try:
+            yield from self._comparing(sessions)
+        except MusterError as error:
+            logger.warning("what is known could not be compared with the server: %s", error)
+
     def _hearing(self, answers: Sequence[Damaged]) -> Wire[None]:
         """Finds out all that is lost of sessions whose appends met a loss; one that only the caller knew of counts
         too."""
         sessions = list(dict.fromkeys(answer.facts["session"] for answer in answers))
-        yield from self._comparing(sessions)
+        yield from self._comparing_if_it_answers(sessions)
         told = [_told(answer) for answer in answers if answer.facts["session"] not in self.losses]
         try:
             yield from self._reporting(told)

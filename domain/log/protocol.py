@@ -440,6 +440,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
     ("ARGUMENTS_INVALID", Refused, "ARGUMENTS_INVALID"),
     ("STORE_DAMAGED", Damaged, "STORE_DAMAGED"),
+    ("WRONGTYPE", Damaged, "KEY_DAMAGED"),
     ("ERR Function not found", Misconfigured, "FUNCTIONS_MISSING"),
     ("OOM", Unavailable, "SERVER_OUT_OF_MEMORY"),
     ("READONLY", Unavailable, "SERVER_READ_ONLY"),

@@ -7,6 +7,7 @@ since digests are chained, one that is there proves everything before it.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -14,8 +15,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from domain.errors import Damaged
 from domain.log.contract import Position, Receipt
 from domain.log.protocol import Flow, HeadRequest, RangeRequest, ReadFlow, position_of, taken
+
+logger = logging.getLogger(__name__)
 
 #: How many sessions are remembered with the last position known of each.
 REMEMBERED_SESSIONS: Final = 65_536
@@ -92,8 +96,11 @@ class Witness:
             ]
             entries: list[Any] = yield [RangeRequest(session, known.seq, known.seq, 1) for session, known in page]
             for (session, known), found in zip(page, entries, strict=True):
-                if not any(commit.digest == known.digest for commit in taken(found)):
-                    losses.append((yield from self._loss_flow(session, known)))
+                try:
+                    if not any(commit.digest == known.digest for commit in taken(found)):
+                        losses.append((yield from self._loss_flow(session, known)))
+                except Damaged as damaged:  # one session's trouble; the validator has the words for it
+                    logger.warning("session %s could not be compared: %s", session, damaged)
         return losses
 
     def _loss_flow(self, session: str, known: Position) -> Flow[Loss]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from domain import Damaged, Misconfigured, NotFound, Receipt, SessionLog
-from domain.log import Connecting, connect, create_store
+from domain import Append, Damaged, Misconfigured, NotFound, Receipt, SessionLog, Unavailable
+from domain.log import Connecting, connect, connection, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
+from domain.log.protocol import encode_append
 from projections.drift import Validator
 from projections.store import ProjectionStore
 from tests.conftest import Servers, Store
@@ -248,3 +250,123 @@ def test_a_session_of_which_nothing_is_applied_is_no_loss(store: Store) -> None:
     worker.witness.saw("s", Position(0, "0" * 20))
 
     assert worker.compare() == []
+
+
+# -- at a new epoch --------------------------------------------------------------------------------------------------
+
+
+def accepted(store: Store, session: str = "other") -> None:
+    """Somebody knows of a loss in a session, and an operator accepted it."""
+    producer = store.open()
+    refused(lambda: producer.append(session, note(), known=Position(9, "0" * 20)), Damaged, "TAIL_LOST")
+    Epochs(producer).accept("tester")
+
+
+def on(log: SessionLog, wire: Any, replies: Any = None) -> Any:
+    """Runs a wire to its end, from these replies on."""
+    try:
+        sending = wire.send(replies)
+        while True:
+            sending = wire.send(connection.send(log.client, sending.commands, log.connecting, wrote=sending.writes))
+    except StopIteration as done:
+        return done.value
+
+
+def test_a_lease_is_taken_at_a_new_epoch_as_an_append_is(store: Store) -> None:
+    """A producer that begins with a lease or a policy goes on like any other."""
+    log = store.open()
+    accepted(store)
+
+    with log.lease("s", "agent-1") as lease:
+        assert lease.append(note("1")).last_seq == 1
+    accepted(store)
+    log.set_policy("s", "any")
+
+
+def test_a_thread_that_comes_second_to_a_new_epoch_goes_on_too(store: Store) -> None:
+    """Its refusal was under way while another thread adopted the epoch."""
+    log = store.open()
+    accepted(store)
+    request = encode_append(log._completed(Append("s", (note("1"),))))
+    wire = log._answering([request])
+    sending = next(wire)
+    replies = connection.send(log.client, sending.commands, log.connecting, wrote=True)
+    log.append("s", note("2"))
+
+    (answer,) = on(log, wire, replies)
+
+    assert isinstance(answer, Receipt)
+    assert ids(log.read("s")) == ["2", "1"]
+
+
+def test_what_fails_at_a_new_epoch_takes_no_receipt_with_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One partition is raised already, another not yet: what is written there is told, whatever becomes of the rest."""
+    log = store.open(retry_for_s=0.0)
+    assert store.keyspace.partition_of("s-1") != store.keyspace.partition_of("s-7")
+    for meta in (store.keyspace.store_meta, store.keyspace.of("s-7").meta):
+        store.client.hset(meta, "epoch", "2")
+    send = connection._send_once
+
+    def deaf(client: Any, commands: list[Any]) -> list[Any]:
+        if commands[0][0] == "HMGET":
+            raise redis.ConnectionError("Connection closed by server.")
+        return send(client, commands)
+
+    monkeypatch.setattr(connection, "_send_once", deaf)
+
+    written, other = log.append_many(
+        [Append("s-1", (note("1"),), known=Position(0)), Append("s-7", (note("1"),), known=Position(0))]
+    )
+
+    assert isinstance(written, Receipt)
+    assert isinstance(other, Unavailable)
+
+
+def test_what_is_accepted_is_not_reported_again(store: Store) -> None:
+    """A commit that was in doubt when its session lost its tail knows what was accepted meanwhile, and lands."""
+    log = store.open()
+    append(log, "s", "1")
+    gone = Position(7, "0" * 20)
+    log.witness.saw("s", gone)
+    log._doubt([encode_append(Append("s", (note("2"),), known=gone))])
+    assert [loss.session for loss in log.compare()] == ["s"]
+    Epochs(store.open()).accept("tester")
+    append(log, "t", "1")
+    assert log.identity.epoch == 2
+
+    assert log.append("s", note("2")).last_seq == 2
+    assert log.losses == {}
+    assert list(Epochs(log).reports()) == []
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_that_cannot_be_made_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say that nothing is lost, and stays due."""
+    log = store.open(retry_for_s=0.0)
+    append(log, "s", "1")
+
+    def deaf(*_: Any) -> list[Any]:
+        raise redis.ConnectionError("Connection closed by server.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(connection, "_send_once", deaf)
+        refused(log.compare, Unavailable, "UNREACHABLE")
+    log.witness.saw("s", Position(7, "0" * 20))
+    assert [loss.session for loss in log.compare_if_changed()] == ["s"]
+
+
+def test_a_damaged_session_keeps_no_other_from_being_compared(store: Store) -> None:
+    """The comparison is made for all others, once."""
+    log = store.open()
+    append(log, "bad", "1")
+    append(log, "s", "1")
+    key = store.keyspace.of("bad").log("bad")
+    store.client.delete(key)
+    store.client.set(key, "x")
+    log.witness.saw("s", Position(7, "0" * 20))
+
+    assert [loss.session for loss in log.compare()] == ["s"]
+    assert log.compare_if_changed() == []
+    store.client.delete(key)
