@@ -88,6 +88,7 @@ def appended(log: SessionLog, session: str, who: str, count: int) -> list[Receip
     [
         (Setting("replicated(2)", "everysec", min_replicas=1, keeps_all=True), KILLED),
         (Setting("replicated(2)", "everysec", min_replicas=2, keeps_all=True), PAUSED),
+        (Setting("replicated(2)", "everysec", keeps_all=True), CUT_OFF),
         (Setting("memory", "everysec"), CUT_OFF),
     ],
     ids=lambda value: value.words if isinstance(value, Fault) else f"{value.durability} min {value.min_replicas}",
