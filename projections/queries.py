@@ -100,7 +100,7 @@ class Views:
         while True:
             view = session_view.readable(self._store.views([session])[0], session)
             head = position_of(self._store.heads([session])[0])
-            if head.seq < seen.seq:
+            if head.seq < seen.seq and not any(True for _ in self._log.read(session, after=seen.seq - 1, to=seen.seq)):
                 raise lost(session, "TAIL_LOST", seen, head)
             if view is not None and view.seq >= seen.seq:
                 break

@@ -7,7 +7,6 @@ refused unless the caller still holds the partition's lease and the cursor stand
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -359,15 +358,7 @@ class ProjectionStore:
     def mend_total(self, partition: int) -> None:
         """Raises a running total that was rolled back to where the feed ends; the next append would do the same."""
         keys = self.keys(partition)
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.watch(keys.meta, keys.feed)
-            position, total = self.feed_position(partition), self.total(partition)
-            if position <= total:
-                return
-            pipe.multi()
-            pipe.hset(keys.meta, "total", position)
-            with suppress(redis.WatchError):  # an append that came in between mended it
-                pipe.execute()
+        self.client.fcall("muster_mend_total_1", 2, keys.meta, keys.feed)
 
     def mend_head(self, session: str, stored: bytes | None, last_entry: str, head: Head) -> bool:
         """Puts a head that fits the log in the place of a damaged one. False if the session moved on meanwhile."""

@@ -57,13 +57,22 @@ class OwnServer:
         with (self.directory / "server.log").open("ab") as log:
             command = [self._binary, *self._command(), *standard, *self._arguments, *more]
             self._process = start_child(command, stdout=log, stderr=log)
-        wait_until(self._listens, message=f"a server on port {self.port}; {self.directory}/server.log says why")
+        with self._killed_unless_done():
+            wait_until(self._listens, message=f"a server on port {self.port}; {self.directory}/server.log says why")
 
     def start(self, *more: str | Path) -> None:
         """Starts the server and returns when it answers commands."""
         self.launch(*more)
-        with self.client() as client:
+        with self._killed_unless_done(), self.client() as client:
             wait_until(lambda: _answers(client), message=f"an answer on port {self.port}")
+
+    @contextmanager
+    def _killed_unless_done(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
 
     def _command(self) -> list[str | Path]:
         return []

@@ -12,6 +12,7 @@ does not fit is refused, and no error repeats any part of a URL.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
@@ -41,7 +42,10 @@ class Address(Struct, frozen=True):
 def parse_address(url: str) -> Address:
     """Reads a URL. Raises Misconfigured (SETTING_INVALID), without a word of what may be a password."""
     try:
-        return _parsed(urlsplit(url))
+        # Who and where are read here: what urlsplit makes of several hosts differs from one Python to the next.
+        scheme, _, rest = url.partition("://")
+        authority = re.split("[/?#]", rest, maxsplit=1)[0]
+        return _parsed(urlsplit(f"{scheme}://{rest[len(authority) :]}"), authority)
     except ValueError:
         raise Misconfigured(
             "SETTING_INVALID",
@@ -61,12 +65,13 @@ def without_password(url: str) -> str:
     return f"{scheme}{separator}{shown.partition('?')[0].partition('#')[0]}"
 
 
-def _parsed(parts: SplitResult) -> Address:
+def _parsed(parts: SplitResult, authority: str) -> Address:
     """Raises ValueError for what is no address, or not surely the one that was meant."""
     scheme = parts.scheme
-    user, _, hosts = parts.netloc.rpartition("@")
+    user, _, hosts = authority.rpartition("@")
     # A password with a character that ends it early makes another address of the rest.
     _require(scheme in _SCHEMES and not parts.fragment and "@" not in hosts + parts.path + parts.query)
+    _require(not set("[] \t\r\n") & set(user))
     username, _, password = user.partition(":")
     query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     _require(query.keys() <= {"db"})

@@ -437,7 +437,7 @@ class _Refused(Exception):
         self.by_no_primary = by_no_primary
 
 
-class Sending:
+class Attempts:
     """One exchange with the server: the retry policy, and what is known of a write after the attempts so far."""
 
     def __init__(self, commands: Sequence[Command], connecting: Connecting, *, wrote: bool) -> None:
@@ -511,24 +511,24 @@ def send(client: redis.Redis, commands: list[Command], connecting: Connecting, *
     `wrote`: some of the commands write. Raises the typed error when no replies came, OutcomeUnknown when a write may or
     may not have been done.
     """
-    sending = Sending(commands, connecting, wrote=wrote)
+    attempts = Attempts(commands, connecting, wrote=wrote)
 
     def attempt() -> list[Any]:
         try:
-            return sending.judge(_send_once(client, commands))
+            return attempts.judge(_send_once(client, commands))
         except _Refused as refused:
             if refused.by_no_primary:
                 client.connection_pool.disconnect(inuse_connections=False)  # the idle ones lead to the same server
             raise
 
     try:
-        return Retrying(**sending.policy)(attempt)
+        return Retrying(**attempts.policy)(attempt)
     except _Refused as refused:
-        return sending.last_word(refused.replies)
+        return attempts.last_word(refused.replies)
     except _NotSent as not_sent:
-        raise sending.failed(not_sent.error) from not_sent.error
+        raise attempts.failed(not_sent.error) from not_sent.error
     except (redis.RedisError, OSError) as error:
-        raise sending.failed(error) from error
+        raise attempts.failed(error) from error
 
 
 def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
@@ -566,24 +566,24 @@ async def send_async(
     client: redis.asyncio.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool
 ) -> list[Any]:
     """As `send`."""
-    sending = Sending(commands, connecting, wrote=wrote)
+    attempts = Attempts(commands, connecting, wrote=wrote)
 
     async def attempt() -> list[Any]:
         try:
-            return sending.judge(await _send_once_async(client, commands))
+            return attempts.judge(await _send_once_async(client, commands))
         except _Refused as refused:
             if refused.by_no_primary:
                 await client.connection_pool.disconnect(inuse_connections=False)
             raise
 
     try:
-        return await AsyncRetrying(**sending.policy)(attempt)
+        return await AsyncRetrying(**attempts.policy)(attempt)
     except _Refused as refused:
-        return sending.last_word(refused.replies)
+        return attempts.last_word(refused.replies)
     except _NotSent as not_sent:
-        raise sending.failed(not_sent.error) from not_sent.error
+        raise attempts.failed(not_sent.error) from not_sent.error
     except (redis.RedisError, OSError) as error:
-        raise sending.failed(error) from error
+        raise attempts.failed(error) from error
 
 
 async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:

@@ -32,7 +32,8 @@ class EpochState(Struct, frozen=True):
     """A store's epoch, the server that holds it now, and what witnesses reported lost.
 
     Commits that were acknowledged between `at_risk_from_ms` and `at_risk_to_ms` (server ms: the last event the server
-    still has from before its start, and its start) may be lost without anybody who could name them.
+    still has from before its start, and its start) may be lost without anybody who could name them. None for a server
+    that was a replica: then it is not known since when it is the primary.
     """
 
     store: str
@@ -40,7 +41,7 @@ class EpochState(Struct, frozen=True):
     run_id: str
     replication_id: str
     at_risk_from_ms: int | None
-    at_risk_to_ms: int
+    at_risk_to_ms: int | None
     reports: tuple[Report, ...]
 
 
@@ -63,14 +64,16 @@ class Epochs:
         )
         fields = parse_info(info)
         started_ms = parse_time(now) - 1000 * int(fields.get("uptime_in_seconds", 0))
-        times = (self._last_before(partition, started_ms) for partition in range(len(self._partitions)))
+        was_replica = fields.get("master_replid2", "").strip("0") != ""
+        partitions = () if was_replica else range(len(self._partitions))
+        times = (self._last_before(partition, started_ms) for partition in partitions)
         return EpochState(
             identity.store,
             int(epoch),
             fields.get("run_id", ""),
             fields.get("master_replid", ""),
             max((at for at in times if at is not None), default=None),
-            started_ms,
+            None if was_replica else started_ms,
             tuple(self.reports()),
         )
 
@@ -87,12 +90,13 @@ class Epochs:
     def accept(self, who: str) -> tuple[int, int]:
         """Raises the epoch; returns it, and how many reports were accepted with it. They go to the audit streams.
 
-        Raises NotFound (NOTHING_LOST) if nothing was reported: there is nothing to accept.
+        Raises NotFound (NOTHING_LOST) if nothing was reported: there is nothing to accept. Unless partitions are at
+        different epochs: then it broke off last time, and this finishes it.
         """
-        if not any(True for _ in self.reports()):
-            raise NotFound("NOTHING_LOST", "no witness reported a loss that is not accepted yet")
         store, meta = self._log.identity.store, self._log.keyspace.store_meta
         here, *epochs = self._ask([["HGET", key, "epoch"] for key in [meta, *(keys.meta for keys in self._partitions)]])
+        if len({here, *epochs}) == 1 and not any(True for _ in self.reports()):
+            raise NotFound("NOTHING_LOST", "no witness reported a loss that is not accepted yet")
         epoch = max(int(value) for value in (here, *epochs)) + 1
         # The store's own first: a partition lets in who is at a newer epoch, never who is at an older one.
         self._ask([["HSET", meta, "epoch", epoch]])

@@ -25,7 +25,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct, structs
 
-from domain.codec import Limits, encode_body
+from domain.codec import Commit, Limits, encode_body
 from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
 from domain.log.connection import connection_error, raised
@@ -33,7 +33,7 @@ from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
-from domain.log.protocol import Call, Command, Flow, Protocol, Request, with_ids
+from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
 from domain.log.store import Identity, parse_info
 from domain.log.witness import Loss, Witness
 
@@ -78,6 +78,8 @@ class ServerSeen:
     def __init__(self) -> None:
         self._met: tuple[str, str] | None = None
         self.changed = False
+        #: Idle connections may still lead to the server from before.
+        self.has_moved = False
 
     def met(self, info: bytes) -> None:
         """Notes what a new connection was told (`INFO server replication`)."""
@@ -85,7 +87,7 @@ class ServerSeen:
         met = (fields.get("run_id", ""), fields.get("master_replid", ""))
         if self._met is not None and met != self._met:
             logger.warning("the server changed: run id %s, replication id %s", *met)
-            self.changed = True
+            self.changed = self.has_moved = True
         self._met = met
 
 
@@ -212,40 +214,72 @@ class Exchanges:
         writes = any(call.writes for call in calls)
         proof = self._durability if writes else Durability()
         before, after = proof.before(), proof.after(self._wait_ms)
-        commands = [call.command for call in calls]
+        replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
         end = len(before) + len(calls)
-        replies = yield Sending([*before, *commands, *after], writes)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
-        proved = [*replies[: len(before)], *replies[end:]]
-        if not any(receipt.appended for receipt in receipts):
-            # Nothing was written, and what is not written cannot be waited for. The repeats travel with the write once
-            # more: another server may be the primary by now, and its replicas prove nothing of what it lacks.
-            meta = self.keyspace.of(receipts[0].session).meta
-            touch: Command = ["FCALL", "muster_touch_1", 1, meta, self.identity.store]
-            try:
-                again = yield Sending([*before, *commands, touch, *after], writes)
-                answers = _distribute(calls, again[len(before) : end], len(requests))
-                proved = [None] if isinstance(again[end], Exception) else [*again[: len(before)], *again[end + 1 :]]
-            except MusterError:
-                proved = [None]
-        word = proof.proved(proved)
+        if any(receipt.appended for receipt in receipts):
+            word = proof.proved([*replies[: len(before)], *replies[end:]])
+        else:
+            word = yield from self._proving(receipts)
         return [structs.replace(one, durability=word) if isinstance(one, Receipt) else one for one in answers]
+
+    def _proving(self, receipts: Sequence[Receipt]) -> Wire[str]:
+        """What can be proved of commits that were written before: nothing can be waited for but a real write, and that
+        says something of them only on a server that has them.
+        """
+        before, after = self._durability.before(), self._durability.after(self._wait_ms)
+        touch: Command = ["FCALL", "muster_touch_1", 1, self.keyspace.of(receipts[0].session).meta, self.identity.store]
+        looks = [RangeRequest(receipt.session, receipt.last_seq, None, 1) for receipt in receipts]
+        calls = self._protocol.calls(looks)
+        try:
+            replies = yield Sending([*before, touch, *(call.command for call in calls), *after])
+        except MusterError:
+            return "memory"
+        start = len(before) + 1
+        found = _distribute(calls, replies[start : start + len(calls)], len(looks))
+        has_all = all(_is_held(receipt, page) for receipt, page in zip(receipts, found, strict=True))
+        if replies[len(before)] != b"OK" or not has_all:
+            return "memory"
+        return self._durability.proved([*replies[: len(before)], *replies[start + len(calls) :]])
+
+    def _acknowledged(self, found: Receipt) -> Wire[Receipt]:
+        """The receipt of an append, also of a commit that was found by reading. Raises OutcomeUnknown
+        (DURABILITY_SHORT).
+        """
+        if not self._durability.is_reached(found.durability):
+            found = structs.replace(found, durability=(yield from self._proving([found])))
+            if not self._durability.is_reached(found.durability):
+                raise self._short(found)
+        return found
+
+    def _all_acknowledged(self, answers: list[Receipt | MusterError]) -> Wire[list[Receipt | MusterError]]:
+        """As `_acknowledged`, of each receipt; what it raises is the answer."""
+        for place, answer in enumerate(answers):
+            if isinstance(answer, Receipt):
+                try:
+                    answers[place] = yield from self._acknowledged(answer)
+                except OutcomeUnknown as short:
+                    answers[place] = short
+        return answers
 
     def _judged(self, request: Request, answer: Any) -> Any:
         """The answer, unless it is a receipt for less durability than wanted: that acknowledges nothing."""
         if not isinstance(answer, Receipt) or self._durability.is_reached(answer.durability):
             return answer
         self._doubt([request])
+        return self._short(answer, request)
+
+    def _short(self, receipt: Receipt, *doubts: Request) -> OutcomeUnknown:
         return OutcomeUnknown(
             "DURABILITY_SHORT",
-            f"session {answer.session}: seqs {answer.first_seq} to {answer.last_seq} are written, "
-            f"but {answer.durability} is proved where {self._durability.word} is wanted",
-            receipt=answer,
+            f"session {receipt.session}: seqs {receipt.first_seq} to {receipt.last_seq} are written, "
+            f"but {receipt.durability} is proved where {self._durability.word} is wanted",
+            receipt=receipt,
             wanted=self._durability.word,
-            doubts=(request,),
+            doubts=doubts,
         )
 
     def _adopting(self, requests: Sequence[Request], answers: list[Any]) -> Wire[None]:
@@ -414,6 +448,16 @@ def lost_error(loss: Loss) -> Damaged:
         lost=list(loss.receipts),
         last=loss.last,
     )
+
+
+def _is_held(receipt: Receipt, page: Any) -> bool:
+    """Whether the commit that holds a receipt's last seq, as it was read, is the receipt's."""
+    if not isinstance(page, list) or not page:
+        return False
+    commit: Commit = page[0]
+    if receipt.digest is None:
+        return commit.first_seq <= receipt.last_seq
+    return (commit.last_seq, commit.digest) == (receipt.last_seq, receipt.digest)
 
 
 def _told(answer: Damaged) -> Loss:

@@ -323,16 +323,39 @@ local function judge(commit, heads, searching, meta, now)
   return reply, after, repeats
 end
 
+-- A function has the rights of its caller, and one that is missing in the middle would leave half an append behind: so they
+-- are asked for before anything is written. What a reader lacks would look like damage.
+local function may_read(keys)
+  local may = redis.acl_check_cmd
+  return may('GET', keys[5]) and may('XRANGE', keys[4], '-', '+') and may('HMGET', keys[6], 'code')
+    and may('ZSCORE', keys[2], '') and may('XLEN', keys[3]) and may('ZCARD', keys[2])
+end
+
+local function may_append(keys)
+  local may = redis.acl_check_cmd
+  return may('XADD', keys[4], '*', 'b', '') and may('SET', keys[5], '') and may('XADD', keys[3], '*', 't', '')
+    and may('HSET', keys[1], 'total', '') and may('ZADD', keys[2], '0', '') and may('HSET', keys[6], 'token', '')
+end
+
+local function denied()
+  return redis.error_reply('ACCESS_DENIED the user may not do all that an append does')
+end
+
+-- The running total at which a feed ends.
+local function feed_end(stream)
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for index = 1, #info, 2 do
+    if info[index] == 'last-generated-id' then
+      return tonumber(string.match(info[index + 1], '^%d+'))
+    end
+  end
+end
+
 -- Adds one entry to the feed and moves the running total. A total that was rolled back behind the feed must not lose the
 -- entry of commits that are written already: then the total is taken from the feed.
 local function feed(meta, stream, total, count, now, packed)
   if type(redis.pcall('XADD', stream, integer(total + count) .. '-0', 't', integer(now), 'c', packed)) == 'table' then
-    local info = redis.call('XINFO', 'STREAM', stream)
-    for index = 1, #info, 2 do
-      if info[index] == 'last-generated-id' then
-        total = tonumber(string.match(info[index + 1], '^%d+'))
-      end
-    end
+    total = feed_end(stream)
     redis.call('XADD', stream, integer(total + count) .. '-0', 't', integer(now), 'c', packed)
   end
   redis.call('HSET', meta, 'total', integer(total + count))
@@ -389,6 +412,9 @@ local function append(keys, args)
     end
     -- Nothing was written yet, so whatever fails in here (a key of another type) is the trouble of this session alone.
     local is_whole, reply, after, repeats = pcall(judge, commit, heads, searching, meta, now)
+    if not is_whole and not may_read(keys) then
+      return denied()
+    end
     replies[number] = is_whole and reply or { 'DAMAGED', 'KEY_DAMAGED' }
     if is_whole and after then
       heads[commit.session] = after
@@ -398,7 +424,10 @@ local function append(keys, args)
       accepted[#accepted + 1] = { commit = commit, reply = reply, head = after }
     end
   end
-  -- What all sessions share can fail only by its type.
+  -- What all sessions share can fail only by its type, or for lack of rights.
+  if #accepted > 0 and not may_append(keys) then
+    return denied()
+  end
   if #accepted > 0 and (type(redis.pcall('XLEN', keys[3])) == 'table'
     or has_new and type(redis.pcall('ZCARD', keys[2])) == 'table') then
     return redis.error_reply('STORE_DAMAGED the feed or the registry is of another type')
@@ -594,7 +623,7 @@ local function raise(keys, args)
   redis.call('XLEN', keys[3]) -- fails before anything is written if the key is no stream
   for index = 1, #reports, 2 do
     redis.call('XADD', keys[3], '*', 'who', args[3], 'what', 'loss accepted', 'epoch', args[2], 'session',
-      string.match(reports[index], '^%S+'), 'report', reports[index + 1])
+      string.match(reports[index], '^%S+') or '', 'report', reports[index + 1])
   end
   redis.call('DEL', keys[2])
   if (whole(redis.call('HGET', keys[1], 'epoch')) or 0) < whole(args[2]) then
@@ -785,6 +814,24 @@ local function mend_head(keys, args)
   return 1
 end
 
+-- muster_mend_total_1: raises a running total that was rolled back to where the feed ends; the next append would do the same.
+--   KEYS meta feed   Reply the total
+local function mend_total(keys, args)
+  local problem = miscounted(keys, args, 2, 0)
+  if problem then
+    return problem
+  end
+  local total, last = whole(redis.call('HGET', keys[1], 'total')) or 0, 0
+  if redis.call('TYPE', keys[2]).ok == 'stream' then
+    last = feed_end(keys[2])
+  end
+  if last <= total then
+    return integer(total)
+  end
+  redis.call('HSET', keys[1], 'total', integer(last))
+  return integer(last)
+end
+
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }
@@ -798,3 +845,4 @@ redis.register_function { function_name = 'muster_release_1', callback = release
 redis.register_function { function_name = 'muster_step_1', callback = step }
 redis.register_function { function_name = 'muster_mend_head_1', callback = mend_head, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_quarantine_1', callback = quarantine, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_mend_total_1', callback = mend_total, flags = { 'allow-oom' } }

@@ -54,7 +54,11 @@ class ThreadGrouping:
                 return self._send(requests)
             finally:
                 self._pass_on()
-        own.woken.wait()
+        try:
+            own.woken.wait()
+        except BaseException:
+            self._abandon(own)
+            raise
         if own.answers is None and own.error is None:
             self._send_for_all()
         if own.error is not None:
@@ -75,6 +79,15 @@ class ThreadGrouping:
         finally:
             for waiting in group:
                 waiting.woken.set()
+            self._pass_on()
+
+    def _abandon(self, own: _Waiting) -> None:
+        """Takes back what an interrupted thread did not send yet; its turn, if it had it, is the next one's."""
+        with self._lock:
+            is_waiting = own in self._waiting
+            if is_waiting:
+                self._waiting.remove(own)
+        if is_waiting and own.woken.is_set():
             self._pass_on()
 
     def _pass_on(self) -> None:

@@ -96,7 +96,7 @@ class MemoryLog(BlockingReads):
         if dedupe:
             token = self.tokens.of(session, as_events(events))
             return self.run(deduped(session, as_events(events), expected, traceparent, self.limits, token))
-        append = Append(session, as_events(events), expected, as_position(known), traceparent)
+        append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
         return self.run(append_flow(self._completed(append), self.limits))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:

@@ -454,6 +454,9 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("ERR Protocol error: unauthenticated", Misconfigured, "ACCESS_DENIED"),  # a long command before AUTH
     ("WRONGPASS", Misconfigured, "ACCESS_DENIED"),
     ("NOPERM", Misconfigured, "ACCESS_DENIED"),
+    ("ACCESS_DENIED", Misconfigured, "ACCESS_DENIED"),
+    ("ERR The user executing the script can't", Misconfigured, "ACCESS_DENIED"),  # Redis, within a function
+    ("ERR ACL failure in script", Misconfigured, "ACCESS_DENIED"),  # Valkey
 )
 
 
@@ -546,7 +549,7 @@ def dedupe_flow(
         at = Position(known.seq, known.digest or None)
         request = encode_append(Append(session, tuple(fresh), known.seq, at, traceparent, token), limits)
         (answer,) = yield [request]
-        if isinstance(answer, Conflict):
+        if isinstance(answer, Conflict) and answer.code == "SEQ_CONFLICT":
             yield from known.refresh_flow()
             continue
         receipt = taken(answer)
@@ -559,6 +562,7 @@ def dedupe_flow(
             receipt.at_ms,
             appended=receipt.appended,
             duplicates=len(events) - receipt.appended,
+            durability=receipt.durability,
         )
     raise conflict(session, known.seq, known.seq)
 
@@ -737,13 +741,22 @@ class RegistryFlow:
 
 
 def together(flows: Sequence[Flow[T]]) -> Flow[list[T | MusterError]]:
-    """Runs flows side by side: the requests of all travel together. A flow that fails gives its error in its place."""
+    """Runs flows side by side: the requests of all travel together. A flow that fails gives its error in its place.
+
+    A commit waits while a flow before it still searches its session, or it would overtake the commit searched for.
+    """
     results: list[Any] = [None] * len(flows)
     waiting: dict[int, list[Request]] = {}
     for index, flow in enumerate(flows):
         _advance(index, flow, None, waiting, results)
     while waiting:
-        indexes = list(waiting)
+        indexes: list[int] = []
+        searched: set[str] = set()
+        for index in sorted(waiting):
+            requests = waiting[index]
+            searched |= {request.session for request in requests if isinstance(request, RangeRequest)}
+            if not any(isinstance(request, AppendRequest) and request.session in searched for request in requests):
+                indexes.append(index)
         batch = [request for index in indexes for request in waiting[index]]
         answers = yield batch
         at = 0
@@ -897,9 +910,12 @@ def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
     return (events,) if isinstance(events, Event) else tuple(events)
 
 
-def as_position(known: Receipt | Position | int | None) -> Position | None:
-    """What a producer says it knows of a session, as a position."""
+def as_position(session: str, known: Receipt | Position | int | None) -> Position | None:
+    """What a producer says it knows of a session, as a position. Raises Refused (EXPECTED_INVALID) for another's
+    receipt."""
     if isinstance(known, Receipt):
+        if known.session != session:
+            raise Refused("EXPECTED_INVALID", f"a receipt of session {known.session} says nothing of {session}")
         return known.position
     return Position(known) if isinstance(known, int) else known
 

@@ -156,9 +156,9 @@ class SessionLog(Exchanges, BlockingReads):
             token = self.tokens.of(session, as_events(events))
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, as_position(known), traceparent)
+            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        return self.run(flow)
+        return self._drive(self._acknowledged(self.run(flow)))
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
@@ -167,13 +167,14 @@ class SessionLog(Exchanges, BlockingReads):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        return self.run(append_flow(append, self.limits))
+        return self._drive(self._acknowledged(self.run(append_flow(append, self.limits))))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        return self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        answers = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        return self._drive(self._all_acknowledged(answers))
 
     def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
@@ -224,6 +225,9 @@ class SessionLog(Exchanges, BlockingReads):
         try:
             sending = next(wire)
             while True:
+                if self._server.has_moved:
+                    self._server.has_moved = False
+                    self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = send(self.client, sending.commands, self.connecting, wrote=sending.writes)
                 except MusterError as error:
@@ -301,9 +305,9 @@ class AsyncSessionLog(Exchanges):
             token = self.tokens.of(session, as_events(events))
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
-            append = Append(session, as_events(events), expected, as_position(known), traceparent)
+            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        return await self.run(flow)
+        return await self._drive(self._acknowledged(await self.run(flow)))
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
         return AsyncLease(self, session, agent, ttl_ms, new_id())
@@ -312,13 +316,14 @@ class AsyncSessionLog(Exchanges):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        return await self.run(append_flow(append, self.limits))
+        return await self._drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        return await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        answers = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
+        return await self._drive(self._all_acknowledged(answers))
 
     async def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
@@ -405,6 +410,9 @@ class AsyncSessionLog(Exchanges):
         try:
             sending = next(wire)
             while True:
+                if self._server.has_moved:
+                    self._server.has_moved = False
+                    await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = await send_async(self.client, sending.commands, self.connecting, wrote=sending.writes)
                 except MusterError as error:

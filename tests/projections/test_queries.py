@@ -251,3 +251,12 @@ def test_a_reader_with_a_receipt_of_what_is_lost_is_told(world: World) -> None:
 
     assert raised_code(lambda: world.views.session("s", at_least=beyond)) == "TAIL_LOST"
     assert raised_code(lambda: world.views.session("s", at_least=other)) == "FORK"
+
+
+def test_a_head_that_is_damaged_is_no_lost_tail(world: World) -> None:
+    """The log holds the commit: a reader with its receipt gets the view."""
+    receipt = world.log.append("s", did("broke"))
+    world.project()
+    world.store.client.set(world.store.keyspace.of("s").head("s"), "no head")
+
+    assert world.views.session("s", at_least=receipt, wait_s=0)["seq"] == 1

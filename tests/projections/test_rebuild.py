@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from domain import Append, Damaged
+from domain.log.protocol import pack_head
 from projections import session_view
 from projections.drift import Validator
 from projections.rebuild import REPLACED_TTL_MS, Rebuild
@@ -170,10 +172,17 @@ def test_a_head_is_mended_but_never_over_one_that_moved_on(built: World) -> None
     assert built.verify() == []
 
 
-def test_a_mended_head_keeps_the_sessions_policy(built: World) -> None:
-    """Who may append outlives the loss of the head."""
+@pytest.mark.parametrize("damage", ["lost", "behind"])
+def test_a_mended_head_keeps_the_sessions_policy(built: World, damage: str) -> None:
+    """Who may append outlives the loss of the head, and its damage."""
+    key = built.keyspace.of("s-1").head("s-1")
+    stale = built.log.head("s-1")
+    assert stale is not None
     built.log.set_policy("s-1", "strict")
-    built.redis.delete(built.keyspace.of("s-1").head("s-1"))
+    if damage == "lost":
+        built.redis.delete(key)
+    else:
+        built.redis.set(key, pack_head(structs.replace(stale, seq=stale.seq - 1, flags="s")))
 
     assert built.recover() == []
 

@@ -56,7 +56,7 @@ def document(state: EpochState) -> dict[str, Any]:
         "run_id": state.run_id,
         "replication_id": state.replication_id,
         "at_risk_from": rfc3339(state.at_risk_from_ms or 0),
-        "at_risk_to": rfc3339(state.at_risk_to_ms),
+        "at_risk_to": rfc3339(state.at_risk_to_ms or 0),
         "lost": [
             {
                 "session": report.loss.session,

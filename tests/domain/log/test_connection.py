@@ -13,7 +13,7 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
 
 from domain import AsyncSessionLog, Misconfigured, SessionLog, Unavailable
 from domain.log import Connecting, connect, create_store
-from domain.log.connection import Sending
+from domain.log.connection import Attempts
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note, refused
 from tests.own_server import Certificates, OwnSentinel, OwnServer
 from tests.waiting import wait_until
@@ -134,9 +134,9 @@ def test_a_certificate_must_be_vouched_for_and_name_the_host(
     ca = certificates.file("ca.crt")
     by_name, by_address = f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}"
     for wrong in (
-        Connecting(by_name, retry_for_s=3600),
-        Connecting(by_name, retry_for_s=3600, tls_ca_file=certificates.file("other-ca.crt")),
-        Connecting(by_address, retry_for_s=3600, tls_ca_file=ca),
+        Connecting(by_name, retry_for_s=60),
+        Connecting(by_name, retry_for_s=60, tls_ca_file=certificates.file("other-ca.crt")),
+        Connecting(by_address, retry_for_s=60, tls_ca_file=ca),
     ):
         refused(failing(face, wrong), Misconfigured, "TLS_FAILED")
     unchecked = Connecting(by_address, tls_ca_file=ca, tls_check_hostname=False)
@@ -195,13 +195,13 @@ def test_an_exchange_is_sent_again_when_nothing_was_written_for_a_reason_that_pa
     commands: list[list[str]], replies: list[Any], again: bool
 ) -> None:
     """Every command that writes was refused, one of them for now; a transaction counts by what is in it."""
-    sending = Sending(commands, Connecting(), wrote=True)
+    attempts = Attempts(commands, Connecting(), wrote=True)
 
     if again:
         with pytest.raises(Exception, match="refused for now"):
-            sending.judge(replies)
+            attempts.judge(replies)
     else:
-        assert sending.judge(replies) is replies
+        assert attempts.judge(replies) is replies
 
 
 # -- Sentinels -------------------------------------------------------------------------------------------------------
@@ -304,9 +304,9 @@ def test_other_sentinels_are_asked_when_one_is_away(
 def test_what_sentinels_refuse_is_an_error_at_once(watched: Watched, face: str) -> None:
     """A wrong password and a service nobody knows do not pass by themselves; Sentinels that are away may come back."""
     service = Connecting(watched.connecting().url.replace("/main", "/other"), sentinel_password=SECRET)
-    refused(failing(face, structs.replace(service, retry_for_s=3600)), Misconfigured, "SERVICE_UNKNOWN")
+    refused(failing(face, structs.replace(service, retry_for_s=60)), Misconfigured, "SERVICE_UNKNOWN")
     for wrong in (None, "wrong"):
-        connecting = watched.connecting(retry_for_s=3600, sentinel_password=wrong)
+        connecting = watched.connecting(retry_for_s=60, sentinel_password=wrong)
         error = refused(failing(face, connecting), Misconfigured, "ACCESS_DENIED")
         assert "Sentinel 127.0.0.1:" in str(error)
         assert SECRET not in str(error)

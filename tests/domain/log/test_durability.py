@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from domain import Misconfigured, OutcomeUnknown, Receipt, SessionLog
+from domain import Append, Misconfigured, OutcomeUnknown, Receipt, SessionLog
 from domain.log import Connecting, connect, create_store
 from domain.log.durability import parse_durability
 from tests.conftest import Servers, Store
@@ -122,3 +123,64 @@ def test_a_word_is_read_and_written_alike(word: str) -> None:
     assert parse_durability("replicated(1)").is_reached("replicated(2)")
     assert not parse_durability("replicated(2)").is_reached("replicated(1)")
     assert parse_durability("memory").is_reached(word)
+
+
+@pytest.mark.parametrize("way", ["dedupe", "search", "many"])
+def test_a_repeat_that_is_found_by_reading_needs_its_proof_too(server: EmbeddedServer, way: str) -> None:
+    """However the library finds that a commit is there already, it acknowledges no less than is wanted."""
+
+    def attempt() -> Receipt:
+        if way != "many":
+            return log.append("s", note("1"), dedupe=way == "dedupe")
+        (answer,) = log.append_many([Append("s", (note("1"),))])
+        if isinstance(answer, OutcomeUnknown):
+            raise answer
+        assert isinstance(answer, Receipt)
+        return answer
+
+    with opened(server, "local") as log, opened(server, "memory") as other:
+        refused(attempt, OutcomeUnknown, "DURABILITY_SHORT")
+        if way != "dedupe":
+            other.append_many([Append("s", (note(),)) for _ in range(300)])
+        found = short(refused(attempt, OutcomeUnknown, "DURABILITY_SHORT"))
+        client: Any = log.client
+        client.config_set("appendfsync", "always")
+        proved = attempt()
+
+        assert (found.durability, found.appended, found.last_seq) == ("memory", 0, 1)
+        assert (proved.durability, proved.appended, proved.last_seq) == ("local", 0, 1)
+        assert log.append("s", [note("1"), note("new")], dedupe=True).durability == "local"
+
+
+def test_only_what_the_server_has_is_proved(server: EmbeddedServer) -> None:
+    """A repeat that was answered by another server, which went away since, is proved by nothing."""
+    with opened(server, "memory") as log:
+        receipt = log.append("s", note("1"))
+    with opened(server, "local") as log:
+        client: Any = log.client
+        client.config_set("appendfsync", "always")
+
+        assert log._drive(log._proving([receipt])) == "local"
+        for other in ({"digest": "0" * 20}, {"session": "t"}, {"last_seq": 2}):
+            assert log._drive(log._proving([structs.replace(receipt, **other)])) == "memory"
+        client.hset(log.keyspace.of("s").meta, "touched", "no number")
+        assert log._drive(log._proving([receipt])) == "memory"
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_each_look_at_the_settings_counts(which: int) -> None:
+    """The settings before and after, and the state of the file."""
+    settings = [b"appendonly", b"yes", b"appendfsync", b"always", b"no-appendfsync-on-rewrite", b"no"]
+    state = b"aof_enabled:1\r\naof_last_write_status:ok\r\naof_rewrite_in_progress:0\r\naof_rewrite_scheduled:0\r\n"
+    replies: list[Any] = [settings, settings, state]
+    durability = parse_durability("local")
+
+    assert len(durability.before()) + len(durability.after(1)) == len(replies)
+    assert durability.proved(replies) == "local"
+    for bad in (
+        [[b"everysec" if value == b"always" else value for value in settings]] * 2
+        + [state.replace(b"status:ok", b"status:err")],
+        [[], [], state.replace(b"in_progress:0", b"in_progress:1")],
+        [Exception(), Exception(), state.replace(b"scheduled:0", b"scheduled:1")],
+    ):
+        assert durability.proved([bad[at] if at == which else reply for at, reply in enumerate(replies)]) == "memory"

@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from threading import Event as ThreadEvent
 from typing import Any
 
 import pytest
 
 from domain import Conflict, Event, MusterError, Receipt, SessionLog
+from domain.log import grouping as grouping_module
 from domain.log.contract import Expected
 from domain.log.grouping import IN_FLIGHT, TaskGrouping, ThreadGrouping
 from domain.log.protocol import HeadRequest, Request
 from tests.conftest import Store
 from tests.domain.log.logs import assert_chained, ids, note
+from tests.waiting import wait_until
 
 PRODUCERS = 32
 COMMITS = 25
@@ -162,6 +165,37 @@ def test_whoever_sends_for_all_fails_for_all_and_the_next_group_still_leaves() -
 
     answers[0] = lambda requests: [request.session for request in requests if isinstance(request, HeadRequest)]
     assert threads_ask(grouping, 8 * IN_FLIGHT) == [[str(number)] for number in range(8 * IN_FLIGHT)]
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_takes_no_turn_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes to a thread whose turn it is: the next one sends."""
+    answering = ThreadEvent()
+
+    def send(requests: list[Request]) -> list[Any]:
+        assert answering.wait(5)
+        return [0 for _ in requests]
+
+    class Interrupted(ThreadEvent):
+        """As if the signal came just when the thread is given its turn."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            super().wait(timeout)
+            raise KeyboardInterrupt
+
+    grouping = ThreadGrouping(send)
+    with ThreadPoolExecutor(IN_FLIGHT + 2) as pool:
+        first = [pool.submit(grouping.exchange, [HeadRequest("s")]) for _ in range(IN_FLIGHT)]
+        wait_until(lambda: grouping._under_way == IN_FLIGHT)
+        monkeypatch.setattr(grouping_module, "Event", Interrupted)
+        stopped = pool.submit(grouping.exchange, [HeadRequest("s")])
+        wait_until(lambda: len(grouping._waiting) == 1)
+        monkeypatch.undo()
+        last = pool.submit(grouping.exchange, [HeadRequest("s")])
+        wait_until(lambda: len(grouping._waiting) == 2)
+        answering.set()
+
+        assert isinstance(stopped.exception(5), KeyboardInterrupt)
+        assert [one.result(5) for one in (*first, last)] == [[0]] * (IN_FLIGHT + 1)
 
 
 async def test_an_error_reaches_every_task_of_the_group() -> None:

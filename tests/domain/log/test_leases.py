@@ -147,6 +147,38 @@ def test_a_lease_needs_time(log: RunnableLog, ttl_ms: int) -> None:
     refused(lambda: log.lease("s", "a", ttl_ms), Refused, "FIELD_INVALID")
 
 
+def test_a_token_of_a_session_that_is_leased_no_more_is_refused(make_log: MakeLog) -> None:
+    """Its holder believes in a right that is over; others append freely."""
+    log, other = make_log(), make_log()
+    over(log, "s", "a")
+    other.set_policy("s", "any")
+
+    refused(lambda: log.append("s", by("a", "1")), Conflict, "LEASE_LOST")
+    assert other.append("s", by("b", "2")).last_seq == 1
+
+
+def test_events_of_several_agents_carry_no_token(log: RunnableLog) -> None:
+    """The holder's right is not lent to who writes with it."""
+    with log.lease("s", "a"):
+        refused(lambda: log.append("s", [by("a", "1"), by("b", "2")]), Refused, "LEASE_REQUIRED")
+
+
+def test_a_lease_that_was_taken_again_outlives_the_older_one(log: RunnableLog) -> None:
+    """Giving back the older one of the same agent gives back nothing."""
+    older = log.lease("s", "a")
+    with log.lease("s", "a"):
+        older.release()
+        assert log.append("s", by("a", "1")).last_seq == 1
+
+
+def test_a_lease_that_was_given_back_is_not_renewed(log: RunnableLog) -> None:
+    """Its token is worth nothing from then on."""
+    lease = log.lease("s", "a")
+    lease.release()
+
+    refused(lease.renew, Conflict, "LEASE_LOST")
+
+
 # -- handing off -----------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +260,15 @@ def test_an_id_in_other_events_data_is_no_part(log: RunnableLog) -> None:
     assert log.append("s", note("id-2"), known=1).last_seq == 3
 
 
+@pytest.mark.parametrize("length", [31, 32, 200])
+def test_a_part_is_found_by_ids_of_any_length(log: RunnableLog, length: int) -> None:
+    """Short and long ids are packed differently."""
+    log.append("s", note("0"))
+    log.append("s", notes("x" * length, "2"))
+
+    refused(lambda: log.append("s", notes("x" * length, "3"), known=1), Conflict, "PART_KNOWN")
+
+
 def test_a_producer_that_was_started_again_names_its_last_receipt(make_log: MakeLog) -> None:
     """Then its repeats are recognised, however much others appended meanwhile."""
     first = make_log().append("s", note("1"))
@@ -237,6 +278,14 @@ def test_a_producer_that_was_started_again_names_its_last_receipt(make_log: Make
     again = make_log().append("s", note("2"), known=first)
 
     assert (again.last_seq, again.duplicates) == (written.last_seq, 1)
+
+
+def test_a_receipt_of_another_session_is_refused(log: RunnableLog) -> None:
+    """It says nothing of this one, and would look like a loss."""
+    receipt = log.append("t", note("1"))
+
+    refused(lambda: log.append("s", note("2"), known=receipt), Refused, "EXPECTED_INVALID")
+    assert log.head("s") is None
 
 
 @pytest.mark.parametrize("expected", ["any", 3])

@@ -625,6 +625,20 @@ def test_what_a_raw_producer_gets_wrong_is_refused(case: Case, wish: dict[str, s
     assert case.store.snapshot() == before
 
 
+def test_what_follows_a_commit_that_is_searched_for_stays_behind_it(case: Case) -> None:
+    """The library sends both again, in the order they were given."""
+    case.log.append("s", note("0"))
+    case.log.append_many([Append("s", (note(),)) for _ in range(300)])
+
+    far = Append("s", notes("1"), known=Position(1))
+    near = Append("s", notes("2"), known=Position(301))
+    first, second = case.log.append_many([far, near])
+
+    assert isinstance(first, Receipt)
+    assert isinstance(second, Receipt)
+    assert (first.last_seq, second.last_seq) == (302, 303)
+
+
 @pytest.mark.parametrize("behind", [256, 257])
 def test_the_function_searches_no_more_than_256_commits(case: Case, behind: int) -> None:
     """A producer that is further behind is told where the session stands, and nothing is written for it."""

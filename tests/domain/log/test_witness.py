@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -14,12 +15,17 @@ from domain import Append, Damaged, Misconfigured, NotFound, Receipt, SessionLog
 from domain.log import Connecting, connect, connection, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
+from domain.log.exchange import ServerSeen
 from domain.log.protocol import encode_append
+from domain.log.witness import Loss, Witness
+from projections.catchup import Batch
 from projections.drift import Validator
-from projections.store import ProjectionStore
+from projections.lease import Leases
+from projections.store import ProjectionStore, Span
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import ids, note, refused
 from workers.embedded import EmbeddedServer
+from workers.process import Projector, look_at_server
 
 
 class Server:
@@ -212,6 +218,45 @@ def test_what_comes_back_is_taken_back(server: Server) -> None:
     assert list(Epochs(log).reports()) == []
 
 
+def test_a_worker_is_a_witness_of_the_views_it_wrote(server: Server) -> None:
+    """It was told nothing, but knows where the sessions stood; when the server changed it compares and reports."""
+    producer, log = server.log(), server.log()
+    append(producer, "s", "1")
+    server.save()
+    append(producer, "s", "2")
+    partition = log.keyspace.partition_of("s")
+    store = ProjectionStore(log.client, log.keyspace)
+    token = Leases(log.client, log.keyspace, "worker").claim(partition, ttl_ms=60_000)
+    assert token is not None
+    total = store.total(partition)
+    batch = Batch(partition, token, None, total, [Span("s", 1, 2)])
+    Projector(store, log, "worker").project(batch)
+    producer.close()
+    server.go_back()
+
+    log.head("s")
+    look_at_server(log)
+
+    (report,) = Epochs(server.log()).reports()
+    assert (report.loss.session, report.loss.code, report.loss.first_bad_seq) == ("s", "TAIL_LOST", 2)
+
+
+def test_a_producer_is_let_into_a_partition_that_is_not_raised_yet(server: Server) -> None:
+    """Raising the epoch partition by partition keeps nobody out who compared already."""
+    log = server.log()
+    append(log, "s", "1")
+    keys = log.keyspace.of("s")
+    client: Any = log.client
+    client.hset(log.keyspace.store_meta, "epoch", 7)
+
+    ahead = server.log()
+
+    assert ahead.identity.epoch == 7
+    assert ahead.append("s", note("2")).last_seq == 2
+    client.hset(keys.lost, "s w", msgspec.json.encode(Loss("s", "TAIL_LOST", 9, Position(9, "0" * 20), ())))
+    assert Epochs(ahead).accept("tester") == (8, 1)
+
+
 def test_nothing_is_accepted_where_nothing_was_lost(server: Server) -> None:
     """The epoch is raised for a reason only."""
     refused(lambda: Epochs(server.log()).accept("tester"), NotFound, "NOTHING_LOST")
@@ -339,6 +384,32 @@ def test_what_is_accepted_is_not_reported_again(store: Store) -> None:
     assert list(Epochs(log).reports()) == []
 
 
+def test_accepting_that_broke_off_is_finished(store: Store) -> None:
+    """The reports of the partitions it reached are gone; the others are raised all the same."""
+    log = store.open()
+    store.client.hset(store.keyspace.store_meta, "epoch", "2")
+    store.client.hset(store.keyspace.partitions[0].meta, "epoch", "2")
+
+    Epochs(log).accept("tester")
+
+    metas = [store.keyspace.store_meta, *(keys.meta for keys in store.keyspace.partitions)]
+    assert {store.client.hget(meta, "epoch") for meta in metas} == {b"3"}
+
+
+@pytest.mark.parametrize("arguments", [("x", "me"), ("2",), ("1.5", "me"), ("2", "me", "more")])
+def test_a_raise_that_makes_no_sense_accepts_nothing(store: Store, arguments: tuple[str, ...]) -> None:
+    """What was reported stays, and no audit entry says otherwise."""
+    log = store.open()
+    refused(lambda: log.append("s", note(), known=Position(9, "0" * 20)), Damaged, "TAIL_LOST")
+    keys, client = store.keyspace.of("s"), log.client
+    before = store.snapshot()
+
+    with pytest.raises(redis.ResponseError, match="ARGUMENTS_INVALID"):
+        client.fcall("muster_raise_1", 3, keys.meta, keys.lost, keys.audit, log.identity.store, *arguments)
+
+    assert store.snapshot() == before
+
+
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
@@ -370,3 +441,84 @@ def test_a_damaged_session_keeps_no_other_from_being_compared(store: Store) -> N
     assert [loss.session for loss in log.compare()] == ["s"]
     assert log.compare_if_changed() == []
     store.client.delete(key)
+
+
+@pytest.mark.parametrize(("seen", "code", "first_bad_seq"), [(2, "FORK", 2), (3, "TAIL_LOST", 3), (9, "TAIL_LOST", 3)])
+def test_who_knows_a_position_only_names_the_first_seq_that_differs(
+    store: Store, seen: int, code: str, first_bad_seq: int
+) -> None:
+    """A worker has no receipts: what is missing begins at the end of the log, or where it saw something else."""
+    append(store.open(), "s", "1", "2")
+    worker = store.open()
+    worker.witness.saw("s", Position(seen, "0" * 20))
+
+    (loss,) = worker.compare()
+
+    assert (loss.code, loss.first_bad_seq, loss.receipts) == (code, first_bad_seq, ())
+
+
+def test_every_page_of_sessions_is_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions are known."""
+    monkeypatch.setattr("domain.log.witness.COMPARED_TOGETHER", 2)
+    log = store.open()
+    for session in "abcde":
+        log.witness.saw(session, Position(1, "0" * 20))
+
+    assert [loss.session for loss in log.compare()] == list("abcde")
+
+
+def test_a_report_of_what_is_there_again_is_taken_back(store: Store) -> None:
+    """On the server that it was written to."""
+    log = store.open()
+    append(log, "s", "1")
+    key = store.keyspace.of("s").log("s")
+    store.client.rename(key, key + "-away")
+    assert [loss.session for loss in log.compare()] == ["s"]
+    assert len(list(Epochs(log).reports())) == 1
+    store.client.rename(key + "-away", key)
+
+    assert log.compare() == []
+    assert list(Epochs(log).reports()) == []
+
+
+def test_a_witness_forgets_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions and receipts are bounded."""
+    monkeypatch.setattr("domain.log.witness.REMEMBERED_SESSIONS", 2)
+    monkeypatch.setattr("domain.log.witness.REMEMBERED_RECEIPTS", 3)
+    witness = Witness()
+    for seq in range(1, 6):
+        witness.told(Receipt("s", seq, seq, "0" * 20, 0, 1))
+    assert list(witness._receipts["s"]) == [3, 4, 5]
+
+    for session in "tu":
+        witness.told(Receipt(session, 1, 1, "0" * 20, 0, 1))
+
+    assert witness.sessions() == ["t", "u"]
+    assert witness.known("s") is None
+    assert "s" not in witness._receipts
+
+
+@pytest.mark.parametrize("changed", ["run_id", "master_replid"])
+def test_either_id_tells_another_server(changed: str) -> None:
+    """A restart changes the one, a failover within a process's life the other."""
+    seen = ServerSeen()
+    ids = {"run_id": "a", "master_replid": "b"}
+
+    def meet() -> bool:
+        seen.met("\r\n".join(f"{name}:{value}" for name, value in ids.items()).encode())
+        return seen.changed
+
+    assert not meet()
+    assert not meet()
+    ids[changed] = "c"
+    assert meet()
+
+
+def test_the_doubts_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten first."""
+    monkeypatch.setattr("domain.log.exchange.REMEMBERED_DOUBTS", 2)
+    log = store.open()
+    requests = [encode_append(Append("s", (note(id),), known=Position(0))) for id in "123"]
+    log._doubt(requests)
+
+    assert [body for _, body in log._doubted] == [request.body for request in requests[1:]]

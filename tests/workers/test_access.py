@@ -1,0 +1,381 @@
+"""The users of compose/users.acl, on real servers with their own ACL file: each can do its work, and nothing else.
+
+That nothing is missing shows in the server's own log of denials, which stays empty while everybody works.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+import redis
+
+from domain import Damaged, Event, Misconfigured, MusterError, SessionLog
+from domain.log import connect
+from domain.log.connection import connection_error
+from domain.log.keys import Keyspace
+from tests.domain.log.logs import note, refused
+from tests.own_server import OwnServer
+from workers.child_process import start_child
+from workers.cli import main
+from workers.settings import Settings, load
+
+ROOT: Final = Path(__file__).parents[2]
+ROLES: Final = ("deployer", "producer", "worker", "jobs", "operator", "reader", "monitor")
+ENVIRONMENT, NAMESPACE = "prod", "main"
+
+
+def password(user: str) -> str:
+    return f"the-password-of-{user}"
+
+
+class Ran(NamedTuple):
+    """How a command of the CLI ended."""
+
+    code: int
+    rows: list[dict[str, Any]]
+    err: str
+
+
+class Guarded:
+    """A server whose users are those of compose/users.acl, narrowed to one store, and one who may do everything."""
+
+    def __init__(self, directory: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        secrets = directory / "secrets"
+        secrets.mkdir()
+        for role in ROLES:
+            (secrets / role).write_text(password(role) + "\n")
+        self.rules = rendered(secrets, ENVIRONMENT, NAMESPACE)
+        (directory / "users.acl").write_text(f"{self.rules}user root on >{password('root')} ~* &* +@all\n")
+        self.server = OwnServer(directory / "server", "--aclfile", directory / "users.acl", kind=kind)
+        self.server.start()
+        self.keyspace = Keyspace(ENVIRONMENT, NAMESPACE, 4)
+        self.root: Any = self.client("root")
+        self._clients: list[Any] = [self.root]
+        self._monkeypatch = monkeypatch
+
+    def settings(self, user: str) -> Settings:
+        """The settings of a process that runs as this user."""
+        environ = {
+            "MUSTER_ENVIRONMENT": ENVIRONMENT,
+            "MUSTER_NAMESPACE": NAMESPACE,
+            "MUSTER_REDIS__URL": self.server.url,
+            "MUSTER_REDIS__USERNAME": user,
+            "MUSTER_REDIS__PASSWORD": password(user),
+            "MUSTER_REDIS__RETRY_FOR_S": "0",
+        }
+        return load(environ)
+
+    def client(self, user: str) -> Any:
+        return connect(self.settings(user).connecting)
+
+    def open(self, user: str) -> SessionLog:
+        settings = self.settings(user)
+        return SessionLog.open(settings.connecting, environment=ENVIRONMENT, namespace=NAMESPACE)
+
+    def run(self, user: str, *arguments: str) -> Ran:
+        """Runs a command of the CLI as this user, in this process."""
+        for name, value in self.settings(user).environ().items():
+            self._monkeypatch.setenv(name, value)
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([*arguments, "-o", "jsonl"])
+        return Ran(code, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue())
+
+    def denials(self) -> list[tuple[str, str, str]]:
+        """Who was denied what, and where, since this was last asked."""
+        found = [(entry["username"], entry["object"], entry["context"]) for entry in self.root.acl_log()]
+        self.root.acl_log_reset()
+        return found
+
+    def close(self) -> None:
+        self.root.close()
+        self.server.stop()
+
+
+def rendered(secrets: Path, *store: str) -> str:
+    """The ACL file that compose/acl makes."""
+    made = subprocess.run([ROOT / "compose/acl", secrets, *store], check=True, capture_output=True, text=True)
+    assert made.stderr == ""
+    return made.stdout
+
+
+@pytest.fixture(params=["redis7", "valkey"])
+def guarded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+    monkeypatch.chdir(tmp_path)
+    guarded = Guarded(tmp_path, request.param, monkeypatch)
+    yield guarded
+    guarded.close()
+
+
+@pytest.fixture
+def filled(guarded: Guarded) -> Guarded:
+    """With a store that a deployer made, and sessions that a producer began."""
+    assert guarded.run("deployer", "init", "--partitions", "4").code == 0
+    with guarded.open("producer") as log:
+        for number in range(12):
+            log.append(f"s-{number}", [Event.of("start", actor="a"), note("1")])
+    return guarded
+
+
+def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
+    """From an empty server to a repaired store, each step by its own user, and nobody is denied anything."""
+    # a deployer makes the store, and does so again with the next release
+    assert guarded.run("deployer", "init", "--partitions", "4").rows[0]["created"] is True
+    assert guarded.run("deployer", "init").rows[0]["created"] is False
+
+    # a producer appends and reads, with and without a lease, by library and by command
+    with guarded.open("producer") as log:
+        log.append("s-0", Event.of("start", actor="a"), expected="new")
+        log.append("s-0", note("1"), dedupe=True)
+        log.set_policy("s-1", "strict")
+        with log.lease("s-2", "a") as lease:
+            lease.append(Event.of("start", actor="a"))
+            lease.renew()
+        assert [commit.last_seq for commit in log.read("s-0")] == [1, 2]
+        assert list(log.sessions()) == ["s-0", "s-2"]
+    with guarded.client("producer") as client:  # what it asks for the durability of its receipts
+        assert client.wait(0, 1) == 0
+        assert client.config_get("appendonly", "appendfsync") == {"appendonly": "no", "appendfsync": "everysec"}
+    lines = tmp_path / "lines.ndjson"
+    lines.write_text("".join(f'{{"session":"s-{n}","type":"start","actor":"b","id":"b-{n}"}}\n' for n in range(3, 20)))
+    assert guarded.run("producer", "event", "import", str(lines)).code == 0
+    assert guarded.run("producer", "event", "append", "s-3", "tool.called", "--actor", "b").code == 0
+    assert len(guarded.run("producer", "event", "tail", "s-3").rows) == 2
+
+    # a worker projects it, while a monitor watches
+    environ = {"PATH": "/usr/bin:/bin", **guarded.settings("worker").environ()}
+    worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
+    try:
+        caught_up = guarded.run("monitor", "projection", "lag", "--wait", "--timeout", "60")
+        assert caught_up.code == 0, (caught_up, guarded.denials())
+        assert [row["pid"] for row in guarded.run("monitor", "worker", "ls").rows] == [worker.pid]
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 0
+    assert guarded.run("monitor", "worker", "ls").rows == []
+
+    # a reader sees what came of it, and verifies
+    assert len(guarded.run("reader", "session", "ls", "--all").rows) == 19
+    assert guarded.run("reader", "session", "show", "s-3", "--at", "1").rows[0]["seq"] == 1
+    assert len(guarded.run("reader", "agent", "ls").rows) == 3
+    assert guarded.run("reader", "projection", "verify", "--all").code == 0
+
+    # what was damaged since, jobs and an operator repair
+    for role, session in (("jobs", "s-3"), ("operator", "s-4")):
+        damage(guarded, session)
+        assert guarded.run("reader", "projection", "verify", "--all").code == 1
+        assert guarded.run(role, "recover", "apply").code == 7  # one log is damaged, and quarantined
+        assert guarded.run(role, "projection", "rebuild").code == 7
+
+    # a server that lost commits is reported by the producer that has receipts for them, and accepted by an operator
+    with guarded.open("producer") as log:
+        log.append("lost", note("1"))
+        keys = guarded.keyspace.of("lost")
+        guarded.root.delete(keys.log("lost"), keys.head("lost"))
+        guarded.root.zrem(keys.sessions, "lost")
+        refused(lambda: log.append("lost", note("2")), Damaged, "TAIL_LOST")
+    assert guarded.run("operator", "epoch", "show").code == 1
+    assert guarded.run("operator", "epoch", "accept").code == 0
+    assert guarded.run("operator", "epoch", "show").code == 0
+
+    assert guarded.denials() == []
+
+
+def damage(guarded: Guarded, session: str) -> None:
+    """A view, checkpoints, an agent's totals, a head, a total and a log are not what they should be."""
+    keys = guarded.keyspace.of(session)
+    guarded.root.set(keys.session_view(session), "nonsense")
+    guarded.root.set(keys.checkpoints("s-6"), "nonsense")
+    guarded.root.delete(keys.agent_view("b"))
+    guarded.root.delete(keys.head(session))
+    guarded.root.hset(keys.meta, "total", "0")
+    other = f"{session.replace('s-', 's-1')}"
+    guarded.root.xtrim(guarded.keyspace.of(other).log(other), maxlen=0)
+
+
+#: What no user may do, whoever it is.
+NOBODY: Final = (
+    "FLUSHALL",
+    "FLUSHDB",
+    "KEYS *",
+    "SCAN 0",
+    "CONFIG SET maxmemory 1",
+    "CONFIG REWRITE",
+    "SHUTDOWN NOSAVE",
+    "SAVE",
+    "BGREWRITEAOF",
+    "REPLICAOF NO ONE",
+    "EVAL return 0",
+    "SCRIPT FLUSH",
+    "FUNCTION DELETE muster_1",
+    "FUNCTION FLUSH",
+    "ACL LIST",
+    "ACL SETUSER me on nopass",
+    "CLIENT KILL TYPE normal",
+    "CLIENT PAUSE 1",
+    "MONITOR",
+    "MIGRATE h 1 k 0 1",
+    "SWAPDB 0 1",
+    "DEL {log}",
+    "UNLINK {log}",
+    "XTRIM {log} MAXLEN 0",
+    "XDEL {log} 1-1",
+    "XSETID {log} 9-1",
+    "EXPIRE {log} 1",
+    "RENAME {log} {head}",
+    "DUMP {log}",
+    "DEL {head}",
+    "DEL {sessions}",
+    "ZREM {sessions} s-0",
+    "DEL {meta}",
+    "HDEL {meta} store",
+    "DEL {feed}",
+    "XTRIM {feed} MAXLEN 0",
+    "SET anything 1",
+    "GET anything",
+    "SET {other} 1",
+    "HGETALL {other}",
+    "PUBLISH news 1",
+)
+_WRITES: Final = (
+    "XADD {log} 99-1 b x",
+    "SET {head} x",
+    "ZADD {sessions} 0 x",
+    "HSET {meta} total 9",
+    "XADD {feed} 99-0 c x",
+    "HSET {hold} code x",
+    "SET {view} x",
+    "DEL {view}",
+    "HSET {checkpoints} 1 x",
+    "HSET {cursor} position 1",
+    "HSET {owner} token x",
+    "HSET {lost} x y",
+    "ZADD {workers} 0 x",
+    "FUNCTION LOAD x",
+)
+#: What one user may not do, beside that.
+NOT: Final = {
+    "deployer": (
+        *(write for write in _WRITES if "{meta}" not in write and "FUNCTION" not in write),
+        "GET {view}",
+        "XRANGE {log} - +",
+    ),
+    "producer": (
+        *(write for write in _WRITES if "{view}" in write),
+        "FUNCTION LOAD x",
+        "GET {view}",
+        "HGETALL {owner}",
+    ),
+    "worker": (
+        "XADD {log} 99-1 b x",
+        "ZADD {sessions} 0 x",
+        "HSET {hold} code x",
+        "FUNCTION LOAD x",
+        "CONFIG GET save",
+    ),
+    "jobs": ("XADD {log} 99-1 b x", "ZADD {sessions} 0 x", "FUNCTION LOAD x", "FUNCTION KILL", "CONFIG GET save"),
+    "operator": ("XADD {log} 99-1 b x", "ZADD {sessions} 0 x", "FUNCTION LOAD x"),
+    "reader": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),
+    "monitor": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "GET {view}", "XRANGE {log} - +", "GET {head}"),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
+    """Each of these is refused by the server for lack of rights, and nothing is changed by any."""
+    keys = filled.keyspace.of("s-0")
+    names = {
+        **{name: getattr(keys, name) for name in ("sessions", "meta", "feed", "lost")},
+        **{name: getattr(keys, name)("s-0") for name in ("log", "head", "hold", "checkpoints")},
+        **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 1), "owner": keys.owner("sessions")},
+        **{"workers": filled.keyspace.workers, "other": "{prod:other:0}:meta"},
+    }
+    before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
+    allowed = []
+    with filled.client(role) as client:
+        for command in (*NOBODY, *NOT[role]):
+            try:
+                client.execute_command(*(word.format(**names) for word in command.split(" ")))
+            except redis.RedisError as error:
+                code, text = connection_error(error).code, str(error)
+                assert code == "ACCESS_DENIED", f"{command}: {text}"
+            else:
+                allowed.append(command)
+
+    assert allowed == []
+    assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+def test_commands_say_that_access_is_denied(filled: Guarded) -> None:
+    """A command run as somebody who may not run it ends with ACCESS_DENIED, exit 3, and writes nothing."""
+    before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
+    for role, *command in (
+        ("producer", "init"),
+        ("reader", "init"),
+        ("reader", "event", "append", "s-0", "start", "--actor", "a"),
+        ("monitor", "event", "append", "s-0", "start", "--actor", "a"),
+        ("worker", "event", "append", "s-0", "start", "--actor", "a"),
+        ("operator", "event", "append", "new", "start", "--actor", "a"),
+        ("monitor", "session", "ls"),
+        ("producer", "session", "ls"),
+        ("producer", "projection", "rebuild"),
+        ("reader", "projection", "rebuild"),
+        ("nobody", "session", "ls"),
+    ):
+        ran = filled.run(role, *command)
+        assert (ran.code, ran.err[:20]) == (3, "error: ACCESS_DENIED"), (role, command, ran.err)
+        assert password(role) not in ran.err
+    assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+@pytest.mark.parametrize("taken", ["+xadd", "+set", "+zadd", "+hset", "+xrange", "+hmget", "+zscore"])
+def test_a_producer_that_lacks_a_right_writes_nothing(filled: Guarded, taken: str) -> None:
+    """Half an append would be damage; so would be calling it damage."""
+    (rules,) = [line for line in filled.rules.splitlines() if line.startswith("user producer ")]
+    without = rules.replace(f"{taken} ", "").replace("(%", "(+ping %")
+    filled.root.execute_command("ACL", "SETUSER", "producer", "reset", *split(without)[2:])
+    before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
+
+    def append(session: str, **options: Any) -> None:
+        with filled.open("producer") as log:
+            log.append(session, [note("x"), note("y")], **options)
+
+    error = refused(lambda: append("new", expected="new"), Misconfigured, "ACCESS_DENIED")
+    assert isinstance(error, MusterError)
+    if taken != "+zscore":  # an append to a session that is there asks for no place in the registry
+        with pytest.raises(Misconfigured, match="ACCESS_DENIED"):
+            append("s-0", expected=2)
+    assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+def split(rules: str) -> list[str]:
+    """The words of a line of an ACL file; what stands in ( ) is one."""
+    words: list[str] = []
+    for word in rules.split():
+        if words and words[-1].startswith("(") and not words[-1].endswith(")"):
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    return words
+
+
+def test_nobody_has_a_password_that_was_not_given(tmp_path: Path) -> None:
+    """Without a secret a user is off; with one there is its hash alone; without a name nobody comes in."""
+    (tmp_path / "reader").write_text(password("reader"))
+
+    lines = rendered(tmp_path).splitlines()
+
+    assert [line.split()[1] for line in lines] == ["default", *ROLES]
+    for line in lines:
+        words = line.split()
+        assert words[2:4] == (["reset", "on"] if words[1] == "reader" else ["reset", "off"])
+        assert not any(word.startswith((">", "<")) or word in ("nopass", "+@all", "allkeys", "~*") for word in words)
+    assert password("reader") not in "".join(lines)
