@@ -39,9 +39,18 @@ DOWN_AFTER_MS: Final = 1000
 FAILOVER_TIMEOUT_MS: Final = 3000
 #: A Sentinel looks and talks at the pace of long outages; a test has seconds. Tilt is its answer to a clock that jumps,
 #: or to a process that did not run for two seconds: it then does nothing, by default for half a minute.
-_SENTINEL_PACE: Final = {"info-period": 500, "publish-period": 400, "ask-period": 300, "tilt-period": 1000}
-#: Below the range the kernel takes for outgoing connections: see workers.embedded.
-_PORTS: Final = range(20_000, 32_768)
+#: A ping a second would leave none to spare within DOWN_AFTER_MS: the new primary was then called down now and then,
+#: and an old one that had just come back without the newest commits was made primary again.
+_SENTINEL_PACE: Final = {
+    "ping-period": 200,
+    "info-period": 500,
+    "publish-period": 400,
+    "ask-period": 300,
+    "tilt-period": 1000,
+}
+#: Below the range the kernel takes for outgoing connections, and apart from that of workers.embedded: a port must stay
+#: free for its node while that is dead.
+_PORTS: Final = range(11_000, 20_000)
 #: How long anything the group does by itself may take before the test fails.
 PATIENCE_S: Final = 60.0
 
@@ -166,7 +175,8 @@ class Group:
         binary: Path | None = None,
     ) -> None:
         binary = binary if binary is not None else find_server_binary()
-        ports = _free_ports(1 + replicas + 3)
+        self._ports = _Ports(1 + replicas + 3)
+        ports = self._ports.numbers
         first, server_ports, sentinel_ports = ports[0], ports[: 1 + replicas], ports[1 + replicas :]
         durability = ["appendonly no"] if fsync == "off" else ["appendonly yes", f"appendfsync {fsync}"]
         server = [
@@ -232,6 +242,7 @@ class Group:
         """Ends every process, paused ones too. What they wrote stays in the directory."""
         for node in [*self.sentinels, *self.servers]:
             node.kill()
+        self._ports.release()
 
     def __enter__(self) -> Self:
         self.start()
@@ -373,14 +384,41 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on at this moment, all different."""
-    found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            break
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+class _Ports:
+    """Loopback ports nobody listens on, all different, and no other group's until they are released.
+
+    A name in the kernel's own namespace of sockets says so: whoever holds it may die in any way.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._held: list[socket.socket] = []
+        self.numbers: list[int] = []
+        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+            if len(self.numbers) == count:
+                break
+            if _is_free(port) and self._hold(port):
+                self.numbers.append(port)
+
+    def release(self) -> None:
+        for held in self._held:
+            held.close()
+
+    def _hold(self, port: int) -> bool:
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0muster-chaos-{port}")
+        except OSError:
+            name.close()
+            return False
+        self._held.append(name)
+        return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
             probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
+        except OSError:
+            return False
+    return True
