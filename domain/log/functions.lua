@@ -494,13 +494,18 @@ local function not_of_session(keys, session)
   end
 end
 
--- A session's head, made if it has none yet, unless the session is quarantined or cannot be here; then why.
-local function held_head(keys, session, meta)
+-- The head of the session that args name in the store that args name, made if it has none yet; or nil and why there is none
+-- to be changed: another store or epoch, a session that is quarantined, or one that cannot be here.
+local function held_head(keys, args)
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return nil, problem
+  end
   local head, unreadable = read_head(keys[3])
   if unreadable then
     return nil, { 'DAMAGED', 'HEAD_MISSING' }
   elseif not head then
-    return new_head(session, meta, keys[2])
+    return new_head(args[3], meta, keys[2])
   elseif has(head, 'q') then
     return nil, quarantined(keys[4])
   end
@@ -525,12 +530,7 @@ local function lease(keys, args)
   elseif not whole(args[6]) or args[4] == '' then
     return redis.error_reply('ARGUMENTS_INVALID a lease has an agent and a time in ms')
   end
-  local meta
-  meta, problem = open_store(keys[1], args[1], args[2])
-  if not meta then
-    return problem
-  end
-  local head, why = held_head(keys, args[3], meta)
+  local head, why = held_head(keys, args)
   if not head then
     return why
   end
@@ -558,12 +558,7 @@ local function policy(keys, args)
   elseif args[4] ~= 'any' and args[4] ~= 'strict' and args[4] ~= 'leased' then
     return redis.error_reply('ARGUMENTS_INVALID there is no policy ' .. args[4])
   end
-  local meta
-  meta, problem = open_store(keys[1], args[1], args[2])
-  if not meta then
-    return problem
-  end
-  local head, why = held_head(keys, args[3], meta)
+  local head, why = held_head(keys, args)
   if not head then
     return why
   end
