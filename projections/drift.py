@@ -233,7 +233,9 @@ class Validator:
         given.
         """
         remaining = iter(sessions)
-        reports = self._store.losses(partition)
+        reports: dict[str, list[Loss]] = {}
+        for loss in self._store.losses(partition):
+            reports.setdefault(loss.session, []).append(loss)
         while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
             cursor, snapshots = self._snapshots(partition, page)
             cursor = views_at if views_at is not None else cursor
@@ -247,7 +249,9 @@ class Validator:
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
             for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
-                yield self._examine(snapshot, Reading(commits), cursor, pending, pending_since, reports)
+                yield self._examine(
+                    snapshot, Reading(commits), cursor, pending, pending_since, reports.get(snapshot.session, [])
+                )
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
         keys = self._store.keys(partition)
@@ -314,7 +318,7 @@ class Validator:
         found = Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
         if damage is None:
             for loss in reports:
-                if loss.session == session and not self._holds(session, loss.last):
+                if not self._holds(session, loss.last):
                     return structs.replace(found, loss=loss, loss_is_reported=True)
             return structs.replace(found, loss=self._loss_by_stored_values(found))
         return found
