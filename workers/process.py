@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from threading import Event
 
 import redis
@@ -24,6 +25,7 @@ from projections import catchup
 from projections.catchup import Batch
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
+from projections.trim import trim_feeds
 from workers.feed import QUEUE, FeedBroker, declare_project_actor
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How often a worker looks whether the server became another one, in seconds.
 SERVER_LOOK_S = 1.0
+#: How often a worker trims the feeds of its partitions, in seconds.
+TRIM_EVERY_S = 10.0
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
 
@@ -93,8 +97,12 @@ def run(settings: Settings, stop: Event) -> None:
         worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
         worker.start()
         logger.info("worker %s runs", worker_id)
+        next_trim = time.monotonic() + TRIM_EVERY_S
         while not stop.wait(SERVER_LOOK_S):
             look_at_server(log)
+            if time.monotonic() >= next_trim:
+                trim(store, partitions, keep_s=settings.worker.feed_keep_s)
+                next_trim = time.monotonic() + TRIM_EVERY_S
         logger.info("worker %s drains", worker_id)
         worker.stop(timeout=int(settings.worker.drain_s * 1000))
 
@@ -105,6 +113,14 @@ def look_at_server(log: SessionLog) -> None:
         log.compare_if_changed()
     except MusterError as error:
         logger.warning("the server changed and cannot be compared yet: %s", error)
+
+
+def trim(store: ProjectionStore, partitions: HeldPartitions, *, keep_s: float) -> None:
+    """Trims the feeds of the partitions held here. What cannot be done now is done later."""
+    try:
+        trim_feeds(store, partitions.tokens(), keep_s=keep_s)
+    except (redis.RedisError, OSError) as error:
+        logger.warning("the feed could not be trimmed: %s", error)
 
 
 def main() -> int:

@@ -41,7 +41,12 @@ KEYS: Final = (
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
     Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
     Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease"),
-    Key("{p}:feed", "stream", KeyClass.CONTROL, "for ever (trimming behind all cursors is later work)"),
+    Key(
+        "{p}:feed",
+        "stream",
+        KeyClass.CONTROL,
+        "entries until they are applied and ten minutes old (`worker.feed_keep_s`)",
+    ),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
     Key("{p}:lost", "hash", KeyClass.CONTROL, "until the loss is accepted; what witnesses reported lost"),

@@ -1,0 +1,63 @@
+"""Trimming the feed: what every own cursor has left behind long enough ago is dropped, and nothing else.
+
+The feed only points at commits, so what is dropped is no truth: a cursor that is deleted, or rolled back behind what is
+left, is noticed by positions that do not add up, and its partition is compared with registry and log instead. How many
+entries there are never decides; an entry goes because it is applied and old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from projections.store import ProjectionStore, parse_feed_entry
+
+#: How many of the oldest entries of a feed are looked at in one round trip.
+LOOK_AT: Final = 512
+#: How many such rounds one call makes, so that a long backlog of entries does not keep its caller.
+ROUNDS: Final = 32
+
+
+def trim_feeds(store: ProjectionStore, partitions: Iterable[int], *, keep_s: float) -> int:
+    """Drops the entries of feeds that are behind the cursor and older than `keep_s`; returns how many.
+
+    The newest of them stays, so that a feed always tells where it was cut. `keep_s` is server time: a validator that
+    began before a cursor moved on still finds what it compares with.
+    """
+    seconds, micros = store.client.time()
+    before_ms = seconds * 1000 + micros // 1000 - int(keep_s * 1000)
+    dropped, pending = 0, list(partitions)
+    for _ in range(ROUNDS):
+        if not pending:
+            break
+        dropped_here, pending = _trim_once(store, pending, before_ms)
+        dropped += dropped_here
+    return dropped
+
+
+def _trim_once(store: ProjectionStore, partitions: list[int], before_ms: int) -> tuple[int, list[int]]:
+    """One round: how many entries were dropped, and which partitions may have more of them."""
+    standing = store.standing(partitions)
+    pipe = store.client.pipeline(transaction=False)
+    for partition in partitions:
+        pipe.xrange(store.keys(partition).feed, "-", "+", count=LOOK_AT)
+    replies = pipe.execute(raise_on_error=False)
+    cuts, unfinished = store.client.pipeline(transaction=False), []
+    for partition, entries in zip(partitions, replies, strict=True):
+        position, total = standing[partition]
+        # A cursor ahead of its total contradicts it: then nobody knows what is applied.
+        if position is None or position > total or not isinstance(entries, list):
+            continue
+        last = None
+        for entry in map(parse_feed_entry, entries):
+            if entry.position > position or not 0 < entry.at_ms < before_ms:
+                break
+            last = entry.position
+        if last is None:
+            continue
+        cuts.xtrim(store.keys(partition).feed, minid=f"{last}-0", approximate=False)
+        if len(entries) == LOOK_AT:
+            unfinished.append(partition)
+    counts = cuts.execute() if len(cuts) else []
+    # Only where something went: an entry that stays at the front for ever must not be looked at again and again.
+    return sum(counts), [partition for partition in unfinished if sum(counts)]
