@@ -145,10 +145,10 @@ class ProjectionStore:
                 return entries
             position = entries[-1].position
 
-    def oldest_after(self, partition: int, position: int) -> int | None:
-        """When the first feed entry after a position was written, in server ms."""
+    def oldest_after(self, partition: int, position: int) -> FeedEntry | None:
+        """The first feed entry after a position."""
         found = self.client.xrange(self.keys(partition).feed, f"{position + 1}-0", "+", count=1)
-        return parse_feed_entry(found[0]).at_ms if found else None
+        return parse_feed_entry(found[0]) if found else None
 
     def feed_goes_on(self, partition: int, position: int, total: int) -> bool:
         """Whether the feed has entries after a position that is behind `total`, read before."""

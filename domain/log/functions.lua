@@ -11,7 +11,7 @@
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
 --   owner     hash    worker, token, deadline (server ms), counter
---   cursor    hash    position (feed total applied), events
+--   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 
 local DIGEST_LENGTH = 20
@@ -770,7 +770,7 @@ local function step(keys, args)
     if stored[2] and not is_integer(stored[2]) then
       redis.call('HDEL', keys[2], 'events')
     end
-    redis.call('HSET', keys[2], 'position', args[3])
+    redis.call('HSET', keys[2], 'position', args[3], 'at', integer(server_ms()))
     redis.call('HINCRBY', keys[2], 'events', args[4])
   end
   return { 'OK' }

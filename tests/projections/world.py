@@ -216,7 +216,8 @@ class World:
             return bytes(self.redis.get(key))
         if kind == b"hash":
             fields = self.redis.hgetall(key)
-            fields.pop(b"events", None)  # of a cursor: how many were applied one by one, not rebuilt
+            for when in (b"events", b"at"):  # of a cursor: how many were applied one by one, and when, not rebuilt
+                fields.pop(when, None)
             return repr(sorted(fields.items())).encode()
         return repr(self.redis.zrange(key, 0, -1)).encode()
 

@@ -11,16 +11,19 @@ import redis
 
 from domain.errors import DeadlineExceeded, Refused
 from projections.drift import Validator
-from projections.lag import lag
+from projections.lag import MOVING, Lag, eta_s, lag
 from projections.queries import unknown_session
+from projections.store import ProjectionStore
 from workers.cli import arguments, printing
 from workers.recovery import Recovery
 from workers.settings import Settings
 
-LAG_COLUMNS = ("partition", "events", "seconds", "position", "total", "owner")
+LAG_COLUMNS = ("partition", "state", "events", "seconds", "session", "position", "total", "owner")
 FINDING_COLUMNS = ("code", "severity", "kind", "session", "agent", "first_bad_seq", "quarantined", "remedy")
 #: How often `lag --wait` looks, in seconds.
 LOOK_EVERY_S = 0.05
+#: How long the pace is watched to say when the views will have caught up, in seconds.
+ETA_OVER_S = 0.5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +69,27 @@ def run_lag(options: argparse.Namespace, settings: Settings) -> int:
                 idle = sum(1 for part in found.partitions if part.events and part.owner is None)
                 progress(f"{found.events} events behind" + (f"; {idle} partitions have no worker" if idle else ""))
             time.sleep(LOOK_EVERY_S)
-    document: dict[str, Any] = {"schema": "muster.lag/1", **msgspec.to_builtins(found)}
+        eta = None if options.wait else _eta_s(store, found)
+    document: dict[str, Any] = {"schema": "muster.lag/1", "eta_s": eta, **msgspec.to_builtins(found)}
     if options.output == "table":
         behind_rows = [row for row in document["partitions"] if row["events"]]
         printing.rows(behind_rows, "table", columns=LAG_COLUMNS)
         print(f"{found.events} events, {found.seconds:.3f} s behind; {found.applied} applied")
+        if found.events:
+            pace = "not getting fewer" if eta is None else f"caught up in about {eta:.1f} s"
+            print(f"{pace}; waiting longest: session {found.session or 'unknown'}")
     else:
         printing.document(document, options.output)
     return 0
+
+
+def _eta_s(store: ProjectionStore, found: Lag) -> float | None:
+    """When the views will have caught up, by a second look; 0 if they have, None if nothing moves."""
+    if not any(part.state == MOVING for part in found.partitions):
+        return None if found.events else 0.0
+    began = time.monotonic()
+    time.sleep(ETA_OVER_S)
+    return eta_s(found, lag(store), time.monotonic() - began)
 
 
 def run_verify(options: argparse.Namespace, settings: Settings) -> int:

@@ -11,6 +11,7 @@ from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.leasing import living_workers
 from workers.settings import Settings
+from workers.watching import Watch
 
 COLUMNS = ("pid", "host", "partitions", "heartbeat_at")
 
@@ -23,17 +24,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
-    with arguments.opened_log(settings):
-        pass  # a server that cannot be used is an error now, not a restart every few seconds
     stop = Event()
-    with until_stopped(stop) as killed:
+    # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
+    with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
+        watch = Watch(store, printing.say)
         supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
         supervisor.start()
         printing.say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
         killed(supervisor.kill)
+        watch.start()
         stop.wait()
         printing.say("draining")
         clean = supervisor.stop(settings.worker.drain_s + 5)
+        watch.stop()
     return 0 if clean else 10
 
 

@@ -1,0 +1,45 @@
+"""Stuck partitions are reported by somebody else than the one that is stuck."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from projections import lag as lag_module
+from projections.lag import lag
+from tests.conftest import Store
+from tests.projections.world import World, did
+from tests.waiting import wait_until
+from workers.watching import Watch
+
+
+@pytest.fixture
+def world(server_url: str, make_store: Callable[..., Store]) -> World:
+    """A fresh store on the embedded server, with four partitions."""
+    return World(make_store(server_url, partitions=4))
+
+
+def test_a_paused_worker_is_named_by_somebody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a lease that lasts, a paused worker looks alive; the watch says what stands still, and when it goes on."""
+    monkeypatch.setattr(lag_module, "STUCK_AFTER_S", 0.05)
+    said: list[str] = []
+    watch = Watch(world.projections, said.append)
+
+    def is_said(word: str) -> bool:
+        watch.look(lag(world.projections))
+        return any(word in line for line in said)
+
+    with world.workers(1, lease_ttl_ms=600_000) as (child,):
+        world.wait_until_shared([child])
+        assert not is_said("")
+        os.kill(child.pid, signal.SIGSTOP)
+        world.log.append("s", did("start"))
+        wait_until(lambda: is_said("does not move (stuck)"), message="the partition is called stuck")
+        assert "session s since" in said[0]
+        assert str(child.pid) in said[0]
+        os.kill(child.pid, signal.SIGCONT)
+        wait_until(lambda: is_said("moves again"), message="it is said that it moves")
+    assert len(said) == 2
