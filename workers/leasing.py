@@ -28,7 +28,7 @@ MISSED_BEATS = 4
 
 
 class LeaseKeeper(Middleware):
-    """Runs beside a Dramatiq worker: begins when it boots, and gives everything back when it has shut down."""
+    """Runs beside a Dramatiq worker: begins when it boots, and goes on while it drains, until all is given back."""
 
     def __init__(
         self,
@@ -54,17 +54,23 @@ class LeaseKeeper(Middleware):
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self._thread.start()
 
-    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        # Only now: the batches in flight are done, and their leases were renewed to the end.
+    def give_back(self) -> int:
+        """Ends the beats and gives back every lease held here, and the sign of life; returns how many leases it were.
+
+        A batch still in flight is refused from then on. Where the server is away, leases run out by themselves.
+        """
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(self._beat_ms / 1000)
+        given = 0
         try:
             for partition, token in self._partitions.tokens().items():
                 self._leases.release(partition, token)
+                given += 1
             self._client.zrem(self._keyspace.workers, self._worker)
             self._client.delete(self._keyspace.worker(self._worker))
         except (redis.RedisError, OSError) as error:
             logger.warning("could not give the leases back, they run out by themselves: %s", error)
+        return given
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -83,11 +89,14 @@ class LeaseKeeper(Middleware):
             logger.info("the lease of partition %d was taken over", partition)
             self._partitions.drop(partition, tokens[partition])
         living = self._sign_of_life(sorted(self._partitions.tokens()))
+        if self._partitions.is_closed:
+            # What is idle goes at once; what is in flight is kept until it is done.
+            self._release(self._partitions.leave(len(tokens)))
+            return
         share = fair_share(self._keyspace.count, self._worker, living)
         surplus = len(self._partitions.tokens()) - share
         if surplus > 0:
-            for partition, token in self._partitions.leave(surplus).items():
-                self._leases.release(partition, token)
+            self._release(self._partitions.leave(surplus))
         else:
             self._partitions.stay()
             self._claim(-surplus)
@@ -105,6 +114,10 @@ class LeaseKeeper(Middleware):
         pipe.pexpire(key, lifetime_ms)
         pipe.zrangebyscore(self._keyspace.workers, "-inf", "+inf")
         return sorted(name.decode() for name in pipe.execute()[-1])
+
+    def _release(self, tokens: dict[int, str]) -> None:
+        for partition, token in tokens.items():
+            self._leases.release(partition, token)
 
     def _claim(self, count: int) -> None:
         if not count:

@@ -35,6 +35,7 @@ class HeldPartitions:
     def __init__(self) -> None:
         self._changed = Condition()
         self._held: dict[int, HeldPartition] = {}
+        self._closed = False
 
     def tokens(self) -> dict[int, str]:
         """The partitions and their tokens."""
@@ -74,11 +75,39 @@ class HeldPartitions:
         """The partitions a batch may be read for now."""
         now = time.monotonic()
         with self._changed:
+            if self._closed:
+                return {}
             return {
                 partition: held
                 for partition, held in self._held.items()
                 if not held.busy and not held.leaving and held.rests_until <= now
             }
+
+    def close(self) -> None:
+        """Hands out no batch any more: the process ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process ends."""
+        return self._closed
+
+    def in_flight(self) -> list[int]:
+        """The partitions with a batch in flight."""
+        with self._changed:
+            return sorted(partition for partition, held in self._held.items() if held.busy)
+
+    def positions(self) -> dict[int, int]:
+        """Where the cursors of the partitions stand, as far as they were read."""
+        with self._changed:
+            return {p: held.position for p, held in self._held.items() if held.position is not None}
+
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Waits until no batch is in flight, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not any(held.busy for held in self._held.values()), timeout_s)
 
     def is_any_busy(self) -> bool:
         """Whether a batch is in flight."""
@@ -94,7 +123,7 @@ class HeldPartitions:
         """Marks a batch of the partition as in flight; False if the partition is gone."""
         with self._changed:
             held = self._held.get(partition)
-            if held is None or held.token != token or held.busy:
+            if self._closed or held is None or held.token != token or held.busy:
                 return False
             held.busy = True
             return True

@@ -1,8 +1,8 @@
 """One worker process: the composition root of what consumes the feed, and its life from start to drain.
 
 Started by `muster worker run`, `dev` and `demo` as `python -m workers.process`, with its settings in the
-environment. SIGTERM or SIGINT ends it: the batches in flight are finished, the leases given back, exit 0. A second
-signal ends it at once.
+environment. SIGTERM or SIGINT ends it in phases (workers/shutdown.py): the batches in flight are finished, the leases
+given back, exit 0; past the deadline it is forced, exit 10. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import signal
 import sys
 import time
-from threading import Event
+from threading import Event, Thread
 
 import redis
 from dramatiq import Worker
@@ -30,6 +30,7 @@ from workers.feed import QUEUE, FeedBroker, declare_project_actor
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
 from workers.settings import Settings, load
+from workers.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 SERVER_LOOK_S = 1.0
 #: How often a worker trims the feeds of its partitions, in seconds.
 TRIM_EVERY_S = 10.0
+#: How long the idle threads of a drained worker are waited for, in ms.
+STOP_TIMEOUT_MS = 5_000
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
 
@@ -72,8 +75,8 @@ class Projector:
             pass
 
 
-def run(settings: Settings, stop: Event) -> None:
-    """Runs a worker until `stop` is set, then drains it."""
+def run(settings: Settings, stop: Event) -> int:
+    """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
     log = SessionLog.open(
         settings.connecting,
@@ -97,14 +100,43 @@ def run(settings: Settings, stop: Event) -> None:
         worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
         worker.start()
         logger.info("worker %s runs", worker_id)
-        next_trim = time.monotonic() + TRIM_EVERY_S
-        while not stop.wait(SERVER_LOOK_S):
+        # Beside the wait for the signal: a server that is away must not hold the shutdown up.
+        Thread(
+            target=look_after, args=(log, store, partitions, settings, stop), name="housekeeper", daemon=True
+        ).start()
+        stop.wait()
+        shutdown = Shutdown(partitions, drain_s=settings.worker.drain_s, say=say)
+        drained = shutdown.drain()
+        shutdown.clean_up(keeper.give_back)
+        code = shutdown.complete()
+        if not drained:
+            # A thread cannot be ended from outside, only with its process.
+            sys.stderr.flush()
+            os._exit(code)
+        worker.stop(timeout=STOP_TIMEOUT_MS)
+    return code
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
+
+
+def look_after(
+    log: SessionLog, store: ProjectionStore, partitions: HeldPartitions, settings: Settings, stop: Event
+) -> None:
+    """What a worker does now and then beside its batches, until it is stopped."""
+    next_trim = time.monotonic() + TRIM_EVERY_S
+    while not stop.wait(SERVER_LOOK_S):
+        try:
             look_at_server(log)
             if time.monotonic() >= next_trim:
-                trim(store, partitions, keep_s=settings.worker.feed_keep_s)
                 next_trim = time.monotonic() + TRIM_EVERY_S
-        logger.info("worker %s drains", worker_id)
-        worker.stop(timeout=int(settings.worker.drain_s * 1000))
+                trim_feeds(store, partitions.tokens(), keep_s=settings.worker.feed_keep_s)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("the feed could not be trimmed, it will be later: %s", error)
+        except Exception:
+            logger.exception("looking after the server failed")
 
 
 def look_at_server(log: SessionLog) -> None:
@@ -113,14 +145,6 @@ def look_at_server(log: SessionLog) -> None:
         log.compare_if_changed()
     except MusterError as error:
         logger.warning("the server changed and cannot be compared yet: %s", error)
-
-
-def trim(store: ProjectionStore, partitions: HeldPartitions, *, keep_s: float) -> None:
-    """Trims the feeds of the partitions held here. What cannot be done now is done later."""
-    try:
-        trim_feeds(store, partitions.tokens(), keep_s=keep_s)
-    except (redis.RedisError, OSError) as error:
-        logger.warning("the feed could not be trimmed: %s", error)
 
 
 def main() -> int:
@@ -138,11 +162,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     try:
-        run(load(os.environ), stop)
+        return run(load(os.environ), stop)
     except MusterError as error:
         print(f"worker: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":
