@@ -166,6 +166,7 @@ REGISTRY: dict[str, Entry] = {
     # -- not there ---------------------------------------------------------------------------------------------------
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
+    "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),

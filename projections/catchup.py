@@ -22,6 +22,7 @@ from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import EventLog, Position
 from projections import agent_view, session_view
+from projections.parking import fingerprint
 from projections.session_view import Folding
 from projections.store import (
     Operation,
@@ -142,7 +143,8 @@ def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked 
             at = folding.view.seq
             raise Damaged("TAIL_LOST", f"the log of session {folding.view.session} ends at seq {at}, not at {to_seq}")
     except Damaged as broken:
-        return Parked(broken.code, broken.cause, folding.view.seq + 1)
+        same = fingerprint(broken.code, broken.cause, folding.view.session)
+        return Parked(broken.code, broken.cause, folding.view.seq + 1, same)
     return None
 
 

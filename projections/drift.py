@@ -573,5 +573,5 @@ def _snapshot(session: str, reason: bytes | None, head: Any, last: Any, view: An
         entry[0].decode() if entry is not None else "",
         view if isinstance(view, bytes) else None,
         parse_checkpoints(checkpoints) if isinstance(checkpoints, dict) else {},
-        None if reason is None else parse_parked(reason),
+        None if reason is None else parse_parked(session, reason),
     )

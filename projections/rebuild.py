@@ -48,7 +48,9 @@ class Rebuild:
     """The rebuild of one partition by the holder of its lease.
 
     `renew` is called before every step and raises if the lease is lost. With `quarantine`, a session whose log is
-    damaged is quarantined; without, it is parked. `who` is noted in the audit stream.
+    damaged is quarantined; without, it is parked. With `retry`, a session that stays parked was tried once more; else
+    the count of attempts is left as it is, and a reason that did not change is not written again. `who` is noted in the
+    audit stream.
     """
 
     def __init__(
@@ -60,15 +62,17 @@ class Rebuild:
         *,
         who: str,
         quarantine: bool,
+        retry: bool = False,
         renew: Callable[[], None],
     ) -> None:
         self._store = store
         self._validator = Validator(store, log)
-        self._partition = partition
+        self.partition = partition
         self._keys = store.keys(partition)
         self._token = token
         self._who = who
         self._quarantine = quarantine
+        self._retry = retry
         self._renew = renew
         store.mend_total(partition)
         self._cursor = store.cursor(partition)
@@ -79,7 +83,7 @@ class Rebuild:
 
     def everything(self) -> Iterator[Swapped]:
         """Rebuilds all sessions, then the totals, then sets the cursor."""
-        yield from self.sessions(name for page in self._store.member_pages(self._partition) for name in page)
+        yield from self.sessions(name for page in self._store.member_pages(self.partition) for name in page)
         self.totals()
         self.finish()
 
@@ -87,7 +91,7 @@ class Rebuild:
         """Rebuilds views and checkpoints of sessions, and swaps what differs."""
         remaining = iter(sessions)
         while page := list(islice(remaining, STEP_SESSIONS)):
-            found = list(self._validator.examine(self._partition, page, views_at=self._target, totals_at=self._target))
+            found = list(self._validator.examine(self.partition, page, views_at=self._target, totals_at=self._target))
             self._renew()
             for examination in found:
                 self._mend_truth(examination)
@@ -107,12 +111,12 @@ class Rebuild:
         Only right once every view of the partition is.
         """
         self._renew()
-        should = self._store.summed_totals(self._partition)
-        indexed = {agent for page in self._store.member_pages(self._partition, agents=True) for agent in page}
+        should = self._store.summed_totals(self.partition)
+        indexed = {agent for page in self._store.member_pages(self.partition, agents=True) for agent in page}
         agents = sorted(should.keys() | indexed)
         changed = 0
         operations: list[Operation] = []
-        for agent, part in zip(agents, self._store.totals(self._partition, agents), strict=True):
+        for agent, part in zip(agents, self._store.totals(self.partition, agents), strict=True):
             totals = should.get(agent, NOTHING)
             is_stored = part == agent_view.encode(agent, totals) and agent in indexed
             if not is_stored:
@@ -127,7 +131,7 @@ class Rebuild:
         if self._target is self._cursor and not feed_end:
             return
         self._store.step(
-            self._partition,
+            self.partition,
             token=self._token,
             cursor_from=self._cursor.position,
             cursor_to=self._target.position,
@@ -139,14 +143,14 @@ class Rebuild:
     def _feed_end(self) -> list[Operation]:
         """An entry without spans where the feed lost its end, so that it ends at the running total again."""
         target = self._target.position or 0
-        if self._store.feed_position(self._partition) >= target:
+        if self._store.feed_position(self.partition) >= target:
             return []
         return [Operation("XADD", self._keys.feed, (f"{target}-0", "t", 0, "c", NO_SPANS))]
 
     def _step(self, operations: Sequence[Operation]) -> None:
         if operations:
             self._store.step(
-                self._partition,
+                self.partition,
                 token=self._token,
                 cursor_from=self._cursor.position,
                 cursor_to=None,
@@ -189,8 +193,12 @@ class Rebuild:
         if dropped:
             yield Operation("HDEL", self._keys.checkpoints(session), tuple(dropped))
         if found.damage is not None and not (self._quarantine and found.log_is_damaged):
-            if snapshot.parked != found.damage:
+            was = snapshot.parked
+            if was is None:
                 yield park(self._keys, session, found.damage)
+            elif self._retry or not was.is_as(found.damage):
+                attempts = was.attempts + self._retry
+                yield park(self._keys, session, structs.replace(found.damage, attempts=attempts))
         elif snapshot.parked is not None:
             yield unpark(self._keys, session)
 

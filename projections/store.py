@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 import redis
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
@@ -21,6 +21,7 @@ from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
 from domain.log.witness import Loss
 from projections import agent_view, session_view
+from projections.parking import fingerprint
 
 #: How many feed entries are read at a time.
 FEED_PAGE: Final = 512
@@ -60,11 +61,21 @@ class Cursor(Struct, frozen=True):
 
 
 class Parked(Struct, frozen=True):
-    """Why a session is not projected any further: the view stands before the commit at `first_bad_seq`."""
+    """Why a session is not projected any further: the view stands before the commit at `first_bad_seq`.
+
+    `fingerprint` is the same for the same trouble in any session; `attempts` is how often projecting it was tried.
+    """
 
     code: str
     cause: str
     first_bad_seq: int
+    fingerprint: str = ""
+    attempts: int = 1
+
+    def is_as(self, other: Parked) -> bool:
+        """Whether the trouble is the same one, however often it was met."""
+        mine, theirs = ((one.code, one.cause, one.first_bad_seq) for one in (self, other))
+        return mine == theirs
 
 
 class Operation(Struct, frozen=True):
@@ -213,7 +224,25 @@ class ProjectionStore:
     def parked(self, partition: int, sessions: Sequence[str]) -> list[Parked | None]:
         """Why sessions are parked; None for those that are not."""
         stored = self.client.hmget(self.keys(partition).parked(session_view.NAME), list(sessions)) if sessions else []
-        return [None if reason is None else parse_parked(reason) for reason in stored]
+        return [
+            None if reason is None else parse_parked(session, reason)
+            for session, reason in zip(sessions, stored, strict=True)
+        ]
+
+    def parked_pages(self, partition: int) -> Iterator[dict[str, Parked]]:
+        """All parked sessions of a partition and why, in pages, in no order.
+
+        One that is parked or unparked meanwhile may be missing; each is told of once.
+        """
+        key, cursor = self.keys(partition).parked(session_view.NAME), 0
+        told: set[str] = set()  # HSCAN repeats what a growing hash moves while it is read
+        while True:
+            cursor, page = self.client.hscan(key, cursor, count=MEMBER_PAGE)
+            named = {name.decode("utf-8", "replace"): reason for name, reason in page.items()}
+            yield {name: parse_parked(name, reason) for name, reason in named.items() if name not in told}
+            told |= named.keys()
+            if not cursor:
+                return
 
     def types(self, keys: Sequence[str]) -> list[bytes]:
         """The Redis types of keys; b"none" for those that are not there."""
@@ -387,9 +416,12 @@ def readable_head(packed: bytes | None) -> Head | None:
         return None
 
 
-def parse_parked(stored: bytes) -> Parked:
-    """The reason a session is parked, as `park` stores it."""
-    return _PARKED.decode(stored)
+def parse_parked(session: str, stored: bytes) -> Parked:
+    """The reason a session is parked, as `park` stores it. Older workers stored no fingerprint."""
+    reason = _PARKED.decode(stored)
+    if reason.fingerprint:
+        return reason
+    return structs.replace(reason, fingerprint=fingerprint(reason.code, reason.cause, session))
 
 
 def parse_checkpoints(stored: dict[bytes, bytes]) -> dict[int, bytes]:

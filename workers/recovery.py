@@ -7,7 +7,8 @@ partitions go on. Every step may be repeated, so a recovery that was interrupted
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -17,7 +18,7 @@ from domain.log import SessionLog
 from projections.drift import Finding, Validator
 from projections.lease import Leases, held_for_recovery
 from projections.rebuild import Rebuild
-from projections.store import ProjectionStore
+from projections.store import MEMBER_PAGE, ProjectionStore
 
 PLAN_SCHEMA: Final = "muster.recovery-plan/1"
 #: How long a recovery waits for another one that holds the same partition, in seconds.
@@ -51,6 +52,14 @@ class Repaired(Struct):
     changed: int = 0
     totals: int = 0
     quarantined: int = 0
+
+
+class Retried(Struct):
+    """What became of parked sessions that were tried again."""
+
+    tried: int = 0
+    moving: int = 0
+    still_parked: int = 0
 
 
 def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
@@ -88,29 +97,60 @@ class Recovery:
             self._partition(PartitionPlan(partition, [], whole=True), quarantine=False)
         return self.repaired
 
+    def retry(self, parked: Mapping[int, Collection[str]]) -> Retried:
+        """Builds parked sessions, by partition, again from the log. Those whose log is whole now go on from there."""
+        retried = Retried()
+        for partition, sessions in parked.items():
+            self._progress(f"partition {partition}")
+            self._under_lease(partition, partial(self._retry, set(sessions), retried), quarantine=False, retry=True)
+        return retried
+
+    def _retry(self, left: set[str], retried: Retried, rebuild: Rebuild) -> None:
+        # What was done before the lease was lost is not tried twice, and nobody is parked here who went on, or was
+        # quarantined, since he was asked for.
+        names = sorted(left)
+        partition = rebuild.partition
+        asked = [names[at : at + MEMBER_PAGE] for at in range(0, len(names), MEMBER_PAGE)]
+        for page in asked:
+            reasons = self._store.parked(partition, page)
+            still = [name for name, reason in zip(page, reasons, strict=True) if reason is not None]
+            for swapped in rebuild.sessions(still):
+                left.discard(swapped.session)
+                retried.tried += 1
+                retried.moving += swapped.damage is None
+                retried.still_parked += swapped.damage is not None
+        rebuild.totals()
+
     def _partition(self, part: PartitionPlan, *, quarantine: bool = True) -> None:
+        self._under_lease(part.partition, partial(self._swap, part), quarantine=quarantine)
+
+    def _under_lease(
+        self, partition: int, work: Callable[[Rebuild], None], *, quarantine: bool, retry: bool = False
+    ) -> None:
+        """Does the work of a partition while nobody else may; waits for another recovery."""
         deadline = time.monotonic() + BUSY_WAIT_S
         while True:
             try:
-                with held_for_recovery(self._leases, part.partition) as held:
+                with held_for_recovery(self._leases, partition) as held:
                     rebuild = Rebuild(
                         self._store,
                         self._log,
-                        part.partition,
+                        partition,
                         held.token,
                         who=self._leases.holder,
                         quarantine=quarantine,
+                        retry=retry,
                         renew=held.renew,
                     )
-                    self._swap(rebuild, part)
+                    work(rebuild)
                 return
             except Conflict as conflict:
                 if time.monotonic() > deadline:
                     raise
-                self._progress(f"waiting for partition {part.partition}: {conflict.cause}")
+                self._progress(f"waiting for partition {partition}: {conflict.cause}")
                 time.sleep(0.2)
 
-    def _swap(self, rebuild: Rebuild, part: PartitionPlan) -> None:
+    def _swap(self, part: PartitionPlan, rebuild: Rebuild) -> None:
         outcomes = rebuild.everything() if part.whole else rebuild.sessions(part.sessions)
         for swapped in outcomes:
             self.repaired.sessions += 1

@@ -43,6 +43,7 @@ BAD: Final = (
     Bad("event import no-such-file.ndjson", 4, "FILE_UNREADABLE"),
     Bad("event show open 3", 4, "SEQ_UNKNOWN"),
     Bad("session show nobody", 4, "SESSION_UNKNOWN"),
+    Bad("parked show nobody", 4, "NOT_PARKED"),
     Bad("session show open --at 3", 4, "SEQ_UNKNOWN"),
     Bad("agent show nobody", 4, "AGENT_UNKNOWN"),
     Bad("projection verify --session nobody", 4, "SESSION_UNKNOWN"),

@@ -172,6 +172,7 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("reader", "session", "show", "s-3", "--at", "1").rows[0]["seq"] == 1
     assert len(guarded.run("reader", "agent", "ls").rows) == 3
     assert guarded.run("reader", "projection", "verify", "--all").code == 0
+    assert guarded.run("reader", "parked", "ls") == Ran(0, [], "")
 
     # what was damaged since, jobs and an operator repair
     for role, session in (("jobs", "s-3"), ("operator", "s-4")):
@@ -179,6 +180,7 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert guarded.run("reader", "projection", "verify", "--all").code == 1
         assert guarded.run(role, "recover", "apply").code == 7  # one log is damaged, and quarantined
         assert guarded.run(role, "projection", "rebuild").code == 7
+        assert guarded.run(role, "parked", "retry", "--all").code == 7
 
     # a server that lost commits is reported by the producer that has receipts for them, and accepted by an operator
     with guarded.open("producer") as log:

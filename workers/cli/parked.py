@@ -1,0 +1,129 @@
+"""`muster parked`: sessions whose log breaks a law and that wait, and trying them again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from domain.errors import NotFound, Refused
+from domain.events import check_session
+from projections.store import Parked, ProjectionStore
+from workers.cli import arguments, printing
+from workers.recovery import Recovery
+from workers.settings import Settings
+
+SCHEMA: Final = "muster.parked/1"
+COLUMNS: Final = ("session", "partition", "code", "fingerprint", "first_bad_seq", "attempts", "cause")
+GROUP_COLUMNS: Final = ("fingerprint", "code", "sessions", "example", "cause")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    group = arguments.commands(parser)
+
+    ls = arguments.command(group, "ls", "list parked sessions, in no order", run_ls)
+    ls.add_argument("--fingerprint", metavar="F", help="only those with this trouble")
+    ls.add_argument("--code", metavar="C", help="only those with this error code")
+    ls.add_argument("--partition", type=int, metavar="N", help="only those of this partition")
+    ls.add_argument("--by-fingerprint", action="store_true", help="one row a trouble, the most frequent first")
+
+    show = arguments.command(group, "show", "show why one session is parked", run_show)
+    show.add_argument("session")
+
+    retry = arguments.command(group, "retry", "build parked sessions again from the log", run_retry)
+    which = retry.add_mutually_exclusive_group(required=True)
+    which.add_argument("session", nargs="*", default=[], help="these sessions")
+    which.add_argument("--fingerprint", metavar="F", help="all with this trouble")
+    which.add_argument("--code", metavar="C", help="all with this error code")
+    which.add_argument("--all", action="store_true", help="all of them")
+    retry.add_argument("--dry-run", action="store_true", help="say how many it would touch")
+
+
+def run_ls(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (_, store):
+        count, partition = store.keyspace.count, options.partition
+        if partition is not None and not 0 <= partition < count:
+            raise Refused("USAGE", f"the store has the partitions 0 to {count - 1}, not {partition}")
+        partitions = range(count) if partition is None else [partition]
+        found = parked(store, partitions, options.fingerprint, options.code)
+        if options.by_fingerprint:
+            printing.rows(grouped(found), options.output, columns=GROUP_COLUMNS)
+        else:
+            printing.rows((row(*one) for one in found), options.output, columns=COLUMNS)
+    return 0
+
+
+def run_show(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (_, store):
+        printing.document(row(*named(store, options.session)), options.output)
+    return 0
+
+
+def run_retry(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        chosen: dict[int, set[str]] = {}
+        # All names are checked before the first is touched, so a slip of the pen leaves nothing half done.
+        found = (
+            [named(store, session) for session in options.session]
+            if options.session
+            else parked(store, range(store.keyspace.count), options.fingerprint, options.code)
+        )
+        for partition, session, _ in found:
+            chosen.setdefault(partition, set()).add(session)
+        if options.dry_run:
+            count = sum(map(len, chosen.values()))
+            printing.say(f"dry run: would try {count} parked sessions again in {len(chosen)} partitions")
+            return 0
+        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress())
+        retried = recovery.retry(chosen)
+    printing.document({"schema": "muster.parked-retry/1", **msgspec.to_builtins(retried)}, options.output)
+    return 7 if retried.still_parked else 0
+
+
+def parked(
+    store: ProjectionStore, partitions: Iterable[int], fingerprint: str | None, code: str | None
+) -> Iterator[tuple[int, str, Parked]]:
+    """The parked sessions of partitions, with this fingerprint and this code where one is given."""
+    for partition in partitions:
+        for page in store.parked_pages(partition):
+            for session, reason in page.items():
+                if fingerprint in (None, reason.fingerprint) and code in (None, reason.code):
+                    yield partition, session, reason
+
+
+def named(store: ProjectionStore, session: str) -> tuple[int, str, Parked]:
+    """One parked session. Raises NotFound (NOT_PARKED)."""
+    check_session(session)
+    partition = store.keyspace.partition_of(session)
+    (reason,) = store.parked(partition, [session])
+    if reason is None:
+        raise NotFound("NOT_PARKED", f"session {session} is not parked", session=session)
+    return partition, session, reason
+
+
+def row(partition: int, session: str, reason: Parked) -> dict[str, Any]:
+    values = {"session": session, "partition": partition, **msgspec.to_builtins(reason)}
+    return {"schema": SCHEMA, **{name: values[name] for name in COLUMNS}}
+
+
+def grouped(found: Iterable[tuple[int, str, Parked]]) -> list[dict[str, Any]]:
+    """One row a fingerprint, the most frequent first, with the session that comes first by id as the example."""
+    groups: dict[str, dict[str, Any]] = {}
+    for _, session, reason in found:
+        group = groups.setdefault(
+            reason.fingerprint,
+            {
+                "schema": "muster.parked-group/1",
+                "fingerprint": reason.fingerprint,
+                "code": reason.code,
+                "sessions": 0,
+                "example": session,
+                "cause": reason.cause,
+            },
+        )
+        group["sessions"] += 1
+        if session < group["example"]:
+            group |= {"example": session, "cause": reason.cause}
+    return sorted(groups.values(), key=lambda group: (-group["sessions"], group["fingerprint"]))
