@@ -131,8 +131,12 @@ def stored(client: Any, *classes: KeyClass) -> dict[str, Any]:
 
 
 def derived(client: Any) -> dict[str, Any]:
-    """Everything that is built from the log."""
-    return stored(client, KeyClass.DERIVED)
+    """Everything that is built from the log; but when a cursor moved last, which is no part of what it says."""
+    found = stored(client, KeyClass.DERIVED)
+    for key, value in found.items():
+        if ":cursor:" in key:
+            value.pop(b"at", None)
+    return found
 
 
 def written(client: Any) -> dict[str, Any]:
