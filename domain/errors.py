@@ -147,6 +147,8 @@ REGISTRY: dict[str, Entry] = {
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
     "ARGUMENTS_INVALID": Entry(Refused, "give the function the keys and arguments that domain/log/functions.lua lists"),
     "USAGE": Entry(Refused, "see `muster --help`"),
+    "PROJECTION_IN_USE": Entry(Refused, "stop the workers that know this version, or publish another one, first"),
+    "PROJECTION_UNBUILT": Entry(Refused, "wait until its history is in: `muster projection ls` shows how far it is"),
     # -- reload and decide again -------------------------------------------------------------------------------------
     "SEQ_CONFLICT": Entry(
         Conflict, "read the session from the seq you know, decide again, and append at the seq it stands at"
@@ -167,6 +169,8 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
+    "PROJECTION_UNKNOWN": Entry(NotFound, "look the projection and its versions up with `muster projection ls`"),
+    "KEY_UNKNOWN": Entry(NotFound, "look the keys up with `muster projection show NAME`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
@@ -220,6 +224,12 @@ REGISTRY: dict[str, Entry] = {
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    "PROJECTION_INVALID": Entry(
+        Misconfigured, "mend the class as the cause says; projections/projection.py has an example"
+    ),
+    "PROJECTION_ABSENT": Entry(
+        Misconfigured, "name the projection's class in MUSTER_PROJECTIONS (package.module:Class) for this process too"
+    ),
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
@@ -235,6 +245,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "VIEW_UNREADABLE": Entry(
         Damaged, "nothing: it is built again from the log when it is next needed, or by `muster recover apply`"
+    ),
+    "PROJECTION_FAILED": Entry(
+        Damaged, "mend the projection and raise its version; or `muster parked retry --projection` if the cause is gone"
     ),
     "EVENT_UNREADABLE": Entry(Damaged, "the commit's body cannot be decoded: find the producer that wrote it"),
 }

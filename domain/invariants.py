@@ -5,10 +5,30 @@ Everything that reads a log to build or to judge something asks `broken_law`; no
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Protocol
+
 from domain.codec import Commit, chain
 from domain.errors import Damaged
 from domain.events import is_identifier, is_type, shortened
 from domain.session import Session, entities_of, gate_after, kinds_of
+
+
+class Standing(Protocol):
+    """Where a fold of a session stands: all that the laws need to know of what came before a commit."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def gate(self) -> str: ...
+    @property
+    def last_at(self) -> int: ...
+    @property
+    def agents(self) -> Container[str]: ...
+    @property
+    def event_types(self) -> Container[str]: ...
 
 
 def is_dense(seq: int, commit: Commit) -> bool:
@@ -27,7 +47,7 @@ def is_legal(gate: str, commit: Commit) -> bool:
     return gate_after(gate, kinds_of(commit.events))[1] is None
 
 
-def stranger(session: Session, commit: Commit) -> str | None:
+def stranger(session: Standing, commit: Commit) -> str | None:
     """The first type or actor of the commit that is none; only those that are new to the session are looked at."""
     for event in commit.events:
         if event.actor not in session.agents and not is_identifier(event.actor):
@@ -42,7 +62,7 @@ def is_in_order(at_ms: int, commit: Commit) -> bool:
     return commit.at_ms >= at_ms
 
 
-def broken_law(session: Session, commit: Commit) -> Damaged | None:
+def broken_law(session: Standing, commit: Commit) -> Damaged | None:
     """The first law that `commit` breaks as the successor of `session`'s last commit; None if it breaks none.
 
     LOG_GAP: commits are missing before it. LOG_ALTERED: its content is not what was appended. EVENT_UNREADABLE and

@@ -10,7 +10,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from projections import session_view
 from projections.lease import Leases
 from projections.store import ProjectionStore, parse_position
 
@@ -65,11 +64,11 @@ def lag(store: ProjectionStore) -> Lag:
     client = store.client
     seconds, micros = client.time()
     now = seconds * 1000 + micros // 1000
-    owners = Leases(client, store.keyspace, "").owners()
+    owners = Leases(client, store.keyspace, "", owned=store.owned).owners()
     pipe = client.pipeline(transaction=False)
-    for keys in store.keyspace.partitions:
+    for partition, keys in enumerate(store.keyspace.partitions):
         # The cursor is asked first: a total that is read later is never behind it.
-        pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "at")
+        pipe.hmget(store.cursor_key(partition), "position", "at")
         pipe.hget(keys.meta, "total")
     replies = pipe.execute(raise_on_error=False)
     parts = []

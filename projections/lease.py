@@ -23,11 +23,12 @@ RECOVERY_TTL_MS: Final = 15_000
 
 
 class Leases:
-    """The partition leases of one projection, as one holder sees them."""
+    """The partition leases of one projection (`ProjectionStore.owned`), as one holder sees them."""
 
-    def __init__(self, client: Any, keyspace: Keyspace, holder: str) -> None:
+    def __init__(self, client: Any, keyspace: Keyspace, holder: str, *, owned: str = session_view.NAME) -> None:
         self._client = client
         self._keyspace = keyspace
+        self._owned = owned
         self.holder = holder
 
     def claim(self, partition: int, *, ttl_ms: int, force: bool = False) -> str | None:
@@ -63,7 +64,7 @@ class Leases:
         ]
 
     def _owner(self, partition: int) -> str:
-        return self._keyspace.partitions[partition].owner(session_view.NAME)
+        return self._keyspace.partitions[partition].owner(self._owned)
 
 
 class Held:

@@ -111,11 +111,25 @@ def parse_feed_position(info: Any) -> int:
 
 
 class ProjectionStore:
-    """The derived keys of one store, read and written through one blocking client."""
+    """What one projection derived in one store, read and written through one blocking client.
 
-    def __init__(self, client: redis.Redis, keyspace: Keyspace) -> None:
+    The built-in one unless another is named; `owned` is the name its leases and its parked sessions go by.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keyspace: Keyspace,
+        *,
+        name: str = session_view.NAME,
+        version: int = session_view.VERSION,
+        owned: str = session_view.NAME,
+    ) -> None:
         self.client: Any = client
         self.keyspace = keyspace
+        self.name = name
+        self.version = version
+        self.owned = owned
 
     def keys(self, partition: int) -> PartitionKeys:
         return self.keyspace.partitions[partition]
@@ -125,7 +139,7 @@ class ProjectionStore:
     def cursor(self, partition: int) -> Cursor:
         """How far the partition's feed is applied."""
         pipe = self.client.pipeline(transaction=False)
-        pipe.hmget(self._cursor_key(partition), "position", "events")
+        pipe.hmget(self.cursor_key(partition), "position", "events")
         return parse_cursor(pipe.execute(raise_on_error=False)[0])
 
     def total(self, partition: int) -> int:
@@ -137,7 +151,7 @@ class ProjectionStore:
         asked = list(partitions)
         pipe = self.client.pipeline(transaction=False)
         for partition in asked:
-            pipe.hget(self._cursor_key(partition), "position")
+            pipe.hget(self.cursor_key(partition), "position")
             pipe.hget(self.keys(partition).meta, "total")
         replies = pipe.execute(raise_on_error=False) if asked else []
         return {
@@ -196,7 +210,7 @@ class ProjectionStore:
         for session in sessions:
             pipe.get(self.keyspace.of(session).session_view(session))
         replies = pipe.execute(raise_on_error=False) if sessions else []
-        return [_unless_of_another_type(reply) for reply in replies]
+        return [unless_of_another_type(reply) for reply in replies]
 
     def heads(self, sessions: Sequence[str]) -> list[Head | None]:
         """The heads of sessions, of any partitions. One that cannot be read counts as missing."""
@@ -204,7 +218,7 @@ class ProjectionStore:
         for session in sessions:
             pipe.get(self.keyspace.of(session).head(session))
         replies = pipe.execute(raise_on_error=False) if sessions else []
-        return [readable_head(_unless_of_another_type(reply)) for reply in replies]
+        return [readable_head(unless_of_another_type(reply)) for reply in replies]
 
     def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
         """What a batch needs, in one round trip: views, new commits, and which sessions are parked."""
@@ -223,7 +237,7 @@ class ProjectionStore:
 
     def parked(self, partition: int, sessions: Sequence[str]) -> list[Parked | None]:
         """Why sessions are parked; None for those that are not."""
-        stored = self.client.hmget(self.keys(partition).parked(session_view.NAME), list(sessions)) if sessions else []
+        stored = self.client.hmget(self.keys(partition).parked(self.owned), list(sessions)) if sessions else []
         return [
             None if reason is None else parse_parked(session, reason)
             for session, reason in zip(sessions, stored, strict=True)
@@ -234,7 +248,7 @@ class ProjectionStore:
 
         One that is parked or unparked meanwhile may be missing; each is told of once.
         """
-        key, cursor = self.keys(partition).parked(session_view.NAME), 0
+        key, cursor = self.keys(partition).parked(self.owned), 0
         told: set[str] = set()  # HSCAN repeats what a growing hash moves while it is read
         while True:
             cursor, page = self.client.hscan(key, cursor, count=MEMBER_PAGE)
@@ -265,7 +279,7 @@ class ProjectionStore:
             pipe.mget([keys.agent_view(agent)])
             pipe.zscore(keys.agents, agent)
         # An index of another type lists nobody, and cannot say that somebody is not in it.
-        replies = [_unless_of_another_type(reply, True) for reply in pipe.execute(raise_on_error=False)]
+        replies = [unless_of_another_type(reply, True) for reply in pipe.execute(raise_on_error=False)]
         return [(stored, listed is not None) for (stored,), listed in zip(replies[::2], replies[1::2], strict=True)]
 
     def checkpoint_seqs(self, partition: int, sessions: Sequence[str]) -> list[list[int]]:
@@ -354,7 +368,7 @@ class ProjectionStore:
 
         Raises Conflict: LEASE_TAKEN if the caller lost the partition, CURSOR_MOVED if somebody else moved the cursor.
         """
-        names = [self.keys(partition).owner(session_view.NAME), self._cursor_key(partition)]
+        names = [self.keys(partition).owner(self.owned), self.cursor_key(partition)]
         index: dict[str, int] = {}
         position = "" if cursor_from is None else str(cursor_from)
         arguments: list[Any] = [token, position, "" if cursor_to is None else cursor_to, events]
@@ -395,11 +409,15 @@ class ProjectionStore:
         names = (keys.head(session), keys.log(session))
         return bool(self.client.fcall("muster_mend_head_1", 2, *names, stored or b"", last_entry, pack_head(head)))
 
-    def _cursor_key(self, partition: int) -> str:
-        return self.keys(partition).cursor(session_view.NAME, session_view.VERSION)
+    def cursor_key(self, partition: int) -> str:
+        return self.keys(partition).cursor(self.name, self.version)
+
+    def unbuilt(self, partitions: Sequence[int]) -> set[int]:
+        """Those of the partitions whose history has to be brought in before the feed is followed."""
+        return set()
 
 
-def _unless_of_another_type(reply: Any, otherwise: Any = None) -> Any:
+def unless_of_another_type(reply: Any, otherwise: Any = None) -> Any:
     """The reply to a command, or `otherwise` where the key is of another type than the command needs."""
     if isinstance(reply, redis.ResponseError) and str(reply).startswith("WRONGTYPE"):
         return otherwise
@@ -473,9 +491,9 @@ def write_totals(keys: PartitionKeys, agent: str, totals: Totals) -> list[Operat
     return [Operation("SET", keys.agent_view(agent), (stored,)), Operation("ZADD", keys.agents, (0, agent))]
 
 
-def park(keys: PartitionKeys, session: str, reason: Parked) -> Operation:
-    return Operation("HSET", keys.parked(session_view.NAME), (session, msgspec.json.encode(reason)))
+def park(keys: PartitionKeys, session: str, reason: Parked, *, owned: str = session_view.NAME) -> Operation:
+    return Operation("HSET", keys.parked(owned), (session, msgspec.json.encode(reason)))
 
 
-def unpark(keys: PartitionKeys, session: str) -> Operation:
-    return Operation("HDEL", keys.parked(session_view.NAME), (session,))
+def unpark(keys: PartitionKeys, session: str, *, owned: str = session_view.NAME) -> Operation:
+    return Operation("HDEL", keys.parked(owned), (session,))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from projections.own.publishing import Publications, positions
 from projections.store import ProjectionStore, parse_feed_entry
 
 #: How many of the oldest entries of a feed are looked at in one round trip.
@@ -18,24 +19,31 @@ LOOK_AT: Final = 512
 ROUNDS: Final = 32
 
 
-def trim_feeds(store: ProjectionStore, partitions: Iterable[int], *, keep_s: float) -> int:
+def trim_feeds(store: ProjectionStore, partitions: Iterable[int], *, keep_s: float, pin_s: float = 0.0) -> int:
     """Drops the entries of feeds that are behind the cursor and older than `keep_s`; returns how many.
 
-    The newest of them stays, so that a feed always tells where it was cut. `keep_s` is server time: a validator that
-    began before a cursor moved on still finds what it compares with.
+    The cursors of own projections pin what is after them for `pin_s`, if that is longer: whoever needs more time finds
+    out by the positions, and reads registry and log. The newest entry that could go stays, so that a feed always tells
+    where it was cut. Ages are server time: a validator that began before a cursor moved on still finds what it compares
+    with.
     """
     seconds, micros = store.client.time()
-    before_ms = seconds * 1000 + micros // 1000 - int(keep_s * 1000)
+    now = seconds * 1000 + micros // 1000
+    before_ms, unpinned_ms = now - int(keep_s * 1000), now - int(max(keep_s, pin_s) * 1000)
+    versions = Publications(store.client, store.keyspace).versions()
+    pins = positions(store.client, store.keyspace, versions) if versions else {}
     dropped, pending = 0, list(partitions)
     for _ in range(ROUNDS):
         if not pending:
             break
-        dropped_here, pending = _trim_once(store, pending, before_ms)
+        dropped_here, pending = _trim_once(store, pending, pins, before_ms, unpinned_ms)
         dropped += dropped_here
     return dropped
 
 
-def _trim_once(store: ProjectionStore, partitions: list[int], before_ms: int) -> tuple[int, list[int]]:
+def _trim_once(
+    store: ProjectionStore, partitions: list[int], pins: dict[int, list[int]], before_ms: int, unpinned_ms: int
+) -> tuple[int, list[int]]:
     """One round: how many entries were dropped, and which partitions may have more of them."""
     standing = store.standing(partitions)
     pipe = store.client.pipeline(transaction=False)
@@ -49,8 +57,10 @@ def _trim_once(store: ProjectionStore, partitions: list[int], before_ms: int) ->
         if position is None or position > total or not isinstance(entries, list):
             continue
         last = None
+        pinned = min(pins.get(partition, ()), default=total)
         for entry in map(parse_feed_entry, entries):
-            if entry.position > position or not 0 < entry.at_ms < before_ms:
+            youngest_ms = before_ms if entry.position <= pinned else unpinned_ms
+            if entry.position > position or not 0 < entry.at_ms < youngest_ms:
                 break
             last = entry.position
         if last is None:

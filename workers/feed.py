@@ -42,7 +42,7 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 class FeedBroker(RedisBroker):
-    """Dramatiq's Redis broker, with the feed as one more queue that nobody can enqueue to."""
+    """Dramatiq's Redis broker, with the feed as one more queue that nobody can enqueue to, for one projection."""
 
     def __init__(self, store: ProjectionStore, partitions: HeldPartitions, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
@@ -141,8 +141,9 @@ class FeedConsumer(Consumer):
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + CURSOR_LOOK_S
+        unbuilt = self._store.unbuilt(list(silent))
         for partition, (position, total) in self._store.standing(silent).items():
-            if not position == silent[partition].position == total:
+            if partition in unbuilt or not position == silent[partition].position == total:
                 silent[partition].position = None
 
     def _begin(self, unknown: dict[int, HeldPartition]) -> list[Batch]:
@@ -151,9 +152,11 @@ class FeedConsumer(Consumer):
         One whose cursor or feed cannot say what is new is compared with its registry and log first.
         """
         batches = []
+        unbuilt = self._store.unbuilt(list(unknown))
         for partition, (position, total) in self._store.standing(unknown).items():
             held = unknown[partition]
-            if position is not None and (position == total or self._store.feed_goes_on(partition, position, total)):
+            is_known = position is not None and partition not in unbuilt
+            if is_known and (position == total or self._store.feed_goes_on(partition, position or 0, total)):
                 held.position = position
             else:
                 batches.append(Batch(partition, held.token, position, None, []))

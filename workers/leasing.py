@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event, Thread
 from typing import Any
 
 import redis
-from dramatiq import Broker, Middleware, Worker
 
 from domain.log.keys import Keyspace
 from projections.lease import Leases
@@ -27,8 +26,12 @@ logger = logging.getLogger(__name__)
 MISSED_BEATS = 4
 
 
-class LeaseKeeper(Middleware):
-    """Runs beside a Dramatiq worker: begins when it boots, and goes on while it drains, until all is given back."""
+class LeaseKeeper:
+    """Keeps the leases of one projection, beside its Dramatiq worker, and while that drains, until all is given back.
+
+    `about` is what the process says of itself; only the keeper of the built-in projection says it. While the projection
+    is paused, this process holds nothing of it.
+    """
 
     def __init__(
         self,
@@ -36,22 +39,25 @@ class LeaseKeeper(Middleware):
         partitions: HeldPartitions,
         *,
         worker: str,
-        about: dict[str, str],
+        about: dict[str, str] | None,
         lease_ttl_ms: int,
         beat_ms: int,
+        is_paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = store.client
         self._keyspace = store.keyspace
         self._partitions = partitions
         self._worker = worker
         self._about = about
-        self._leases = Leases(store.client, store.keyspace, worker)
+        self._living = self._keyspace.workers if about is not None else self._keyspace.workers_of(store.owned)
+        self._is_paused = is_paused
+        self._leases = Leases(store.client, store.keyspace, worker, owned=store.owned)
         self._lease_ttl_ms = lease_ttl_ms
         self._beat_ms = beat_ms
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
 
-    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+    def start(self) -> None:
         self._thread.start()
 
     def give_back(self) -> int:
@@ -66,8 +72,9 @@ class LeaseKeeper(Middleware):
             for partition, token in self._partitions.tokens().items():
                 self._leases.release(partition, token)
                 given += 1
-            self._client.zrem(self._keyspace.workers, self._worker)
-            self._client.delete(self._keyspace.worker(self._worker))
+            self._client.zrem(self._living, self._worker)
+            if self._about is not None:
+                self._client.delete(self._keyspace.worker(self._worker))
         except (redis.RedisError, OSError) as error:
             logger.warning("could not give the leases back, they run out by themselves: %s", error)
         return given
@@ -89,7 +96,7 @@ class LeaseKeeper(Middleware):
             logger.info("the lease of partition %d was taken over", partition)
             self._partitions.drop(partition, tokens[partition])
         living = self._sign_of_life(sorted(self._partitions.tokens()))
-        if self._partitions.is_closed:
+        if self._partitions.is_closed or self._is_paused():
             # What is idle goes at once; what is in flight is kept until it is done.
             self._release(self._partitions.leave(len(tokens)))
             return
@@ -105,14 +112,15 @@ class LeaseKeeper(Middleware):
         """Says that this process lives and what it holds; returns all that live, by name."""
         seconds, micros = self._client.time()
         now = seconds * 1000 + micros // 1000
-        key = self._keyspace.worker(self._worker)
         lifetime_ms = MISSED_BEATS * self._beat_ms
         pipe = self._client.pipeline(transaction=True)
-        pipe.zremrangebyscore(self._keyspace.workers, "-inf", now)
-        pipe.zadd(self._keyspace.workers, {self._worker: now + lifetime_ms})
-        pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
-        pipe.pexpire(key, lifetime_ms)
-        pipe.zrangebyscore(self._keyspace.workers, "-inf", "+inf")
+        pipe.zremrangebyscore(self._living, "-inf", now)
+        pipe.zadd(self._living, {self._worker: now + lifetime_ms})
+        if self._about is not None:
+            key = self._keyspace.worker(self._worker)
+            pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
+            pipe.pexpire(key, lifetime_ms)
+        pipe.zrangebyscore(self._living, "-inf", "+inf")
         return sorted(name.decode() for name in pipe.execute()[-1])
 
     def _release(self, tokens: dict[int, str]) -> None:

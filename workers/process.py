@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
 import redis
@@ -23,12 +24,17 @@ from domain.errors import Conflict, MusterError, Unavailable
 from domain.log import SessionLog
 from projections import catchup
 from projections.catchup import Batch
+from projections.own.catchup import OwnProjector
+from projections.own.publishing import Publications
+from projections.own.store import OwnStore
+from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.feed import QUEUE, FeedBroker, declare_project_actor
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
+from workers.registered import registered
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
 
@@ -75,7 +81,7 @@ class Projector:
             pass
 
 
-def run(settings: Settings, stop: Event) -> int:
+def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
     """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
     log = SessionLog.open(
@@ -86,35 +92,75 @@ def run(settings: Settings, stop: Event) -> int:
     )
     with log:
         store = ProjectionStore(log.client, log.keyspace)
-        partitions = HeldPartitions()
-        keeper = LeaseKeeper(
-            store,
-            partitions,
-            worker=worker_id,
-            about={"pid": str(os.getpid()), "host": platform.node()},
-            lease_ttl_ms=settings.worker.lease_ttl_ms,
-            beat_ms=settings.worker.beat_ms,
-        )
-        broker = FeedBroker(store, partitions, client=log.client, middleware=[keeper, Retries()])
-        declare_project_actor(broker, Projector(store, log, worker_id).project, throws=PASSING)
-        worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
-        worker.start()
+        about = {"pid": str(os.getpid()), "host": platform.node()}
+        sessions = Following(store, Projector(store, log, worker_id).project, worker_id, settings, about=about)
+        own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
+        following = [sessions, *own]
+        for one in following:
+            one.start()
         logger.info("worker %s runs", worker_id)
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
         Thread(
-            target=look_after, args=(log, store, partitions, settings, stop), name="housekeeper", daemon=True
+            target=look_after, args=(log, sessions, own, worker_id, settings, stop), name="housekeeper", daemon=True
         ).start()
         stop.wait()
-        shutdown = Shutdown(partitions, drain_s=settings.worker.drain_s, say=say)
+        shutdown = Shutdown(*(one.partitions for one in following), drain_s=settings.worker.drain_s, say=say)
         drained = shutdown.drain()
-        shutdown.clean_up(keeper.give_back)
+        shutdown.clean_up(lambda: sum(one.keeper.give_back() for one in following))
         code = shutdown.complete()
         if not drained:
             # A thread cannot be ended from outside, only with its process.
             sys.stderr.flush()
             os._exit(code)
-        worker.stop(timeout=STOP_TIMEOUT_MS)
+        for one in following:
+            one.worker.stop(timeout=STOP_TIMEOUT_MS)
     return code
+
+
+class Following:
+    """One projection that this process works on: its partitions, the keeper of their leases, its Dramatiq worker.
+
+    Each has threads of its own, so that none waits for another's code.
+    """
+
+    def __init__(
+        self,
+        store: ProjectionStore,
+        project: Callable[[Batch], None],
+        worker_id: str,
+        settings: Settings,
+        *,
+        about: dict[str, str] | None = None,
+        is_paused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.store = store
+        self.partitions = HeldPartitions()
+        self.keeper = LeaseKeeper(
+            store,
+            self.partitions,
+            worker=worker_id,
+            about=about,
+            lease_ttl_ms=settings.worker.lease_ttl_ms,
+            beat_ms=settings.worker.beat_ms,
+            is_paused=is_paused,
+        )
+        broker = FeedBroker(store, self.partitions, client=store.client, middleware=[Retries()])
+        declare_project_actor(broker, project, throws=PASSING)
+        threads = settings.worker.threads if about is not None else 1
+        self.worker = Worker(broker, queues={QUEUE}, worker_threads=threads, worker_timeout=IDLE_TIMEOUT_MS)
+
+    def start(self) -> None:
+        self.worker.start()
+        self.keeper.start()
+
+
+def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings: Settings) -> Following:
+    """Has this process work on a projection of the user's own, which the store knows from then on."""
+    publications = Publications(log.client, log.keyspace)
+    publications.register(definition)
+    store = OwnStore(log.client, log.keyspace, definition)
+    project = OwnProjector(store, log).project
+    return Following(store, project, worker_id, settings, is_paused=lambda: publications.is_paused(definition))
 
 
 def say(line: str) -> None:
@@ -123,18 +169,24 @@ def say(line: str) -> None:
 
 
 def look_after(
-    log: SessionLog, store: ProjectionStore, partitions: HeldPartitions, settings: Settings, stop: Event
+    log: SessionLog, sessions: Following, own: Sequence[Following], worker_id: str, settings: Settings, stop: Event
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
+    publications = Publications(log.client, log.keyspace)
+    caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
             look_at_server(log)
+            for store, totals in caught_up.items():
+                if totals is not None:
+                    caught_up[store] = publications.offer(store, worker_id, totals)
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
-                trim_feeds(store, partitions.tokens(), keep_s=settings.worker.feed_keep_s)
+                keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
+                trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
-            logger.warning("the feed could not be trimmed, it will be later: %s", error)
+            logger.warning("what is done now and then could not be done, it will be later: %s", error)
         except Exception:
             logger.exception("looking after the server failed")
 
@@ -162,7 +214,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     try:
-        return run(load(os.environ), stop)
+        settings = load(os.environ)
+        return run(settings, registered(settings), stop)
     except MusterError as error:
         print(f"worker: {error}", file=sys.stderr)
         return error.exit_code

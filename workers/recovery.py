@@ -15,8 +15,11 @@ from msgspec import Struct
 
 from domain.errors import Conflict
 from domain.log import SessionLog
+from domain.log.contract import EventLog
 from projections.drift import Finding, Validator
 from projections.lease import Leases, held_for_recovery
+from projections.own.catchup import OwnProjector
+from projections.own.store import OwnStore
 from projections.rebuild import Rebuild
 from projections.store import MEMBER_PAGE, ProjectionStore
 
@@ -71,6 +74,25 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
         sessions = sorted({finding.session for finding in here if finding.session is not None})
         partitions.append(PartitionPlan(partition, sessions, any(finding.kind in _WHOLE for finding in here)))
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
+
+
+def rebuild_own(
+    store: OwnStore, log: EventLog, partitions: Sequence[int], *, who: str, progress: Callable[[str], None]
+) -> int:
+    """Folds everything of an own projection again from the log, and swaps what differs; returns how many partitions.
+
+    It works partition by partition under the projection's own lease; its views are as they were until then. One that is
+    interrupted is completed by the workers, which trust the folds that were not looked at yet.
+    """
+    leases = Leases(store.client, store.keyspace, who, owned=store.owned)
+    projector = OwnProjector(store, log)
+    for partition in partitions:
+        progress(f"partition {partition}")
+        with held_for_recovery(leases, partition) as held:
+            projector.begin(partition, held.token)
+            while not projector.build_slice(partition, held.token, anew=True):
+                held.renew()
+    return len(partitions)
 
 
 class Recovery:

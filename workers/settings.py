@@ -48,6 +48,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[float, Meta(gt=0)] = 20.0
     #: How long an entry stays in the feed after it was written, at least, in seconds; applied entries only are trimmed.
     feed_keep_s: Annotated[float, Meta(ge=0)] = 600.0
+    #: How long an own projection that is behind keeps entries in the feed, in seconds; past it, it reads the log.
+    feed_pin_s: Annotated[float, Meta(ge=0)] = 3600.0
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +60,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     partitions: Positive | None = None
     #: What a commit must have reached when its receipt is given: memory, local, replicated(1), …
     durability: str = "memory"
+    #: Projections of the user's own, as package.module:Class, separated by commas; entry points are found without it.
+    projections: str = ""
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
 

@@ -34,10 +34,13 @@ class Phase(Enum):
 
 
 class Shutdown:
-    """The end of one worker process. It touches nothing but the partitions held here."""
+    """The end of one worker process, which holds partitions of one projection or of several.
 
-    def __init__(self, partitions: HeldPartitions, *, drain_s: float, say: Callable[[str], None]) -> None:
-        self._partitions = partitions
+    It touches nothing but those.
+    """
+
+    def __init__(self, *held: HeldPartitions, drain_s: float, say: Callable[[str], None]) -> None:
+        self._held = held
         self._say = say
         self._deadline = time.monotonic() + drain_s
         self.phase = Phase.INITIATED
@@ -45,16 +48,18 @@ class Shutdown:
 
     def drain(self) -> bool:
         """Hands out no further batch and waits for those in flight; False if the deadline passed first."""
-        self._partitions.close()
-        while in_flight := self._partitions.in_flight():
+        for partitions in self._held:
+            partitions.close()
+        while busy := [partitions for partitions in self._held if partitions.is_any_busy()]:
+            in_flight = [partition for partitions in busy for partition in partitions.in_flight()]
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 at = ", ".join(map(str, in_flight))
                 self._enter(Phase.FORCED, f"past the deadline; still in flight: partitions {at}")
                 return False
             self._enter(Phase.DRAINING, f"{len(in_flight)} batches in flight, {left_s:.1f} s left")
-            self._partitions.wait_until_idle(min(SAY_EVERY_S, left_s))
-        positions = self._partitions.positions()
+            busy[0].wait_until_idle(min(SAY_EVERY_S, left_s))
+        positions = self._held[0].positions()
         self._enter(
             Phase.CHECKPOINTING,
             f"all that was handed out is committed with its cursor, in {len(positions)} partitions: "

@@ -56,10 +56,19 @@ KEYS: Final = (
     Key("{p}:view:agent:<agent>", "string", KeyClass.DERIVED, "as long as a session in the partition names the agent"),
     Key("{p}:index:agents", "zset", KeyClass.DERIVED, "for ever; all scores 0, ordered by id"),
     Key("{p}:ckpt:<session>", "hash", KeyClass.DERIVED, "the last four a session"),
+    Key("{p}:build:<projection>@<version>", "string", KeyClass.DERIVED, "as the cursor; how far history is brought in"),
+    Key("{p}:fold:<projection>@<version>:<session>", "string", KeyClass.DERIVED, "as the cursor"),
+    Key("{p}:merged:<projection>@<version>:<key>", "string", KeyClass.DERIVED, "as the cursor; merged over sessions"),
+    Key("{p}:keys:<projection>@<version>", "zset", KeyClass.DERIVED, "as the cursor; keys of views, scores 0"),
+    Key("{p}:from:<projection>@<version>:<key>", "zset", KeyClass.DERIVED, "as the cursor; who contributes, scores 0"),
     Key("{p}:replaced:<session>", "string", KeyClass.EPHEMERAL, "a week after recovery replaced the view"),
     Key("{store}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, partitions, wire version"),
     Key("{store}:workers", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
     Key("{store}:worker:<worker>", "hash", KeyClass.EPHEMERAL, "seconds after the last heartbeat"),
+    Key("{store}:works:<projection>@<version>", "zset", KeyClass.EPHEMERAL, "as `workers`: who works on it"),
+    Key("{store}:projections", "zset", KeyClass.CONTROL, "until dropped; the user's own, scores the published version"),
+    Key("{store}:projection:<projection>", "hash", KeyClass.CONTROL, "until dropped; its versions, which are paused"),
+    Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
 )
 
 
@@ -110,6 +119,21 @@ class PartitionKeys:
     def cursor(self, projection: str, version: int) -> str:
         return f"{self._tag}:cursor:{projection}@{version}"
 
+    def build(self, projection: str) -> str:
+        return f"{self._tag}:build:{projection}"
+
+    def fold(self, projection: str, session: str) -> str:
+        return f"{self._tag}:fold:{projection}:{session}"
+
+    def merged(self, projection: str, key: str) -> str:
+        return f"{self._tag}:merged:{projection}:{key}"
+
+    def view_keys(self, projection: str) -> str:
+        return f"{self._tag}:keys:{projection}"
+
+    def contributors(self, projection: str, key: str) -> str:
+        return f"{self._tag}:from:{projection}:{key}"
+
     def owner(self, projection: str) -> str:
         return f"{self._tag}:owner:{projection}"
 
@@ -131,7 +155,11 @@ class Keyspace:
         store = store_tag(environment, namespace)
         self.store_meta = f"{store}:meta"
         self.workers = f"{store}:workers"
+        self.projections = f"{store}:projections"
+        self.audit = f"{store}:audit"
         self._worker = f"{store}:worker:"
+        self._works = f"{store}:works:"
+        self._projection = f"{store}:projection:"
 
     def partition_of(self, session: str) -> int:
         return partition_of(session, self.count)
@@ -142,6 +170,13 @@ class Keyspace:
 
     def worker(self, worker: str) -> str:
         return self._worker + worker
+
+    def workers_of(self, owned: str) -> str:
+        """Who works on a projection of the user's own."""
+        return f"{self._works}{owned}"
+
+    def projection(self, name: str) -> str:
+        return self._projection + name
 
 
 def check_keyspace(environment: str, namespace: str) -> None:

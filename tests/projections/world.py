@@ -242,12 +242,15 @@ class World:
 
     # -- worker processes --------------------------------------------------------------------------------------------
 
-    def settings(self, *, lease_ttl_ms: int = 1000, beat_ms: int = 100, drain_s: float = 20) -> Settings:
+    def settings(
+        self, *, lease_ttl_ms: int = 1000, beat_ms: int = 100, drain_s: float = 20, projections: str = ""
+    ) -> Settings:
         """Settings of worker processes and commands on this store; quick to notice a dead worker."""
         return Settings(
             environment=ENVIRONMENT,
             namespace=self.store.namespace,
             redis=RedisSettings(url=self.store.url),
+            projections=projections,
             worker=WorkerSettings(lease_ttl_ms=lease_ttl_ms, beat_ms=beat_ms, drain_s=drain_s),
         )
 

@@ -25,6 +25,8 @@ from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from tests.domain.log.logs import note, refused
 from tests.own_server import OwnServer
+from tests.projections.examples import EventsByType, spec
+from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
 from workers.settings import Settings, load
@@ -72,6 +74,7 @@ class Guarded:
             "MUSTER_REDIS__USERNAME": user,
             "MUSTER_REDIS__PASSWORD": password(user),
             "MUSTER_REDIS__RETRY_FOR_S": "0",
+            "MUSTER_PROJECTIONS": spec(EventsByType),
         }
         return load(environ)
 
@@ -159,6 +162,11 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         caught_up = guarded.run("monitor", "projection", "lag", "--wait", "--timeout", "60")
         assert caught_up.code == 0, (caught_up, guarded.denials())
         assert [row["pid"] for row in guarded.run("monitor", "worker", "ls").rows] == [worker.pid]
+        # and a projection of the user's own, until it is published
+        wait_until(
+            lambda: [row["published"] for row in guarded.run("monitor", "projection", "ls").rows] == [True, True],
+            message="the projection is published",
+        )
     finally:
         worker.terminate()
         assert worker.wait(60) == 0
@@ -173,6 +181,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert len(guarded.run("reader", "agent", "ls").rows) == 3
     assert guarded.run("reader", "projection", "verify", "--all").code == 0
     assert guarded.run("reader", "parked", "ls") == Ran(0, [], "")
+    assert guarded.run("reader", "projection", "show", "by_type", "start").rows[0]["state"] >= 18
+    assert guarded.run("reader", "projection", "rebuild", "by_type", "--rehearse").code == 0
+
+    # an operator puts it down, takes it up, and builds it again
+    for command in ("pause", "resume", "rebuild"):
+        assert guarded.run("operator", "projection", command, "by_type").code == 0
 
     # what was damaged since, jobs and an operator repair
     for role, session in (("jobs", "s-3"), ("operator", "s-4")):

@@ -1,9 +1,10 @@
-"""`muster projection`: how far projections are, whether they are true, and building them again."""
+"""`muster projection`: which there are, how far they are, whether they are true, and building them again."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from projections.drift import Validator
 from projections.lag import MOVING, Lag, eta_s, lag
 from projections.queries import unknown_session
 from projections.store import ProjectionStore
-from workers.cli import arguments, printing
+from workers.cli import arguments, own_projections, printing
 from workers.recovery import Recovery
 from workers.settings import Settings
 
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how_far.add_argument(
         "--timeout", type=float, metavar="S", help="with --wait: give up after so many seconds (exit 10)"
     )
+    how_far.add_argument("--projection", metavar="NAME[@V]", help="of this own projection instead of the built-in one")
 
     verify = arguments.command(group, "verify", "read the log again and compare everything with it", run_verify)
     which = verify.add_mutually_exclusive_group(required=True)
@@ -44,14 +46,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     again = arguments.command(
         group, "rebuild", "build everything again from the log, beside what is there", run_rebuild
     )
+    again.add_argument(
+        "name", nargs="?", help="an own projection, by its class in this process; none: the built-in one"
+    )
+    again.add_argument(
+        "--version", type=int, metavar="V", help="of the own projection (default: the newest known here)"
+    )
+    again.add_argument("--rehearse", action="store_true", help="with NAME: only print what would differ; exit 1 if any")
     again.add_argument("--partition", type=int, action="append", help="only this partition; may be repeated")
     again.add_argument("--dry-run", action="store_true", help="say how much it would touch")
+
+    own_projections.configure(group)
 
 
 def run_lag(options: argparse.Namespace, settings: Settings) -> int:
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     progress = printing.Progress()
-    with arguments.opened(settings) as (_, store):
+    with arguments.opened(settings) as (log, built_in):
+        store = own_projections.store_of(log, options.projection) if options.projection else built_in
         while True:
             try:
                 found = lag(store)
@@ -99,7 +111,8 @@ def run_verify(options: argparse.Namespace, settings: Settings) -> int:
             raise unknown_session(options.session)
         findings = validator.everything() if options.all else validator.session(options.session)
         shown = (msgspec.to_builtins(finding) for finding in findings if options.info or finding.severity != "info")
-        count = printing.rows(shown, options.output, columns=FINDING_COLUMNS)
+        own = own_projections.verify_own(settings, log, printing.say) if options.all else iter(())
+        count = printing.rows(chain(shown, own), options.output, columns=FINDING_COLUMNS)
         read = validator.read
         printing.say(
             f"read {read.sessions} sessions, {read.events} events in {read.partitions or 'part of 1'} partitions: "
@@ -109,6 +122,10 @@ def run_verify(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
+    if options.name is not None:
+        return own_projections.run_rebuild_own(options, settings)
+    if options.rehearse or options.version is not None:
+        raise Refused("USAGE", "--rehearse and --version need the NAME of an own projection")
     with arguments.opened(settings) as (log, store):
         partitions = options.partition or range(store.keyspace.count)
         if unknown := [partition for partition in partitions if not 0 <= partition < store.keyspace.count]:
