@@ -118,7 +118,9 @@ class OwnProjector:
             if outcome.parked is None or outcome.parked.code == "PROJECTION_FAILED":
                 return outcome, True
             again = self._from_log(span.session, span.to_seq)
-            return again, again.encoded == outcome.encoded
+            if again.encoded == outcome.encoded:
+                return outcome, True
+            return again, False
         return self._from_log(span.session, span.to_seq), False
 
     def _moved(self, views: Views, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:

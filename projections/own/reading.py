@@ -13,22 +13,24 @@ from itertools import groupby, islice
 from typing import Any
 
 from domain.errors import Damaged, DeadlineExceeded, Misconfigured, NotFound
-from domain.log.contract import EventLog, Receipt
+from domain.log import SessionLog
+from domain.log.contract import Receipt
 from projections.own.catchup import OwnProjector
 from projections.own.merging import merged
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore, Stored
-from projections.projection import Definition, Fold
+from projections.projection import Definition, Fold, Projection
 
 
 class OwnViews:
-    """The states of own projections, for processes that have their classes (`definitions`)."""
+    """The states of own projections, for a process that has their classes."""
 
-    def __init__(self, client: Any, log: Any, definitions: Sequence[Definition]) -> None:
-        self._client = client
-        self._log: EventLog = log
+    def __init__(self, log: SessionLog, projections: Sequence[Projection]) -> None:
+        self._client = log.client
+        self._log = log
         self._keyspace = log.keyspace
-        self._publications = Publications(client, self._keyspace)
+        self._publications = Publications(log.client, log.keyspace)
+        definitions = [Definition(projection) for projection in projections]
         self._definitions = {(definition.name, definition.version): definition for definition in definitions}
 
     def get(

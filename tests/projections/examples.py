@@ -130,11 +130,6 @@ class CannotMerge(EventsByType):
 KEYED: tuple[type[Projection], ...] = (EventsByType, SumsWithoutSubtract, ActorsByType)
 
 
-def defined(*classes: type[Projection]) -> list[Definition]:
-    """The classes as a process knows them."""
-    return [Definition(kind()) for kind in classes]
-
-
 def spec(kind: type[Projection]) -> str:
     """The class as a setting names it."""
     return f"{kind.__module__}:{kind.__qualname__}"

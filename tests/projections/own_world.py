@@ -29,7 +29,7 @@ class Own:
         self.publications = Publications(world.log.client, world.log.keyspace)
         self.publications.register(self.definition)
         self.leases = Leases(world.log.client, world.log.keyspace, "tester", owned=self.store.owned)
-        self.views = OwnViews(world.log.client, world.log, [self.definition])
+        self.views = OwnViews(world.log, [self.definition.projection])
 
     def project(self, *, entries: int = 1000) -> None:
         """Brings all partitions up to date, batches of so many feed entries at a time."""

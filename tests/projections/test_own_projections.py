@@ -32,7 +32,6 @@ from tests.projections.examples import (
     Spent,
     SpentPerSession,
     SumsWithoutSubtract,
-    defined,
 )
 from tests.projections.own_world import Own
 from tests.projections.world import World, did, foreign_append, lying_append
@@ -209,10 +208,13 @@ def test_a_log_that_breaks_a_law_parks_the_session_as_the_built_in_view_does(wor
     kinds = {kind: Own(world, kind) for kind in (SpentPerSession, EventsByType)}
     for name in ("illegal", "unreadable", "whole"):
         world.log.append(name, [did("start"), did("completed")])
+    for own in kinds.values():
+        own.project()
     lying_append(world.store, "illegal", did("broke"), ".")
     foreign_append(world.store, "unreadable", ".", b"\xc1")
     for own in kinds.values():
         own.project()
+        assert own.store.unbuilt(range(4)) == set(), "nothing derived was in doubt"
 
     for own in kinds.values():
         assert own.codes() == ["SESSION_PARKED", "SESSION_PARKED"]
@@ -326,7 +328,7 @@ def test_a_version_is_published_when_it_is_built_and_caught_up(world: World) -> 
     """Beside the published one, and only then; a reader without its class is told so; the old one can come back."""
     world.sessions(12)
     first, second = Own(world, EventsByType), Own(world, DoubleByType)
-    views = OwnViews(world.log.client, world.log, defined(EventsByType))
+    views = OwnViews(world.log, [EventsByType()])
     first.project()
     first.offer()
     assert views.get("by_type", "modified") == 36
@@ -350,7 +352,7 @@ def test_a_version_is_published_when_it_is_built_and_caught_up(world: World) -> 
 
     refused(lambda: views.get("by_type", "modified"), Misconfigured, "PROJECTION_ABSENT")
     assert views.get("by_type", "modified", version=1) == 36
-    assert OwnViews(world.log.client, world.log, defined(DoubleByType)).get("by_type", "modified") == 72
+    assert OwnViews(world.log, [DoubleByType()]).get("by_type", "modified") == 72
     first.offer()
     assert first.publications.version("by_type").version == 2, "an older one never takes its place by itself"
 

@@ -68,7 +68,7 @@ def run_ls(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_show(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened_log(settings) as log:
-        views = OwnViews(log.client, log, registered(settings))
+        views = OwnViews(log, [definition.projection for definition in registered(settings)])
         if options.key is not None:
             pairs = [(options.key, views.get(options.name, options.key, version=options.version))]
         else:

@@ -1,0 +1,36 @@
+"""What docs/projections.md shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from domain import Event
+from tests.conftest import Store
+from tests.projections.own_world import Own
+from tests.projections.world import World
+
+DOC = Path(__file__).parents[2] / "docs" / "projections.md"
+
+
+def test_the_class_and_the_reading_in_the_document_work(server_url: str, make_store: Callable[..., Store]) -> None:
+    """The example's class is accepted, gives what it says, and is read as it says."""
+    declared, read = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(declared, names)
+    world = World(make_store(server_url, partitions=4))
+    for n in range(6):
+        calls = [Event.of("llm.called", actor="a", data={"model": m, "tokens": n}) for m in ("large", "small")]
+        world.log.append(f"s-{n}", [Event.of("start", actor="a"), *calls])
+    own = Own(world, names["TokensByModel"])
+    own.project()
+    own.offer()
+
+    lines = read.strip().splitlines()
+    exec("\n".join(lines[:-2]), names | {"log": world.log}, names)
+
+    assert eval(lines[-2].split("  #")[0], names) == 15
+    assert eval(lines[-1], names) == [("large", 15), ("small", 15)]
+    own.assert_right()
