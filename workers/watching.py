@@ -1,7 +1,8 @@
 """Watches from outside whether the partitions move: who is stuck cannot say so.
 
 Runs in the process that keeps the workers alive, on a connection of its own, and says a line whenever a partition
-becomes stuck or has no worker, and when it moves again.
+becomes stuck or has no worker, and when it moves again: of the built-in views, and of every own projection that readers
+get and nobody paused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Final
 import redis
 
 from projections.lag import NO_WORKER, STUCK, STUCK_AFTER_S, Lag, lag
+from projections.own.publishing import Publications
+from projections.own.store import OwnStore
+from projections.projection import without_class
 from projections.store import ProjectionStore
 
 #: How often it looks, in seconds.
@@ -25,7 +29,8 @@ class Watch:
     def __init__(self, store: ProjectionStore, say: Callable[[str], None]) -> None:
         self._store = store
         self._say = say
-        self._trouble: dict[int, str] = {}
+        self._publications = Publications(store.client, store.keyspace)
+        self._trouble: dict[tuple[str, int], str] = {}
         self._stop = Event()
         self._thread = Thread(target=self._run, name="watch", daemon=True)
 
@@ -36,27 +41,33 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def look(self, found: Lag) -> None:
+    def look(self) -> None:
         """Compares what is found with the look before."""
+        self._compare(f"{self._store.name}@{self._store.version}", lag(self._store))
+        for version in self._publications.versions():
+            if version.is_published and not version.is_paused:
+                definition = without_class(version.name, version.version)
+                self._compare(version.label, lag(OwnStore(self._store.client, self._store.keyspace, definition)))
+
+    def _compare(self, label: str, found: Lag) -> None:
         for part in found.partitions:
             # A partition changes hands within a second or two; only one that stays without a worker is trouble.
             forsaken = part.state == NO_WORKER and part.seconds > STUCK_AFTER_S
             trouble = part.state if part.state == STUCK or forsaken else ""
-            before = self._trouble.get(part.partition, "")
+            before = self._trouble.get((label, part.partition), "")
             if trouble and trouble != before:
                 who = f"held by {part.owner}" if part.owner else "nobody holds it"
                 self._say(
-                    f"partition {part.partition} does not move ({trouble}): {part.events} events behind, "
+                    f"{label}: partition {part.partition} does not move ({trouble}): {part.events} events behind, "
                     f"the oldest of session {part.session or 'unknown'} since {part.seconds:.0f} s; {who}"
                 )
             elif before and not trouble:
-                self._say(f"partition {part.partition} moves again: {part.events} events behind")
-            self._trouble[part.partition] = trouble
+                self._say(f"{label}: partition {part.partition} moves again: {part.events} events behind")
+            self._trouble[label, part.partition] = trouble
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
-                found = lag(self._store)
+                self.look()
             except (redis.RedisError, OSError):
                 continue
-            self.look(found)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from projections import lag as lag_module
-from projections.lag import lag
 from tests.conftest import Store
+from tests.projections.examples import EventsByType
+from tests.projections.own_world import Own
 from tests.projections.world import World, did
 from tests.waiting import wait_until
 from workers.watching import Watch
@@ -29,7 +30,7 @@ def test_a_paused_worker_is_named_by_somebody_else(world: World, monkeypatch: py
     watch = Watch(world.projections, said.append)
 
     def is_said(word: str) -> bool:
-        watch.look(lag(world.projections))
+        watch.look()
         return any(word in line for line in said)
 
     with world.workers(1, lease_ttl_ms=600_000) as (child,):
@@ -43,3 +44,32 @@ def test_a_paused_worker_is_named_by_somebody_else(world: World, monkeypatch: py
         os.kill(child.pid, signal.SIGCONT)
         wait_until(lambda: is_said("moves again"), message="it is said that it moves")
     assert len(said) == 2
+
+
+def test_an_own_projection_that_readers_get_and_nobody_builds_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only while it is published and not paused: a version nobody asked for yet is no trouble."""
+    monkeypatch.setattr("workers.watching.STUCK_AFTER_S", 0.0)
+    said: list[str] = []
+    watch = Watch(world.projections, said.append)
+    own = Own(world, EventsByType)
+    own.project()
+    world.log.append("s", did("start"))
+    world.project()
+    watch.look()
+    assert said == []
+    own.offer()
+    version = own.publications.version("by_type")
+    own.publications.publish(version, "me")
+    own.publications.pause(version, "me")
+    watch.look()
+    assert said == []
+
+    own.publications.resume(version, "me")
+    watch.look()
+    own.project()
+    watch.look()
+
+    assert ["does not move (no worker)" in said[0], "moves again" in said[1]] == [True, True]
+    assert [line.split(":")[0] for line in said] == ["by_type@1", "by_type@1"]

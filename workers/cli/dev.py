@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
+from projections.store import ProjectionStore
 from workers.cli import printing
 from workers.embedded import EmbeddedServer
 from workers.fleet import until_stopped
 from workers.settings import Settings
 from workers.stack import Stack
+from workers.watching import Watch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         stack.start()
         impatient(stack.kill_workers)
         print(f"ready {stack.url}", flush=True)
+        log = resources.enter_context(stack.open_log())
+        watch = Watch(ProjectionStore(log.client, log.keyspace), printing.say)
+        watch.start()
         stop.wait()
+        watch.stop()
         printing.say("stopping: workers drain, then the server writes out what it has")
         clean = stack.stop()
     return 0 if clean else 10
