@@ -175,10 +175,7 @@ def test_an_event_the_code_fails_at_parks_its_session_alone(world: World) -> Non
     assert own.states() == {"good": Spent(3), "bad": Spent(3)}, "parked until somebody tries again"
 
     mended = Own(world, FussyMended)
-    mended.projector.begin(partition, token := mended.claim(partition))
-    while not mended.projector.build_slice(partition, token):
-        pass
-    mended.leases.release(partition, token)
+    rebuilt(mended, anew=False)
     assert mended.states()["bad"] == Spent(8)
     mended.assert_right()
     assert mended.store.parked(partition, ["bad"]) == [None]
@@ -270,12 +267,63 @@ def test_a_view_that_was_altered_is_found_and_a_rebuild_mends_it(world: World) -
     world.redis.zadd(keys.view_keys("by_type@1"), {"ghost": 0})
     assert own.codes() == ["VIEW_AHEAD", "VIEW_DIFFERS"]
 
-    token = own.claim(0)
-    own.projector.begin(0, token)
-    while not own.projector.build_slice(0, token, anew=True):
-        pass
-    own.leases.release(0, token)
+    rebuilt(own, anew=True)
 
+    own.assert_right()
+
+
+def rebuilt(own: Own, *, anew: bool) -> None:
+    """Brings the history of every partition in again."""
+    for partition in range(4):
+        token = own.claim(partition)
+        own.projector.begin(partition, token)
+        while not own.projector.build_slice(partition, token, anew=anew):
+            pass
+        own.leases.release(partition, token)
+
+
+def test_only_a_rebuild_anew_mends_a_fold_that_looks_sound(world: World) -> None:
+    """A fold at the right seq and digest with a wrong state is drift; whoever only brings history in trusts it."""
+    own = Own(world, EventsByType)
+    world.sessions(12)
+    own.project()
+    fold = own.definition.decode(own.store.folds(world.keyspace.partition_of("s-3"), ["s-3"])[0], "s-3")
+    assert fold is not None
+    fold.states = {"modified": 99}
+    world.redis.set(world.keyspace.of("s-3").fold("by_type@1", "s-3"), own.definition.encode(fold))
+    assert own.codes() == ["VIEW_DIFFERS"]
+
+    rebuilt(own, anew=False)
+    assert own.codes() == ["VIEW_DIFFERS"]
+    rebuilt(own, anew=True)
+    own.assert_right()
+
+
+def test_a_fold_of_another_log_is_not_gone_on_with(world: World) -> None:
+    """After a failover the same seqs may hold other events: the digest tells."""
+    own = Own(world, EventsByType)
+    keys = world.keyspace.of("s")
+    world.log.append("s", [did("start"), did("broke")])
+    own.project()
+    world.redis.delete(keys.log("s"), keys.head("s"))
+    world.redis.zrem(keys.sessions, "s")
+    world.store.open().append("s", [did("start"), did("joined")])
+    rebuilt(own, anew=False)
+
+    own.assert_right()
+    assert own.states() == {"start": 1, "joined": 1}
+
+
+def test_a_key_that_its_index_lost_is_found_and_listed_again(world: World) -> None:
+    """What is not listed is not among all states; the validator says so."""
+    own = Own(world, EventsByType)
+    world.sessions(12)
+    own.project()
+    world.redis.delete(world.keyspace.partitions[1].view_keys("by_type@1"))
+    assert own.codes() == ["VIEW_DIFFERS"]
+    assert own.states() != own.expected()
+
+    rebuilt(own, anew=False)
     own.assert_right()
 
 
