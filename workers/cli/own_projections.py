@@ -174,7 +174,9 @@ def verify_own(settings: Settings, log: SessionLog, say: Any) -> Iterator[dict[s
         definition = definitions.get(version.label)
         if definition is None:
             say(f"{version.label} is not verified: its class is not known here (MUSTER_PROJECTIONS)")
-        elif not version.is_published and any(build != DONE for build in publications.builds(version)):
+        elif any(build != DONE for build in publications.builds(version)) and (
+            not version.is_published or publications.workers(version)
+        ):
             say(f"{version.label} is not verified: its history is not in yet")
         else:
             validator = OwnValidator(OwnStore(log.client, log.keyspace, definition), log)
