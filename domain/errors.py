@@ -146,6 +146,11 @@ REGISTRY: dict[str, Entry] = {
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
     "ARGUMENTS_INVALID": Entry(Refused, "give the function the keys and arguments that domain/log/functions.lua lists"),
+    "DISCARD_REFUSED": Entry(
+        Refused,
+        "only a commit that is as it was appended may be discarded: a damaged log is quarantined by "
+        "`muster recover apply`, and anything else may be tried again by `muster parked retry`",
+    ),
     "USAGE": Entry(Refused, "see `muster --help`"),
     # -- reload and decide again -------------------------------------------------------------------------------------
     "SEQ_CONFLICT": Entry(

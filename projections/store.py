@@ -19,6 +19,7 @@ from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
+from domain.log.skips import marked, parse_skips
 from domain.log.witness import Loss
 from projections import agent_view, session_view
 from projections.parking import fingerprint
@@ -207,17 +208,23 @@ class ProjectionStore:
         return [readable_head(_unless_of_another_type(reply)) for reply in replies]
 
     def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
-        """What a batch needs, in one round trip: views, new commits, and which sessions are parked."""
+        """What a batch needs, in one round trip: views, new commits with what is skipped of them, and which sessions
+        are parked.
+        """
         if not spans:
             return [], [], set()
         keys = self.keys(partition)
         pipe = self.client.pipeline(transaction=False)
         pipe.hmget(keys.parked(session_view.NAME), [span.session for span in spans])
+        pipe.hmget(keys.skips, [span.session for span in spans])
         pipe.mget([keys.session_view(span.session) for span in spans])
         for span in spans:
             pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
-        parked, views, *logs = pipe.execute()
-        commits = [[parse_entry(span.session, entry) for entry in log] for span, log in zip(spans, logs, strict=True)]
+        parked, skips, views, *logs = pipe.execute()
+        commits = [
+            marked([parse_entry(span.session, entry) for entry in log], parse_skips(skipped))
+            for span, log, skipped in zip(spans, logs, skips, strict=True)
+        ]
         held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}
         return views, commits, held
 
@@ -228,6 +235,16 @@ class ProjectionStore:
             None if reason is None else parse_parked(session, reason)
             for session, reason in zip(sessions, stored, strict=True)
         ]
+
+    def skips(self, partition: int, session: str) -> bytes | None:
+        """What of a session is skipped, as it is stored."""
+        stored: bytes | None = self.client.hget(self.keys(partition).skips, session)
+        return stored
+
+    def server_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = self.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def parked_pages(self, partition: int) -> Iterator[dict[str, Parked]]:
         """All parked sessions of a partition and why, in pages, in no order.

@@ -1,4 +1,4 @@
-"""`muster parked`: sessions whose log breaks a law and that wait, and trying them again."""
+"""`muster parked`: sessions that wait at a commit that breaks a law; trying them again, or discarding that commit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from domain.errors import NotFound, Refused
 from domain.events import check_session
 from projections.store import Parked, ProjectionStore
 from workers.cli import arguments, printing
-from workers.recovery import Recovery
+from workers.recovery import Recovery, check_discardable
 from workers.settings import Settings
 
 SCHEMA: Final = "muster.parked/1"
 COLUMNS: Final = ("session", "partition", "code", "fingerprint", "first_bad_seq", "attempts", "cause")
 GROUP_COLUMNS: Final = ("fingerprint", "code", "sessions", "example", "cause")
+#: The longest reason that may be given for discarding a commit, in characters.
+LONGEST_WHY: Final = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--code", metavar="C", help="all with this error code")
     which.add_argument("--all", action="store_true", help="all of them")
     retry.add_argument("--dry-run", action="store_true", help="say how many it would touch")
+
+    discard = arguments.command(
+        group, "discard", "pass over the bad commit that sessions are parked at, for ever", run_discard
+    )
+    which = discard.add_mutually_exclusive_group(required=True)
+    which.add_argument("session", nargs="*", default=[], help="of these sessions")
+    which.add_argument("--fingerprint", metavar="F", help="of all with this trouble")
+    which.add_argument("--code", metavar="C", help="of all with this error code")
+    discard.add_argument("--why", required=True, metavar="TEXT", help="the reason, which is kept with the log")
+    discard.add_argument("--dry-run", action="store_true", help="say how many it would touch")
 
 
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:
@@ -63,15 +75,7 @@ def run_show(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_retry(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
-        chosen: dict[int, set[str]] = {}
-        # All names are checked before the first is touched, so a slip of the pen leaves nothing half done.
-        found = (
-            [named(store, session) for session in options.session]
-            if options.session
-            else parked(store, range(store.keyspace.count), options.fingerprint, options.code)
-        )
-        for partition, session, _ in found:
-            chosen.setdefault(partition, set()).add(session)
+        chosen = by_partition(meant(store, options))
         if options.dry_run:
             count = sum(map(len, chosen.values()))
             printing.say(f"dry run: would try {count} parked sessions again in {len(chosen)} partitions")
@@ -80,6 +84,49 @@ def run_retry(options: argparse.Namespace, settings: Settings) -> int:
         retried = recovery.retry(chosen)
     printing.document({"schema": "muster.parked-retry/1", **msgspec.to_builtins(retried)}, options.output)
     return 7 if retried.still_parked else 0
+
+
+def run_discard(options: argparse.Namespace, settings: Settings) -> int:
+    why = checked_why(options.why)
+    with arguments.opened(settings) as (log, store):
+        found = list(meant(store, options))
+        for _, session, reason in found:
+            check_discardable(session, reason)
+        chosen = by_partition(found)
+        if options.dry_run:
+            count = sum(map(len, chosen.values()))
+            printing.say(f"dry run: would discard a commit of {count} parked sessions in {len(chosen)} partitions")
+            return 0
+        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress())
+        discarded = recovery.discard(chosen, why=why)
+    printing.document({"schema": "muster.parked-discard/1", **msgspec.to_builtins(discarded)}, options.output)
+    return 7 if discarded.still_parked else 0
+
+
+def checked_why(text: str) -> str:
+    """The reason for a discard, which truth keeps for ever. Raises Refused (USAGE)."""
+    why = text.strip()
+    if not 0 < len(why) <= LONGEST_WHY or not why.isprintable():
+        raise Refused("USAGE", f"--why takes one line of 1 to {LONGEST_WHY} characters that says the reason")
+    return why
+
+
+def meant(store: ProjectionStore, options: argparse.Namespace) -> Iterable[tuple[int, str, Parked]]:
+    """The parked sessions that a command names, or filters.
+
+    All names are checked before the first session is touched, so a slip of the pen leaves nothing half done.
+    """
+    if options.session:
+        return [named(store, session) for session in options.session]
+    return parked(store, range(store.keyspace.count), options.fingerprint, options.code)
+
+
+def by_partition(found: Iterable[tuple[int, str, Parked]]) -> dict[int, set[str]]:
+    """Sessions by their partition."""
+    chosen: dict[int, set[str]] = {}
+    for partition, session, _ in found:
+        chosen.setdefault(partition, set()).add(session)
+    return chosen
 
 
 def parked(
