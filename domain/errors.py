@@ -238,6 +238,11 @@ REGISTRY: dict[str, Entry] = {
     "EVENT_ILLEGAL": Entry(
         Damaged, "the event breaks the transition table: find the producer that does not state its kinds truly"
     ),
+    "WORKER_KILLED": Entry(
+        Damaged,
+        "see what the commit does to a worker (`muster event show`), mend that, then `muster parked retry`; "
+        "or pass it over with `muster parked discard`",
+    ),
     "VIEW_UNREADABLE": Entry(
         Damaged, "nothing: it is built again from the log when it is next needed, or by `muster recover apply`"
     ),

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from domain.agent import NOTHING
 from domain.invariants import is_chained, is_dense
-from domain.log.contract import EventLog
+from domain.log.contract import CommitReader
 from domain.log.skips import Skip, with_skip
 from projections import agent_view, session_view
 from projections.drift import Examination, Validator
@@ -61,7 +61,7 @@ class Rebuild:
     def __init__(
         self,
         store: ProjectionStore,
-        log: EventLog,
+        log: CommitReader,
         partition: int,
         token: str,
         *,
@@ -72,7 +72,7 @@ class Rebuild:
     ) -> None:
         self._store = store
         self._log = log
-        self._validator = Validator(store, log)
+        self._validator = Validator(store, log, daring=retry)
         self.partition = partition
         self._keys = store.keys(partition)
         self._token = token

@@ -383,7 +383,7 @@ class ProjectionStore:
             arguments += (operation.command, at, len(operation.arguments), *operation.arguments)
         word, *rest = self.client.fcall("muster_step_1", len(names), *names, *arguments)
         if word == b"LEASE_TAKEN":
-            raise Conflict("LEASE_TAKEN", f"the lease of partition {partition} is no longer held", partition=partition)
+            raise _lease_taken(partition)
         if word == b"CURSOR_MOVED":
             actual = rest[0].decode()
             raise Conflict(
@@ -393,6 +393,19 @@ class ProjectionStore:
                 expected=position,
                 actual=actual,
             )
+
+    def begin(self, partition: int, token: str, commit: str, *, done: str) -> int:
+        """Notes the commit that is folded next, and that another one is done; each by a name of its own, "" for none.
+
+        Returns how many holders of the lease, with this one, have begun this commit one after another.
+
+        Raises Conflict (LEASE_TAKEN).
+        """
+        owner = self.keys(partition).owner(session_view.NAME)
+        times = int(self.client.fcall("muster_try_1", 1, owner, token, done, commit))
+        if not times:
+            raise _lease_taken(partition)
+        return times
 
     def quarantine(self, session: str, code: str, first_bad_seq: int) -> None:
         """Closes a session for appends, because its log is damaged from `first_bad_seq` on."""
@@ -414,6 +427,10 @@ class ProjectionStore:
 
     def _cursor_key(self, partition: int) -> str:
         return self.keys(partition).cursor(session_view.NAME, session_view.VERSION)
+
+
+def _lease_taken(partition: int) -> Conflict:
+    return Conflict("LEASE_TAKEN", f"the lease of partition {partition} is no longer held", partition=partition)
 
 
 def _unless_of_another_type(reply: Any, otherwise: Any = None) -> Any:

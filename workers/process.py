@@ -21,7 +21,9 @@ from dramatiq.middleware import Retries
 
 from domain.errors import Conflict, MusterError, Unavailable
 from domain.log import SessionLog
+from domain.log.contract import CommitReader
 from projections import catchup
+from projections.careful import CarefulReader
 from projections.catchup import Batch
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
@@ -62,9 +64,12 @@ class Projector:
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
             return
+        log: CommitReader = self._log
+        if batch.careful:
+            log = CarefulReader(self._store, log, batch.partition, batch.token)
         rebuild = Rebuild(
             self._store,
-            self._log,
+            log,
             batch.partition,
             batch.token,
             who=self._worker,
