@@ -62,6 +62,8 @@ class Commit(msgspec.Struct, frozen=True, dict=True):
     digest: str
     body: bytes
     traceparent: str | None = None
+    #: An operator discarded it: a fold passes it over. Whoever reads commits from a log marks them so.
+    skipped: bool = False
 
     @cached_property
     def events(self) -> list[Event]:

@@ -146,6 +146,11 @@ REGISTRY: dict[str, Entry] = {
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),
     "PARTITION_WRONG": Entry(Refused, "compute the partition as the README says: the session's hash modulo the count"),
     "ARGUMENTS_INVALID": Entry(Refused, "give the function the keys and arguments that domain/log/functions.lua lists"),
+    "DISCARD_REFUSED": Entry(
+        Refused,
+        "only a commit that is as it was appended may be discarded: a damaged log is quarantined by "
+        "`muster recover apply`, and anything else may be tried again by `muster parked retry`",
+    ),
     "USAGE": Entry(Refused, "see `muster --help`"),
     "PROJECTION_IN_USE": Entry(Refused, "stop the workers that know this version, or publish another one, first"),
     "PROJECTION_UNBUILT": Entry(Refused, "wait until its history is in: `muster projection ls` shows how far it is"),
@@ -242,6 +247,11 @@ REGISTRY: dict[str, Entry] = {
     "FORK": Entry(Damaged, _ACCEPT),
     "EVENT_ILLEGAL": Entry(
         Damaged, "the event breaks the transition table: find the producer that does not state its kinds truly"
+    ),
+    "WORKER_KILLED": Entry(
+        Damaged,
+        "see what the commit does to a worker (`muster event show`), mend that, then `muster parked retry`; "
+        "or pass it over with `muster parked discard`",
     ),
     "VIEW_UNREADABLE": Entry(
         Damaged, "nothing: it is built again from the log when it is next needed, or by `muster recover apply`"

@@ -65,6 +65,8 @@ def is_in_order(at_ms: int, commit: Commit) -> bool:
 def broken_law(session: Standing, commit: Commit) -> Damaged | None:
     """The first law that `commit` breaks as the successor of `session`'s last commit; None if it breaks none.
 
+    One that was discarded must follow on and be as it was appended, like any other; what is in it is not looked at.
+
     LOG_GAP: commits are missing before it. LOG_ALTERED: its content is not what was appended. EVENT_UNREADABLE and
     EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
     """
@@ -81,6 +83,8 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
             f"the commit at seq {commit.first_seq} {where} does not carry the digest {commit.digest} of its content",
             seq=commit.first_seq,
         )
+    if commit.skipped:
+        return None
     try:
         strange = stranger(session, commit)
         if strange is not None:
@@ -101,9 +105,12 @@ def fold(session: Session, commit: Commit) -> None:
     law = broken_law(session, commit)
     if law is not None:
         raise law
-    changed = [entities_of(event) for event in commit.events]
-    for event, entities in zip(commit.events, changed, strict=True):
-        session.move(event, entities)
+    if commit.skipped:
+        session.skip(commit.last_seq - session.seq)
+    else:
+        changed = [entities_of(event) for event in commit.events]
+        for event, entities in zip(commit.events, changed, strict=True):
+            session.move(event, entities)
     session.digest = commit.digest
     if session.started_at == 0:
         session.started_at = commit.at_ms

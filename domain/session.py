@@ -79,6 +79,10 @@ def gate_after(gate: str, kinds: str) -> tuple[str, int | None]:
     return gate, None
 
 
+#: As what the events of commits that were discarded are counted: no producer's library takes a type like this.
+SKIPPED: Final = "muster.skipped"
+
+
 class Participation(Struct, array_like=True, gc=False):
     """An agent's part in a session: how many events, from which seq to which, and whether it is there now."""
 
@@ -149,6 +153,11 @@ class Session(Struct, array_like=True):
         self.last_type = type
         if entities:
             self.entities.update(entities)
+
+    def skip(self, count: int) -> None:
+        """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""
+        self.seq += count
+        self.event_types[SKIPPED] = self.event_types.get(SKIPPED, 0) + count
 
 
 def entities_of(event: Event) -> list[str] | None:

@@ -20,9 +20,10 @@ from msgspec import Struct
 from domain.agent import NOTHING, Totals, contributions, difference, merge
 from domain.codec import Commit
 from domain.errors import Damaged
-from domain.log.contract import EventLog, Position
+from domain.log.contract import CommitReader, Position
 from projections import agent_view, session_view
-from projections.parking import fingerprint
+from projections.careful import CarefulReader
+from projections.parking import KILLED, fingerprint
 from projections.session_view import Folding
 from projections.store import (
     Operation,
@@ -50,6 +51,8 @@ class Batch(Struct, frozen=True):
     cursor_from: int | None
     cursor_to: int | None
     spans: list[Span]
+    #: Workers died over it: each commit is noted before it is folded (projections/careful.py).
+    careful: bool = False
 
 
 class Outcome(Struct, frozen=True):
@@ -73,9 +76,13 @@ class Projected(Struct, frozen=True):
     positions: dict[str, Position]
 
 
-def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
+def apply(store: ProjectionStore, log: CommitReader, batch: Batch) -> Projected:
     """Applies a batch: load, fold, step. Raises Conflict if the lease or the cursor moved; nothing was written then."""
-    views, commits, parked = store.spans(batch.partition, batch.spans)
+    views, loaded, parked = store.spans(batch.partition, batch.spans)
+    commits: Sequence[Iterable[Commit]] = loaded
+    if batch.careful:
+        log = careful = CarefulReader(store, log, batch.partition, batch.token)
+        commits = [careful.noted(new) for new in loaded]
     outcomes = []
     for span, stored, new in zip(batch.spans, views, commits, strict=True):
         if span.session in parked:
@@ -100,7 +107,7 @@ def apply(store: ProjectionStore, log: EventLog, batch: Batch) -> Projected:
     )
 
 
-def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Commit]) -> Outcome | None:
+def fold_span(log: CommitReader, span: Span, stored: bytes | None, new: Iterable[Commit]) -> Outcome | None:
     """A session after the commits of its span; None if its view holds them already."""
     view = session_view.readable(stored, span.session)
     if stored is None and span.from_seq == 1:
@@ -112,7 +119,7 @@ def fold_span(log: EventLog, span: Span, stored: bytes | None, new: Sequence[Com
         folding = Folding(view)
         parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
-        if parked is None or from_log(log, span.session, span.to_seq)[0].view == folding.view:
+        if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, parked)
     logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
     folding, parked = from_log(log, span.session, span.from_seq - 1)
@@ -129,7 +136,7 @@ def _outcome(folding: Folding, before: dict[str, Totals], parked: Parked | None)
     return Outcome(view.session, session_view.encode(view), folding.checkpoints, moved, parked, position)
 
 
-def from_log(log: EventLog, session: str, to_seq: int | None) -> tuple[Folding, Parked | None]:
+def from_log(log: CommitReader, session: str, to_seq: int | None) -> tuple[Folding, Parked | None]:
     """The fold of a session's log from its beginning to the end of the commit that holds `to_seq` (all without it)."""
     folding = Folding(session_view.initial(session))
     return folding, advance(folding, log.read(session, to=to_seq), to_seq or 0)
@@ -144,7 +151,8 @@ def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked 
             raise Damaged("TAIL_LOST", f"the log of session {folding.view.session} ends at seq {at}, not at {to_seq}")
     except Damaged as broken:
         same = fingerprint(broken.code, broken.cause, folding.view.session)
-        return Parked(broken.code, broken.cause, folding.view.seq + 1, same)
+        attempts = broken.facts.get("attempts", 1)
+        return Parked(broken.code, broken.cause, folding.view.seq + 1, same, attempts)
     return None
 
 

@@ -21,11 +21,12 @@ from msgspec import Struct, structs
 from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
 from domain.errors import Damaged
-from domain.log.contract import EventLog, Head, Position
+from domain.log.contract import CommitReader, Head, Position
 from domain.log.protocol import parse_entry
 from domain.log.witness import Loss
 from projections import agent_view, session_view
 from projections.catchup import advance
+from projections.parking import KILLED
 from projections.session_view import Folding
 from projections.store import (
     Cursor,
@@ -63,6 +64,7 @@ KINDS: Final[dict[str, Kind]] = {
     "FORK": Kind("log", "critical", _ACCEPT),
     "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
     "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
+    "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
     "HEAD_MISSING": Kind("head", "error", _REPAIR),
     "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
@@ -174,11 +176,15 @@ class Reading:
 
 
 class Validator:
-    """Verifies stored state against the log, partition by partition."""
+    """Verifies stored state against the log, partition by partition.
 
-    def __init__(self, store: ProjectionStore, log: EventLog) -> None:
+    A commit that workers died of is not folded, unless `daring`.
+    """
+
+    def __init__(self, store: ProjectionStore, log: CommitReader, *, daring: bool = False) -> None:
         self._store = store
         self._log = log
+        self._daring = daring
         self.read = Read()
 
     def everything(self) -> Iterator[Finding]:
@@ -249,6 +255,8 @@ class Validator:
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
             for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
+                if snapshot.parked is not None and snapshot.parked.code == KILLED and not self._daring:
+                    commits = _up_to(commits, snapshot.parked)
                 yield self._examine(
                     snapshot, Reading(commits), cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
@@ -456,6 +464,14 @@ class Validator:
                 except Damaged as damaged:
                     have = {"unreadable": damaged.cause}
                 yield finding("AGENT_DIFFERS", partition, agent=agent, **difference(have, _fields(should)))
+
+
+def _up_to(commits: Iterator[Commit], parked: Parked) -> Iterator[Commit]:
+    """The commits before the one that a session is parked at; that one raises why, unless it was discarded since."""
+    for commit in commits:
+        if commit.first_seq <= parked.first_bad_seq <= commit.last_seq and not commit.skipped:
+            raise Damaged(parked.code, parked.cause, attempts=parked.attempts)
+        yield commit
 
 
 def _loss_finding(partition: int, loss: Loss, *, quarantined: bool) -> Finding:

@@ -49,6 +49,10 @@ class Leases:
         replies = pipe.execute() if held else []
         return {partition for partition, renewed in zip(held, replies, strict=True) if not renewed}
 
+    def crashes(self, partition: int) -> int:
+        """How many holders of a partition died one after another, without giving it back or getting any further."""
+        return int(self._client.hget(self._owner(partition), "crashes") or 0)
+
     def release(self, partition: int, token: str) -> None:
         """Gives a lease back; does nothing if it was taken meanwhile."""
         self._client.fcall("muster_release_1", 1, self._owner(partition), token)

@@ -6,6 +6,12 @@ import re
 from hashlib import sha1
 from typing import Final
 
+#: The code of a session whose commit workers died of.
+KILLED: Final = "WORKER_KILLED"
+#: Of these the commit is as it was appended, so that an operator may discard it. A damaged log is no matter of one
+#: commit: it is quarantined.
+DISCARDABLE: Final = frozenset({"EVENT_ILLEGAL", "EVENT_UNREADABLE", KILLED})
+
 #: Whole UUIDs first: their parts may be letters only. Then bytes as Python writes them, hex, and numbers, which may
 #: stand within a word (`e12`).
 _VARYING: Final = re.compile(

@@ -181,8 +181,11 @@ def state_at(log: EventLog, view: Session, seq: int) -> tuple[Session, bool]:
         law = broken_law(view, inside)
         if law is not None:
             raise law
-        for event in inside.events[: seq - view.seq]:
-            view.apply(event)
+        if inside.skipped:
+            view.skip(seq - view.seq)
+        else:
+            for event in inside.events[: seq - view.seq]:
+                view.apply(event)
         view.last_at = inside.at_ms
         view.started_at = view.started_at or inside.at_ms
     if view.seq != seq:

@@ -14,9 +14,12 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING
-from domain.log.contract import EventLog
+from domain.invariants import is_chained, is_dense
+from domain.log.contract import CommitReader
+from domain.log.skips import Skip, with_skip
 from projections import agent_view, session_view
 from projections.drift import Examination, Validator
+from projections.parking import DISCARDABLE
 from projections.store import (
     NO_SPANS,
     Cursor,
@@ -31,6 +34,8 @@ from projections.store import (
 
 #: How many sessions are swapped in one step.
 STEP_SESSIONS: Final = 64
+#: How often a head is mended anew that an append moved meanwhile.
+MEND_ATTEMPTS: Final = 10
 #: A replaced view is kept for a week.
 REPLACED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
@@ -56,7 +61,7 @@ class Rebuild:
     def __init__(
         self,
         store: ProjectionStore,
-        log: EventLog,
+        log: CommitReader,
         partition: int,
         token: str,
         *,
@@ -66,7 +71,8 @@ class Rebuild:
         renew: Callable[[], None],
     ) -> None:
         self._store = store
-        self._validator = Validator(store, log)
+        self._log = log
+        self._validator = Validator(store, log, daring=retry)
         self.partition = partition
         self._keys = store.keys(partition)
         self._token = token
@@ -91,7 +97,7 @@ class Rebuild:
         """Rebuilds views and checkpoints of sessions, and swaps what differs."""
         remaining = iter(sessions)
         while page := list(islice(remaining, STEP_SESSIONS)):
-            found = list(self._validator.examine(self.partition, page, views_at=self._target, totals_at=self._target))
+            found = self._examine(page)
             self._renew()
             for examination in found:
                 self._mend_truth(examination)
@@ -104,6 +110,36 @@ class Rebuild:
                     examination.damage,
                     examination.quarantined or (self._quarantine and examination.log_is_damaged),
                 )
+
+    def discard(self, session: str, why: str) -> bool:
+        """Writes a skip for the commit at which the session's log breaks a law; returns whether there was one to
+        discard.
+
+        False: its log breaks no law any more, or is damaged, or quarantined. The session itself stays where it is, for
+        `sessions` to move on: where that is not reached, the next discard or retry does it.
+        """
+        (found,) = self._examine([session])
+        damage, verified = found.damage, found.verified
+        if damage is None or damage.code not in DISCARDABLE or found.quarantined:
+            return False
+        commit = next(self._log.read(session, after=verified.seq), None)
+        if commit is None or not is_dense(verified.seq, commit) or not is_chained(verified.digest, commit):
+            return False
+        self._renew()
+        skip = Skip(commit.first_seq, commit.last_seq, commit.digest, self._who, why, self._store.server_ms())
+        stored = self._store.skips(self.partition, session)
+        skips = with_skip(stored, skip)
+        if skips is None:
+            return False
+        noted: tuple[object, ...] = (
+            *("*", "who", self._who, "what", "commit discarded", "session", session),
+            *("seq", skip.from_seq, "to_seq", skip.to_seq, "digest", skip.digest, "code", damage.code, "why", why),
+        )
+        # The skip first: where the user may not write it, nothing is written.
+        self._step(
+            [Operation("HSET", self._keys.skips, (session, skips)), Operation("XADD", self._keys.audit, noted)],
+        )
+        return True
 
     def totals(self) -> int:
         """Sums the totals of agents from the session views, and swaps those that differ; returns how many did.
@@ -157,8 +193,19 @@ class Rebuild:
                 operations=operations,
             )
 
+    def _examine(self, sessions: Sequence[str]) -> list[Examination]:
+        found = self._validator.examine(self.partition, sessions, views_at=self._target, totals_at=self._target)
+        return list(found)
+
     def _mend_truth(self, found: Examination) -> None:
         """Quarantines a session with a damaged log; puts a head right whose log is whole."""
+        for _ in range(MEND_ATTEMPTS):
+            if self._is_mended(found):
+                break
+            (found,) = self._examine([found.snapshot.session])
+
+    def _is_mended(self, found: Examination) -> bool:
+        """False if an append moved the session meanwhile."""
         session, snapshot = found.snapshot.session, found.snapshot
         if found.log_is_damaged and self._quarantine and not found.quarantined:
             assert found.damage is not None
@@ -166,7 +213,8 @@ class Rebuild:
         elif found.damage is None and (snapshot.head is None or not _fits(found)):
             flags = snapshot.head.flags if snapshot.head is not None else self._store.flags(session)
             head = structs.replace(found.verified, flags=flags)
-            self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
+            return self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
+        return True
 
     def _changes(self, found: Examination) -> Iterator[Operation]:
         """The writes that make a session's stored state what its log says."""

@@ -19,6 +19,7 @@ from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
+from domain.log.skips import marked, parse_skips
 from domain.log.witness import Loss
 from projections import agent_view, session_view
 from projections.parking import fingerprint
@@ -221,17 +222,23 @@ class ProjectionStore:
         return [readable_head(unless_of_another_type(reply)) for reply in replies]
 
     def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
-        """What a batch needs, in one round trip: views, new commits, and which sessions are parked."""
+        """What a batch needs, in one round trip: views, new commits with what is skipped of them, and which sessions
+        are parked.
+        """
         if not spans:
             return [], [], set()
         keys = self.keys(partition)
         pipe = self.client.pipeline(transaction=False)
         pipe.hmget(keys.parked(session_view.NAME), [span.session for span in spans])
+        pipe.hmget(keys.skips, [span.session for span in spans])
         pipe.mget([keys.session_view(span.session) for span in spans])
         for span in spans:
             pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
-        parked, views, *logs = pipe.execute()
-        commits = [[parse_entry(span.session, entry) for entry in log] for span, log in zip(spans, logs, strict=True)]
+        parked, skips, views, *logs = pipe.execute()
+        commits = [
+            marked([parse_entry(span.session, entry) for entry in log], parse_skips(skipped))
+            for span, log, skipped in zip(spans, logs, skips, strict=True)
+        ]
         held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}
         return views, commits, held
 
@@ -242,6 +249,16 @@ class ProjectionStore:
             None if reason is None else parse_parked(session, reason)
             for session, reason in zip(sessions, stored, strict=True)
         ]
+
+    def skips(self, partition: int, session: str) -> bytes | None:
+        """What of a session is skipped, as it is stored."""
+        stored: bytes | None = self.client.hget(self.keys(partition).skips, session)
+        return stored
+
+    def server_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = self.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def parked_pages(self, partition: int) -> Iterator[dict[str, Parked]]:
         """All parked sessions of a partition and why, in pages, in no order.
@@ -380,7 +397,7 @@ class ProjectionStore:
             arguments += (operation.command, at, len(operation.arguments), *operation.arguments)
         word, *rest = self.client.fcall("muster_step_1", len(names), *names, *arguments)
         if word == b"LEASE_TAKEN":
-            raise Conflict("LEASE_TAKEN", f"the lease of partition {partition} is no longer held", partition=partition)
+            raise _lease_taken(partition)
         if word == b"CURSOR_MOVED":
             actual = rest[0].decode()
             raise Conflict(
@@ -390,6 +407,19 @@ class ProjectionStore:
                 expected=position,
                 actual=actual,
             )
+
+    def begin(self, partition: int, token: str, commit: str, *, done: str) -> int:
+        """Notes the commit that is folded next, and that another one is done; each by a name of its own, "" for none.
+
+        Returns how many holders of the lease, with this one, have begun this commit one after another.
+
+        Raises Conflict (LEASE_TAKEN).
+        """
+        owner = self.keys(partition).owner(self.owned)
+        times = int(self.client.fcall("muster_try_1", 1, owner, token, done, commit))
+        if not times:
+            raise _lease_taken(partition)
+        return times
 
     def quarantine(self, session: str, code: str, first_bad_seq: int) -> None:
         """Closes a session for appends, because its log is damaged from `first_bad_seq` on."""
@@ -415,6 +445,10 @@ class ProjectionStore:
     def unbuilt(self, partitions: Sequence[int]) -> set[int]:
         """Those of the partitions whose history has to be brought in before the feed is followed."""
         return set()
+
+
+def _lease_taken(partition: int) -> Conflict:
+    return Conflict("LEASE_TAKEN", f"the lease of partition {partition} is no longer held", partition=partition)
 
 
 def unless_of_another_type(reply: Any, otherwise: Any = None) -> Any:

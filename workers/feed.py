@@ -159,7 +159,7 @@ class FeedConsumer(Consumer):
             if is_known and (position == total or self._store.feed_goes_on(partition, position or 0, total)):
                 held.position = position
             else:
-                batches.append(Batch(partition, held.token, position, None, []))
+                batches.append(Batch(partition, held.token, position, None, [], held.careful))
         return batches
 
 
@@ -178,12 +178,12 @@ def batch_of(partition: int, held: HeldPartition, entries: Iterable[FeedEntry]) 
             break
         if entry.position - position != entry.events:
             logger.error("the feed of partition %d has a gap after position %d", partition, position)
-            return Batch(partition, held.token, held.position, None, [])
+            return Batch(partition, held.token, held.position, None, [], held.careful)
         for span in entry.spans:
             known = spans.get(span.session)
             spans[span.session] = span if known is None else Span(span.session, known.from_seq, span.to_seq)
         position, size = entry.position, size + entry_size
-    return Batch(partition, held.token, held.position, position, list(spans.values()))
+    return Batch(partition, held.token, held.position, position, list(spans.values()), held.careful)
 
 
 def declare_project_actor(

@@ -22,6 +22,8 @@ from workers.partitions import HeldPartitions
 
 logger = logging.getLogger(__name__)
 
+#: After so many holders of a partition that died in a row, its next batch is worked on carefully.
+CAREFUL_AFTER_CRASHES = 2
 #: A worker that has given no sign of life for so many beats is counted out.
 MISSED_BEATS = 4
 
@@ -139,7 +141,10 @@ class LeaseKeeper:
         for partition in free[:count]:
             token = self._leases.claim(partition, ttl_ms=self._lease_ttl_ms)
             if token is not None:
-                self._partitions.adopt(partition, token)
+                crashes = self._leases.crashes(partition)
+                if crashes:
+                    logger.warning("partition %d comes from a worker that died, %d in a row", partition, crashes)
+                self._partitions.adopt(partition, token, careful=crashes >= CAREFUL_AFTER_CRASHES)
 
 
 def fair_share(partitions: int, worker: str, living: Sequence[str]) -> int:

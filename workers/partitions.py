@@ -19,7 +19,10 @@ LONGEST_REST_S: Final = 5.0
 
 
 class HeldPartition(Struct):
-    """A partition under our lease. `position` is where its next batch begins; None: ask the cursor first."""
+    """A partition under our lease. `position` is where its next batch begins; None: ask the cursor first.
+
+    `careful`: those who held it before died, and its next batch may be what they died of.
+    """
 
     token: str
     position: int | None = None
@@ -27,6 +30,7 @@ class HeldPartition(Struct):
     leaving: bool = False
     rest_s: float = 0.0
     rests_until: float = 0.0
+    careful: bool = False
 
 
 class HeldPartitions:
@@ -42,10 +46,10 @@ class HeldPartitions:
         with self._changed:
             return {partition: held.token for partition, held in self._held.items()}
 
-    def adopt(self, partition: int, token: str) -> None:
+    def adopt(self, partition: int, token: str, *, careful: bool = False) -> None:
         """Takes a partition up, under a lease just claimed."""
         with self._changed:
-            self._held[partition] = HeldPartition(token)
+            self._held[partition] = HeldPartition(token, careful=careful)
             self._changed.notify_all()
 
     def drop(self, partition: int, token: str) -> None:
@@ -133,7 +137,7 @@ class HeldPartitions:
         with self._changed:
             held = self._held.get(partition)
             if held is not None and held.token == token:
-                held.busy, held.position, held.rest_s = False, position, 0.0
+                held.busy, held.position, held.rest_s, held.careful = False, position, 0.0, False
             self._changed.notify_all()
 
     def failed(self, partition: int, token: str) -> None:

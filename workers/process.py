@@ -22,7 +22,9 @@ from dramatiq.middleware import Retries
 
 from domain.errors import Conflict, MusterError, Unavailable
 from domain.log import SessionLog
+from domain.log.contract import CommitReader
 from projections import catchup
+from projections.careful import CarefulReader
 from projections.catchup import Batch
 from projections.own.catchup import OwnProjector
 from projections.own.publishing import Publications
@@ -68,9 +70,12 @@ class Projector:
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
             return
+        log: CommitReader = self._log
+        if batch.careful:
+            log = CarefulReader(self._store, log, batch.partition, batch.token)
         rebuild = Rebuild(
             self._store,
-            self._log,
+            log,
             batch.partition,
             batch.token,
             who=self._worker,

@@ -13,15 +13,16 @@ from typing import Final
 
 from msgspec import Struct
 
-from domain.errors import Conflict
+from domain.errors import Conflict, Refused
 from domain.log import SessionLog
 from domain.log.contract import EventLog
 from projections.drift import Finding, Validator
 from projections.lease import Leases, held_for_recovery
 from projections.own.catchup import OwnProjector
 from projections.own.store import OwnStore
+from projections.parking import DISCARDABLE
 from projections.rebuild import Rebuild
-from projections.store import MEMBER_PAGE, ProjectionStore
+from projections.store import MEMBER_PAGE, Parked, ProjectionStore
 
 PLAN_SCHEMA: Final = "muster.recovery-plan/1"
 #: How long a recovery waits for another one that holds the same partition, in seconds.
@@ -63,6 +64,25 @@ class Retried(Struct):
     tried: int = 0
     moving: int = 0
     still_parked: int = 0
+
+
+class Discarded(Struct):
+    """What became of parked sessions whose bad commit was to be discarded.
+
+    `moving` ones stand behind all their commits again; `still_parked` ones met another one, or a damaged log.
+    """
+
+    discarded: int = 0
+    moving: int = 0
+    still_parked: int = 0
+
+
+def check_discardable(session: str, reason: Parked) -> None:
+    """Refuses to discard what is no poison event (DISCARD_REFUSED)."""
+    if reason.code not in DISCARDABLE:
+        raise Refused(
+            "DISCARD_REFUSED", f"session {session} is parked because of {reason.code}: {reason.cause}", session=session
+        )
 
 
 def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
@@ -127,21 +147,50 @@ class Recovery:
             self._under_lease(partition, partial(self._retry, set(sessions), retried), quarantine=False, retry=True)
         return retried
 
+    def discard(self, parked: Mapping[int, Collection[str]], *, why: str) -> Discarded:
+        """Discards the first bad commit of each of these parked sessions, by partition, and moves the session on.
+
+        One whose log is whole by now, or is damaged, loses nothing: it is built again, and goes on or stays parked.
+        """
+        done = Discarded()
+        for partition, sessions in parked.items():
+            self._progress(f"partition {partition}")
+            work = partial(self._discard, set(sessions), set(sessions), done, why)
+            self._under_lease(partition, work, quarantine=False)
+        return done
+
     def _retry(self, left: set[str], retried: Retried, rebuild: Rebuild) -> None:
-        # What was done before the lease was lost is not tried twice, and nobody is parked here who went on, or was
-        # quarantined, since he was asked for.
-        names = sorted(left)
-        partition = rebuild.partition
-        asked = [names[at : at + MEMBER_PAGE] for at in range(0, len(names), MEMBER_PAGE)]
-        for page in asked:
-            reasons = self._store.parked(partition, page)
-            still = [name for name, reason in zip(page, reasons, strict=True) if reason is not None]
-            for swapped in rebuild.sessions(still):
+        for page in self._still_parked(left, rebuild.partition):
+            for swapped in rebuild.sessions(page):
                 left.discard(swapped.session)
                 retried.tried += 1
                 retried.moving += swapped.damage is None
                 retried.still_parked += swapped.damage is not None
         rebuild.totals()
+
+    def _discard(self, untouched: set[str], left: set[str], done: Discarded, why: str, rebuild: Rebuild) -> None:
+        for page in self._still_parked(left, rebuild.partition):
+            for session in page:
+                # One commit a command, also where the lease is lost after it and all begins again.
+                if session in untouched:
+                    done.discarded += rebuild.discard(session, why)
+                    untouched.discard(session)
+                for swapped in rebuild.sessions([session]):
+                    left.discard(session)
+                    done.moving += swapped.damage is None
+                    done.still_parked += swapped.damage is not None
+        rebuild.totals()
+
+    def _still_parked(self, sessions: Collection[str], partition: int) -> Iterator[list[str]]:
+        """Those of a partition's sessions that are parked, in pages.
+
+        What was done before the lease was lost is not done twice, and nobody is parked again who went on, or was
+        quarantined, since he was asked for.
+        """
+        names = sorted(sessions)
+        for page in [names[at : at + MEMBER_PAGE] for at in range(0, len(names), MEMBER_PAGE)]:
+            reasons = self._store.parked(partition, page)
+            yield [name for name, reason in zip(page, reasons, strict=True) if reason is not None]
 
     def _partition(self, part: PartitionPlan, *, quarantine: bool = True) -> None:
         self._under_lease(part.partition, partial(self._swap, part), quarantine=quarantine)

@@ -122,7 +122,22 @@ class AppendRequest(Struct, frozen=True):
     ids: tuple[str, ...] = ()
 
 
-class EventLog(Protocol):
+class CommitReader(Protocol):
+    """What folds need of a log."""
+
+    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
+        """The commits that hold events after seq `after`, up to and with the one that holds seq `to`, oldest first."""
+        ...
+
+    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        """The commits of many sessions, oldest first; the beginnings of all come in one round trip.
+
+        For many short sessions; of how many at a time is the caller's to choose.
+        """
+        ...
+
+
+class EventLog(CommitReader, Protocol):
     """The blocking face of a log."""
 
     def append(
@@ -198,17 +213,6 @@ class EventLog(Protocol):
 
     def heads(self, sessions: Sequence[str]) -> list[Head | None]:
         """Where the sessions stand, in one round trip."""
-        ...
-
-    def read(self, session: str, *, after: int = 0, to: int | None = None) -> Iterator[Commit]:
-        """The commits that hold events after seq `after`, up to and with the one that holds seq `to`, oldest first."""
-        ...
-
-    def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
-        """The commits of many sessions, oldest first; the beginnings of all come in one round trip.
-
-        For many short sessions; of how many at a time is the caller's to choose.
-        """
         ...
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:

@@ -10,7 +10,7 @@
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
---   owner     hash    worker, token, deadline (server ms), counter
+--   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 
@@ -628,6 +628,7 @@ local function raise(keys, args)
 end
 
 -- muster_claim_1: takes a partition's lease if it is free, past its deadline, already the caller's, or `force` is "1".
+-- A lease that ran out and was not given back is that of a holder who died: it is counted.
 --   KEYS owner   ARGV worker nonce ttl_ms force
 --   Reply the token, or {holder, ms until its deadline}
 local function claim(keys, args)
@@ -638,10 +639,13 @@ local function claim(keys, args)
     return redis.error_reply('ARGUMENTS_INVALID a lease has a time in ms')
   end
   local now = server_ms()
-  local holder = redis.call('HMGET', keys[1], 'worker', 'deadline')
+  local holder = redis.call('HMGET', keys[1], 'worker', 'deadline', 'token', 'crashes')
   local left = (tonumber(holder[2]) or 0) - now
   if holder[1] and holder[1] ~= args[1] and left > 0 and args[4] ~= '1' then
     return { holder[1], left }
+  end
+  if holder[1] and holder[1] ~= args[1] and holder[3] and left <= 0 then
+    redis.call('HSET', keys[1], 'crashes', integer((whole(holder[4]) or 0) + 1))
   end
   local token = integer(redis.call('HINCRBY', keys[1], 'counter', 1)) .. '-' .. args[2]
   redis.call('HSET', keys[1], 'worker', args[1], 'token', token, 'deadline', integer(now + tonumber(args[3])))
@@ -651,6 +655,43 @@ end
 -- Whether the lease is held with this token; one that was given back is held with none.
 local function holds(owner, token)
   return token ~= '' and redis.call('HGET', owner, 'token') == token
+end
+
+-- Forgets who died here and over what: a worker was not killed, or got further.
+local function forget_crashes(owner)
+  if redis.call('HDEL', owner, 'crashes') == 1 then
+    for _, name in ipairs(redis.call('HKEYS', owner)) do
+      if string.sub(name, 1, 4) == 'try:' then
+        redis.call('HDEL', owner, name)
+      end
+    end
+  end
+end
+
+-- muster_try_1: notes which commit a worker is about to fold, so that whoever comes after it knows what it died of.
+--   KEYS owner   ARGV token, commit that is done ("" for none), commit that is next ("" for none), each as "<seq> <session>"
+--   Reply how many holders of the lease, with this one, have tried this commit, one after another; 0 if the lease is lost
+local function try(keys, args)
+  local problem = miscounted(keys, args, 1, 3)
+  if problem then
+    return problem
+  end
+  if not holds(keys[1], args[1]) then
+    return 0
+  end
+  if args[2] ~= '' then
+    redis.call('HDEL', keys[1], 'try:' .. args[2])
+  end
+  if args[3] == '' then
+    return 1
+  end
+  local times, token = string.match(redis.call('HGET', keys[1], 'try:' .. args[3]) or '', '^(%d+) (.*)$')
+  times = whole(times) or 0
+  if times == 0 or token ~= args[1] then
+    times = times + 1
+    redis.call('HSET', keys[1], 'try:' .. args[3], integer(times) .. ' ' .. args[1])
+  end
+  return times
 end
 
 -- muster_renew_1: moves the deadline of a lease that nobody took, a partition's or a session's. KEYS owner or hold, ARGV token
@@ -680,6 +721,7 @@ local function release(keys, args)
   end
   redis.call('HDEL', keys[1], 'token')
   redis.call('HSET', keys[1], 'deadline', '0')
+  forget_crashes(keys[1])
   return 1
 end
 
@@ -750,7 +792,8 @@ local function step(keys, args)
     operations[#operations + 1] = { command, key, unpack(arguments) }
     at = at + 3 + count
   end
-  if not holds(keys[1], args[1]) then
+  local owner = redis.call('HMGET', keys[1], 'token', 'crashes')
+  if args[1] == '' or owner[1] ~= args[1] then
     return { 'LEASE_TAKEN' }
   end
   clear_unless(keys[2], 'hash')
@@ -772,6 +815,9 @@ local function step(keys, args)
     end
     redis.call('HSET', keys[2], 'position', args[3], 'at', integer(server_ms()))
     redis.call('HINCRBY', keys[2], 'events', args[4])
+    if owner[2] then
+      forget_crashes(keys[1])
+    end
   end
   return { 'OK' }
 end
@@ -835,6 +881,7 @@ redis.register_function { function_name = 'muster_raise_1', callback = raise, fl
 redis.register_function { function_name = 'muster_lease_1', callback = lease }
 redis.register_function { function_name = 'muster_policy_1', callback = policy }
 redis.register_function { function_name = 'muster_claim_1', callback = claim }
+redis.register_function { function_name = 'muster_try_1', callback = try }
 redis.register_function { function_name = 'muster_renew_1', callback = renew }
 redis.register_function { function_name = 'muster_release_1', callback = release, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_step_1', callback = step }

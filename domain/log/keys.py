@@ -38,6 +38,7 @@ class Key(NamedTuple):
 KEYS: Final = (
     Key("{p}:log:<session>", "stream", KeyClass.TRUTH, "until archived by retention"),
     Key("{p}:sessions", "zset", KeyClass.TRUTH, "for ever; all scores 0, ordered by id"),
+    Key("{p}:skips", "hash", KeyClass.TRUTH, "as long as the logs; what of a session an operator discarded"),
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
     Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
     Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease"),
@@ -83,6 +84,7 @@ class PartitionKeys:
     def __init__(self, tag: str) -> None:
         self.meta = f"{tag}:meta"
         self.sessions = f"{tag}:sessions"
+        self.skips = f"{tag}:skips"
         self.feed = f"{tag}:feed"
         self.agents = f"{tag}:index:agents"
         self.audit = f"{tag}:audit"

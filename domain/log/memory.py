@@ -30,6 +30,7 @@ from domain.log.protocol import (
     RenewRequest,
     Request,
     Searching,
+    SkipsRequest,
     TimeRequest,
     Unsettled,
     append_flow,
@@ -49,6 +50,7 @@ from domain.log.protocol import (
     resolve_flow,
     with_ids,
 )
+from domain.log.skips import NO_SKIPS, Skips
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")
@@ -75,6 +77,7 @@ class MemoryLog(BlockingReads):
         self._commits: dict[str, list[Commit]] = {}
         self._heads: dict[str, Head] = {}
         self._holds: dict[str, _Hold] = {}
+        self._skips: dict[str, Skips] = {}
         self.tokens = Tokens()
 
     def another(self) -> MemoryLog:
@@ -119,6 +122,10 @@ class MemoryLog(BlockingReads):
         token = append.token or self.tokens.of(append.session, events)
         return structs.replace(append, events=events, token=token, ids=given)
 
+    def skip(self, session: str, seq: int, digest: str) -> None:
+        """Discards the commit that ends at `seq` with `digest`, as an operator does on a server."""
+        self._skips[session] = self._skips.get(session, NO_SKIPS) | {(seq, digest)}
+
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         found = self.run(resolve_flow(doubt))
         assert not isinstance(found, Unsettled), "in memory there is no delay"
@@ -150,6 +157,8 @@ class MemoryLog(BlockingReads):
                 high = len(commits) if to_seq is None else bisect_left(commits, to_seq + 1, key=_last_seq)
                 found = commits[low:high]
                 return found[::-1][:count] if backward else found[:count]
+            case SkipsRequest(session):
+                return self._skips.get(session, NO_SKIPS)
             case RegistryRequest(partition, after, count):
                 here = sorted(
                     session

@@ -20,6 +20,7 @@ from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused
 from domain.events import Event, check_actor, check_session, is_identifier
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.keys import Keyspace, PartitionKeys
+from domain.log.skips import Skips, marked, parse_skips
 from domain.session import gate_after, kinds_of
 
 APPEND_FUNCTION = "muster_append_1"
@@ -95,6 +96,12 @@ class RangeRequest(Struct, frozen=True):
     backward: bool = False
 
 
+class SkipsRequest(Struct, frozen=True):
+    """What of a session was discarded. Answered by Skips."""
+
+    session: str
+
+
 class RegistryRequest(Struct, frozen=True):
     """Session ids of a partition after `after`. Answered by a list of at most `count`."""
 
@@ -104,7 +111,7 @@ class RegistryRequest(Struct, frozen=True):
 
 
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest
-Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | RegistryRequest
+Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest
 Request: TypeAlias = AppendRequest | Holding | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
@@ -133,9 +140,13 @@ class Protocol:
         """The commands for these requests, in an order that keeps the order within every session."""
         calls: list[Call] = []
         open_calls: dict[int, tuple[list[int], list[AppendRequest], int]] = {}
+        skips: dict[int, dict[int, str]] = {}
         for place, request in enumerate(requests):
             if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
                 calls.append(self._hold_call(place, request))
+                continue
+            if isinstance(request, SkipsRequest):
+                skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
                 continue
             if not isinstance(request, AppendRequest):
                 calls.append(self._single(place, request))
@@ -150,6 +161,7 @@ class Protocol:
             open_calls[partition] = (places, grouped, size + len(request.body))
         for partition, (places, grouped, _) in open_calls.items():
             calls.append(self._append_call(partition, places, grouped))
+        calls += [self._skips_call(partition, asked) for partition, asked in skips.items()]
         return calls
 
     def _append_call(self, partition: int, places: list[int], requests: list[AppendRequest]) -> Call:
@@ -178,6 +190,11 @@ class Protocol:
 
         return Call(command, places, answers, writes=True)
 
+    def _skips_call(self, partition: int, asked: dict[int, str]) -> Call:
+        """The sessions of a partition are asked for together: most have no skips."""
+        command = ["HMGET", self.keyspace.partitions[partition].skips, *asked.values()]
+        return Call(command, list(asked), lambda reply: [parse_skips(stored) for stored in reply])
+
     def _hold_call(self, place: int, request: Holding) -> Call:
         # Each may be sent again without asking: a lease that is taken twice is held by its second token.
         session = request.session
@@ -197,7 +214,7 @@ class Protocol:
                 command = ["FCALL", name, 1, hold, token, *more]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
 
-    def _single(self, place: int, request: Reading) -> Call:
+    def _single(self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
@@ -590,7 +607,7 @@ class KnownEvents:
         reading = ReadFlow(self.session, after=self.seq)
         while (page := (yield from reading.next_page())) is not None:
             for commit in page:
-                for seq, event in enumerate(commit.events, commit.first_seq):
+                for seq, event in enumerate(_events_of(commit), commit.first_seq):
                     self._held[event.id] = (fingerprint(event), seq)
                 self.seq, self.digest, self.at_ms = commit.last_seq, commit.digest, commit.at_ms
         self.gate = head.gate
@@ -644,6 +661,7 @@ class ReadFlow:
         self._to = to
         self._count = first_page
         self._done = to is not None and to <= after
+        self._skips: Skips | None = None
 
     def next_page(self) -> Flow[list[Commit] | None]:
         """The next page, or None at the end."""
@@ -651,8 +669,9 @@ class ReadFlow:
             return None
         # A stream is ordered by the last seq of its commits, and the commit that holds `to` may end after it: so
         # the range is left open, and the page is cut here.
-        (answer,) = yield [RangeRequest(self._session, self._low, None, self._count)]
-        page: list[Commit] = taken(answer)
+        request = RangeRequest(self._session, self._low, None, self._count)
+        self._skips, answer = yield from _with_skips(request, self._skips)
+        page: list[Commit] = marked(taken(answer), self._skips)
         self._done = len(page) < self._count
         if not page:
             return None
@@ -675,6 +694,7 @@ class ReadBackFlow:
         self._high: int | None = None
         self._count = FIRST_PAGE_ENTRIES
         self._done = before is not None and before <= 1
+        self._skips: Skips | None = None
 
     def next_page(self) -> Flow[list[Commit] | None]:
         """The next page, or None at the end."""
@@ -686,8 +706,9 @@ class ReadBackFlow:
             at = taken(answer)
             self._high = at[0].last_seq if at and at[0].first_seq < self._before else self._before - 1
             self._before = None
-        (answer,) = yield [RangeRequest(self._session, 1, self._high, self._count, backward=True)]
-        page: list[Commit] = taken(answer)
+        request = RangeRequest(self._session, 1, self._high, self._count, backward=True)
+        self._skips, answer = yield from _with_skips(request, self._skips)
+        page: list[Commit] = marked(taken(answer), self._skips)
         self._done = len(page) < self._count
         if not page:
             return None
@@ -695,6 +716,15 @@ class ReadBackFlow:
         self._done = self._done or self._high < 1
         self._count = next_count(page)
         return page
+
+
+def _with_skips(request: RangeRequest, known: Skips | None) -> Flow[tuple[Skips, Any]]:
+    """The session's skips and the answer to the request; the skips are asked for with the first page alone."""
+    if known is not None:
+        (answer,) = yield [request]
+        return known, answer
+    answer, skips = yield [request, SkipsRequest(request.session)]
+    return taken(skips), answer
 
 
 def next_count(page: Sequence[Commit]) -> int:
@@ -860,6 +890,16 @@ def _seqs_of(ids: Sequence[str], commit: Commit) -> dict[str, int]:
         return {event.id: seq for seq, event in enumerate(commit.events, commit.first_seq) if event.id in ids}
     except Damaged:
         return {}
+
+
+def _events_of(commit: Commit) -> Sequence[Event]:
+    """The events of a commit, of which a discarded one may hold none that can be read. Raises Damaged."""
+    try:
+        return commit.events
+    except Damaged:
+        if commit.skipped:
+            return ()
+        raise
 
 
 # -- leases and policies ---------------------------------------------------------------------------------------------

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from domain.codec import Commit
 from domain.errors import Conflict
-from domain.log.contract import EventLog
+from domain.log.contract import CommitReader
+from projections.careful import CarefulReader
 from projections.catchup import Batch
 from projections.own.folding import Folding, failure
 from projections.own.merging import Doubt, Views, merged
 from projections.own.store import DONE, VIEWS, OwnStore, Stored, after, resumes_after
-from projections.parking import fingerprint
+from projections.parking import KILLED, fingerprint
 from projections.projection import Fold
 from projections.store import Operation, Parked, Span
 
@@ -37,6 +38,8 @@ SLICE_S: Final = 1.0
 #: How many sessions a slice has at most, and how many bytes of folds or views a step writes.
 SLICE_SESSIONS: Final = 256
 STEP_BYTES: Final = 1024 * 1024
+#: Trouble that comes of the user's code, and not of the log.
+ITS_OWN: Final = frozenset({"PROJECTION_FAILED", KILLED})
 
 
 class Outcome(Struct, frozen=True):
@@ -52,8 +55,9 @@ class Outcome(Struct, frozen=True):
 class OwnProjector:
     """Applies batches of one version of an own projection, under the leases of its partitions."""
 
-    def __init__(self, store: OwnStore, log: EventLog) -> None:
+    def __init__(self, store: OwnStore, log: CommitReader, *, carefully: bool = False) -> None:
         self._store = store
+        self._carefully = carefully
         self._definition = store.definition
         self._log = log
 
@@ -63,7 +67,10 @@ class OwnProjector:
         Raises Conflict if the lease or the cursor moved, or the history has to be brought in first; nothing was
         written then.
         """
-        if batch.cursor_to is None:
+        if batch.careful and not self._carefully:
+            reader = CarefulReader(self._store, self._log, batch.partition, batch.token)
+            OwnProjector(self._store, reader, carefully=True).project(batch)
+        elif batch.cursor_to is None:
             self.build_slice(batch.partition, batch.token)
         else:
             self._follow(batch, batch.cursor_to)
@@ -112,10 +119,12 @@ class OwnProjector:
         if fold is not None and fold.seq >= span.to_seq:
             return None, True
         if fold is not None and fold.seq >= span.from_seq - 1:
-            new = [commit for commit in commits if commit.first_seq > fold.seq]
+            new: Iterable[Commit] = (commit for commit in commits if commit.first_seq > fold.seq)
+            if isinstance(self._log, CarefulReader):
+                new = self._log.noted(new)
             outcome = self._advance(fold, new, span.to_seq)
             # What does not follow on the fold is either a log that breaks a law, or a fold of another log.
-            if outcome.parked is None or outcome.parked.code == "PROJECTION_FAILED":
+            if outcome.parked is None or outcome.parked.code in ITS_OWN:
                 return outcome, True
             again = self._from_log(span.session, span.to_seq)
             if again.encoded == outcome.encoded:
@@ -179,15 +188,17 @@ class OwnProjector:
         operations: list[Operation] = []
         size, last = 0, page[0]
         for stored in self._store.stored(partition, page):
+            last = stored.session
+            if stored.parked is not None and stored.parked.code == KILLED and not anew:
+                continue  # workers die of it: only who asks for it by name tries again
             outcome = self.brought_in(stored, anew=anew)
             if outcome is not None and outcome.encoded != stored.fold:
                 operations += self._writes(partition, outcome)
                 size += len(outcome.encoded)
             elif outcome is not None and outcome.parked is not None:
                 operations.append(self._store.park(partition, outcome.session, outcome.parked))
-            if stored.is_parked and (outcome is None or outcome.parked is None):
+            if stored.parked is not None and (outcome is None or outcome.parked is None):
                 operations.append(self._store.unpark(partition, stored.session))
-            last = stored.session
             if size > STEP_BYTES or time.monotonic() > until:
                 break
         operations.append(self._store.write_build(partition, after(last)))
@@ -202,7 +213,7 @@ class OwnProjector:
                 return None
             if fold.seq < head.seq:
                 outcome = self._advance(fold, self._log.read(stored.session, after=fold.seq), head.seq)
-                if outcome.parked is None or outcome.parked.code == "PROJECTION_FAILED":
+                if outcome.parked is None or outcome.parked.code in ITS_OWN:
                     return outcome
         return self._from_log(stored.session, head.seq if head is not None else 0)
 
@@ -246,8 +257,8 @@ class OwnProjector:
         fold = self._definition.start(session)
         return self._advance(fold, self._log.read(session, to=to_seq or None), to_seq)
 
-    def _advance(self, fold: Fold, commits: Iterator[Commit] | Sequence[Commit], to_seq: int) -> Outcome:
-        folding = Folding(self._definition, fold)
+    def _advance(self, fold: Fold, commits: Iterable[Commit], to_seq: int) -> Outcome:
+        folding = Folding(self._definition, fold, carefully=self._carefully)
         parked = folding.advance(commits, to_seq)
         return Outcome(fold.session, fold, folding.fold, folding.encoded, parked)
 

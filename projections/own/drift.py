@@ -18,7 +18,7 @@ from domain.log.contract import EventLog
 from projections.drift import SCHEMA, Finding
 from projections.own.folding import Folding
 from projections.own.merging import merged
-from projections.own.store import DONE, OwnStore
+from projections.own.store import DONE, OwnStore, Stored
 from projections.projection import Definition, Fold
 
 _REBUILD: Final = "muster projection rebuild {name} --version {version}"
@@ -86,7 +86,7 @@ class OwnValidator:
                 head_seq = found.head.seq if found.head is not None else 0
                 due = pending.get(found.session, head_seq + 1) - 1
                 should = self._folded(found.session, max(due, fold.seq if fold is not None else 0))
-                finding = self._judge(partition, found.session, found.fold, fold, should, is_parked=found.is_parked)
+                finding = self._judge(partition, found, fold, should)
                 if finding is not None:
                     is_sound = False
                     yield finding
@@ -122,9 +122,8 @@ class OwnValidator:
                             now.get(key),
                         )
 
-    def _judge(
-        self, partition: int, session: str, stored: bytes | None, fold: Fold | None, should: Folding, *, is_parked: bool
-    ) -> Finding | None:
+    def _judge(self, partition: int, found: Stored, fold: Fold | None, should: Folding) -> Finding | None:
+        session, stored, is_parked = found.session, found.fold, found.parked is not None
         if stored == should.encoded:
             return self._parked(partition, session, fold) if is_parked else None
         if is_parked and fold is not None and self._folded(session, fold.seq).encoded == stored:

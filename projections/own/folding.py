@@ -24,10 +24,14 @@ _STRETCH: Final = 128
 
 
 class Folding:
-    """A fold in progress. `encoded` are its bytes at the end of the last commit that is in."""
+    """A fold in progress. `encoded` are its bytes at the end of the last commit that is in.
 
-    def __init__(self, definition: Definition, fold: Fold) -> None:
+    `carefully`: no commit is asked for before the one before it is in.
+    """
+
+    def __init__(self, definition: Definition, fold: Fold, *, carefully: bool = False) -> None:
         self._definition = definition
+        self._stretch = 1 if carefully else _STRETCH
         self.encoded = definition.encode(fold)
         self.fold = self._reread(fold.session)
 
@@ -35,7 +39,7 @@ class Folding:
         """Folds commits up to `to_seq`, or to the last one before one that fails; then returns why it did."""
         remaining = iter(commits)
         try:
-            while stretch := list(islice(remaining, _STRETCH)):
+            while stretch := list(islice(remaining, self._stretch)):
                 try:
                     for commit in stretch:
                         self._move(commit)
@@ -48,7 +52,7 @@ class Folding:
         except Damaged as failed:
             self.fold = self._reread(self.fold.session)
             same = fingerprint(failed.code, failed.cause, self.fold.session)
-            return Parked(failed.code, failed.cause, self.fold.seq + 1, same)
+            return Parked(failed.code, failed.cause, self.fold.seq + 1, same, failed.facts.get("attempts", 1))
         return None
 
     def _one_by_one(self, stretch: Iterable[Commit]) -> None:
@@ -64,18 +68,22 @@ class Folding:
                 raise failure(self._definition, error) from error
 
     def _move(self, commit: Commit) -> None:
-        fold, definition = self.fold, self._definition
+        fold = self.fold
         law = broken_law(fold, commit)
         if law is not None:
             raise law
-        projection, states = definition.projection, fold.states
+        if not commit.skipped:
+            self._apply(commit)
+            fold.gate = gate_after(fold.gate, kinds_of(commit.events))[0]
+        fold.seq, fold.digest, fold.last_at = commit.last_seq, commit.digest, commit.at_ms
+
+    def _apply(self, commit: Commit) -> None:
+        definition, projection, states = self._definition, self._definition.projection, self.fold.states
         for seq, event in enumerate(commit.events, commit.first_seq):
-            recorded = RecordedEvent(fold.session, seq, commit.at_ms, event)
+            recorded = RecordedEvent(commit.session, seq, commit.at_ms, event)
             for key in definition.keys_of(recorded):
                 state = states[key] if key in states else projection.initial(key)
                 states[key] = projection.apply(state, recorded)
-        fold.seq, fold.digest, fold.last_at = commit.last_seq, commit.digest, commit.at_ms
-        fold.gate = gate_after(fold.gate, kinds_of(commit.events))[0]
 
     def _reread(self, session: str) -> Fold:
         fold = self._definition.decode(self.encoded, session)

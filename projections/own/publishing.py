@@ -8,7 +8,7 @@ offers itself only once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from msgspec import Struct
@@ -96,6 +96,12 @@ class Publications:
         """Has workers take a version up again, where they put it down."""
         self._client.hdel(self._keyspace.projection(version.name), f"{_PAUSED}{version.version}")
         self._audit(who, "projection resumed", version)
+
+    def retry(self, version: Version, partitions: Iterable[int], who: str) -> None:
+        """Has the workers try the parked sessions of partitions again: they go through all sessions once more."""
+        for partition in partitions:
+            self._client.delete(self._keyspace.partitions[partition].build(version.label))
+        self._audit(who, "parked sessions tried again", version)
 
     def publish(self, version: Version, who: str) -> None:
         """Gives readers this version from now on. Raises Refused (PROJECTION_UNBUILT) if its history is not in."""

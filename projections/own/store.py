@@ -21,6 +21,7 @@ from domain.codec import Commit
 from domain.log.contract import Head
 from domain.log.keys import Keyspace
 from domain.log.protocol import parse_entry
+from domain.log.skips import marked, parse_skips
 from projections.projection import Definition
 from projections.store import (
     MEMBER_PAGE,
@@ -29,6 +30,7 @@ from projections.store import (
     ProjectionStore,
     Span,
     park,
+    parse_parked,
     readable_head,
     unless_of_another_type,
     unpark,
@@ -41,12 +43,12 @@ _AFTER: Final = "after "
 
 
 class Stored(Struct, frozen=True):
-    """A session as an own projection finds it: its fold, where its log stands, whether it is parked."""
+    """A session as an own projection finds it: its fold, where its log stands, why it is parked if it is."""
 
     session: str
     fold: bytes | None
     head: Head | None
-    is_parked: bool
+    parked: Parked | None
 
 
 class OwnStore(ProjectionStore):
@@ -73,20 +75,26 @@ class OwnStore(ProjectionStore):
     def batch(
         self, partition: int, spans: Sequence[Span]
     ) -> tuple[str, list[bytes | None], list[list[Commit]], set[str]]:
-        """What a batch needs, in one round trip: `build`, folds, new commits, and which sessions are parked."""
+        """What a batch needs, in one round trip: `build`, folds, new commits with what is skipped of them, and which
+        sessions are parked.
+        """
         keys = self.keys(partition)
         pipe = self.client.pipeline(transaction=False)
         pipe.get(keys.build(self.label))
         if spans:
             pipe.hmget(keys.parked(self.owned), [span.session for span in spans])
+            pipe.hmget(keys.skips, [span.session for span in spans])
             pipe.mget([keys.fold(self.label, span.session) for span in spans])
             for span in spans:
                 pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
         build, *rest = pipe.execute()
         if not spans:
             return (build or b"").decode(), [], [], set()
-        parked, folds, *logs = rest
-        commits = [[parse_entry(span.session, entry) for entry in log] for span, log in zip(spans, logs, strict=True)]
+        parked, skips, folds, *logs = rest
+        commits = [
+            marked([parse_entry(span.session, entry) for entry in log], parse_skips(skipped))
+            for span, log, skipped in zip(spans, logs, skips, strict=True)
+        ]
         held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}
         return (build or b"").decode(), folds, commits, held
 
@@ -104,7 +112,7 @@ class OwnStore(ProjectionStore):
         pipe.mget([keys.head(session) for session in sessions])
         parked, folds, heads = pipe.execute()
         return [
-            Stored(session, fold, readable_head(head), reason is not None)
+            Stored(session, fold, readable_head(head), None if reason is None else parse_parked(session, reason))
             for session, fold, head, reason in zip(sessions, folds, heads, parked, strict=True)
         ]
 

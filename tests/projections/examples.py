@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from msgspec import Struct
@@ -125,6 +126,18 @@ class CannotMerge(EventsByType):
 
     def apply(self, state: int, event: RecordedEvent) -> int:
         return 1000 if event.type == "tool.poison" else state + 1
+
+
+class Deadly(SpentPerSession):
+    """Ends the process that folds one kind of event."""
+
+    name = "deadly"
+
+    def apply(self, state: Spent, event: RecordedEvent) -> Spent:
+        state.calls += 1
+        if event.type == "tool.deadly":
+            os._exit(9)
+        return state
 
 
 KEYED: tuple[type[Projection], ...] = (EventsByType, SumsWithoutSubtract, ActorsByType)

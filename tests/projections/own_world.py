@@ -87,6 +87,7 @@ def recorded(log: EventLog) -> dict[str, list[RecordedEvent]]:
         session: [
             RecordedEvent(session, seq, commit.at_ms, event)
             for commit in log.read(session)
+            if not commit.skipped
             for seq, event in enumerate(commit.events, commit.first_seq)
         ]
         for session in log.sessions()

@@ -169,6 +169,15 @@ def park_reason(world: World) -> Any:
     return park(keys, "s-1", Parked("LOG_GAP", "it was one", 61)).arguments[1]
 
 
+def killed(world: World) -> None:
+    reason = Parked("WORKER_KILLED", "three workers died", 61, attempts=3)
+    world.redis.hset(
+        world.keyspace.of("s-1").parked("sessions"), *park(world.keyspace.of("s-1"), "s-1", reason).arguments
+    )
+    world.log.append("s-1", did("modified", "zoe"))
+    world.project()
+
+
 def checkpoint_missing(world: World) -> None:
     world.redis.hdel(world.keyspace.of("s-1").checkpoints("s-1"), "53")
 
@@ -291,6 +300,7 @@ CASES: Final = (
     Case(written_by_hand, "LOG_ALTERED", 61, "s-1"),
     Case(illegal, "EVENT_ILLEGAL", 62, "s-1"),
     Case(unreadable, "EVENT_UNREADABLE", 61, "s-1"),
+    Case(killed, "WORKER_KILLED", 61, "s-1"),
     Case(quarantined, "QUARANTINED", None, "s-1"),
     Case(head_missing, "HEAD_MISSING", 60, "s-1"),
     Case(head_garbage, "HEAD_DIFFERS", 60, "s-1"),

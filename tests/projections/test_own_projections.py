@@ -34,7 +34,7 @@ from tests.projections.examples import (
     SumsWithoutSubtract,
 )
 from tests.projections.own_world import Own
-from tests.projections.world import World, did, foreign_append, lying_append
+from tests.projections.world import World, did, foreign_append, lying_append, run_cli
 
 ALL: Final = (SpentPerSession, *KEYED)
 
@@ -217,6 +217,55 @@ def test_a_log_that_breaks_a_law_parks_the_session_as_the_built_in_view_does(wor
         assert own.codes() == ["SESSION_PARKED", "SESSION_PARKED"]
     assert kinds[EventsByType].states() == {"start": 3, "completed": 3}
     assert set(kinds[SpentPerSession].states()) == {"illegal", "unreadable", "whole"}
+
+
+def test_what_an_operator_discards_is_in_no_own_state(world: World) -> None:
+    """The skip is honoured; a session that waited for it goes on by itself, and what it gave later is merged."""
+    kinds = [Own(world, kind) for kind in (SpentPerSession, EventsByType)]
+    for name in ("bad", "good"):
+        world.log.append(name, [did("start"), did("completed")])
+    lying_append(world.store, "bad", did("broke"), ".")
+    world.log.append("bad", did("left"))
+    world.project()
+    for own in kinds:
+        own.project()
+        assert own.codes() == ["SESSION_PARKED"]
+
+    assert run_cli(world, "parked", "discard", "bad", "--why", "it lied").code == 0
+    world.log.append("bad", did("left"))
+    for own in kinds:
+        own.project()
+        own.assert_right()
+    assert kinds[1].states() == {"start": 2, "completed": 2, "left": 2}
+
+    lying_append(world.store, "good", did("broke"), ".")
+    world.project()
+    assert run_cli(world, "parked", "discard", "good", "--why", "it lied too").code == 0
+    for own in kinds:
+        own.project()
+        own.assert_right()
+
+
+def test_parked_sessions_of_an_own_projection_are_listed_and_tried_again(world: World) -> None:
+    """By command: with the error of the user's code; tried again by the workers once its cause is gone."""
+    own = Own(world, Fussy)
+    world.log.append("s", [did("start"), did("tool.poison")])
+    own.project()
+    assert run_cli(world, "parked", "ls").rows == []
+    listed = run_cli(world, "parked", "ls", "--projection", "fussy").row
+    assert (listed["session"], listed["code"]) == ("s", "PROJECTION_FAILED")
+    assert run_cli(world, "parked", "show", "s", "--projection", "fussy@1").row == listed
+    assert run_cli(world, "parked", "retry", "--all", "--projection", "nobody").code == 4
+
+    own.project()
+    assert run_cli(world, "parked", "retry", "--all", "--projection", "fussy", "--dry-run").code == 0
+    mended = Own(world, FussyMended)
+    mended.project()
+    assert mended.states() == {}, "nobody asked for it"
+    assert run_cli(world, "parked", "retry", "s", "--projection", "fussy").code == 0
+    mended.project()
+    assert mended.states() == {"s": Spent(2)}
+    assert run_cli(world, "parked", "ls", "--projection", "fussy").rows == []
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

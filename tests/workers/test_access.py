@@ -196,6 +196,13 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert guarded.run(role, "projection", "rebuild").code == 7
         assert guarded.run(role, "parked", "retry", "--all").code == 7
 
+    # a commit that nobody can read is discarded by an operator
+    with guarded.open("root") as log:
+        poison(log, "poisoned")
+        assert guarded.run("jobs", "projection", "rebuild").code == 7
+    assert guarded.run("operator", "parked", "discard", "poisoned", "--why", "a bug").code == 0
+    assert guarded.run("reader", "session", "show", "poisoned").rows[0]["seq"] == 1
+
     # a server that lost commits is reported by the producer that has receipts for them, and accepted by an operator
     with guarded.open("producer") as log:
         log.append("lost", note("1"))
@@ -220,6 +227,15 @@ def damage(guarded: Guarded, session: str) -> None:
     guarded.root.hset(keys.meta, "total", "0")
     other = f"{session.replace('s-', 's-1')}"
     guarded.root.xtrim(guarded.keyspace.of(other).log(other), maxlen=0)
+
+
+def poison(log: SessionLog, session: str) -> None:
+    """Appends a commit whose body nobody can read, as a producer without our library could."""
+    keys, identity = log.keyspace.of(session), log.identity
+    names = [keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)]
+    arguments = [identity.store, str(identity.epoch), session, "any", "", "", "", "", "", ".", b"\xc1", ""]
+    client: Any = log.client
+    client.fcall("muster_append_1", len(names), *names, *arguments)
 
 
 #: What no user may do, whoever it is.
@@ -278,6 +294,7 @@ _WRITES: Final = (
     "HSET {cursor} position 1",
     "HSET {owner} token x",
     "HSET {lost} x y",
+    "HSET {skips} s-0 []",
     "ZADD {workers} 0 x",
     "FUNCTION LOAD x",
 )
@@ -293,17 +310,26 @@ NOT: Final = {
         "FUNCTION LOAD x",
         "GET {view}",
         "HGETALL {owner}",
+        "HSET {skips} s-0 []",
     ),
     "worker": (
         "XADD {log} 99-1 b x",
         "ZADD {sessions} 0 x",
         "XTRIM {log} MINID 99",
         "HSET {hold} code x",
+        "HSET {skips} s-0 []",
         "FUNCTION LOAD x",
         "CONFIG GET save",
     ),
-    "jobs": ("XADD {log} 99-1 b x", "ZADD {sessions} 0 x", "FUNCTION LOAD x", "FUNCTION KILL", "CONFIG GET save"),
-    "operator": ("XADD {log} 99-1 b x", "ZADD {sessions} 0 x", "FUNCTION LOAD x"),
+    "jobs": (
+        "HSET {skips} s-0 []",
+        "XADD {log} 99-1 b x",
+        "ZADD {sessions} 0 x",
+        "FUNCTION LOAD x",
+        "FUNCTION KILL",
+        "CONFIG GET save",
+    ),
+    "operator": ("HDEL {skips} s-0", "DEL {skips}", "XADD {log} 99-1 b x", "ZADD {sessions} 0 x", "FUNCTION LOAD x"),
     "reader": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),
     "monitor": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "GET {view}", "XRANGE {log} - +", "GET {head}"),
 }
@@ -314,7 +340,7 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     """Each of these is refused by the server for lack of rights, and nothing is changed by any."""
     keys = filled.keyspace.of("s-0")
     names = {
-        **{name: getattr(keys, name) for name in ("sessions", "meta", "feed", "lost")},
+        **{name: getattr(keys, name) for name in ("sessions", "meta", "feed", "lost", "skips")},
         **{name: getattr(keys, name)("s-0") for name in ("log", "head", "hold", "checkpoints")},
         **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 1), "owner": keys.owner("sessions")},
         **{"workers": filled.keyspace.workers, "other": "{prod:other:0}:meta"},

@@ -20,6 +20,7 @@ from tests.domain.log.logs import refused
 from tests.projections.examples import (
     ActorsByType,
     ChangedByType,
+    Deadly,
     DoubleByType,
     EventsByType,
     Fussy,
@@ -63,12 +64,12 @@ def wait_until_published(own: Own) -> None:
     )
 
 
+def is_applied(own: Own) -> bool:
+    return own.store.builds(range(8)) == [DONE] * 8 and lag(own.store).events == 0
+
+
 def wait_until_applied(own: Own) -> None:
-    wait_until(
-        lambda: own.store.builds(range(8)) == [DONE] * 8 and lag(own.store).events == 0,
-        timeout_s=60,
-        message=f"{own.store.label} has applied everything",
-    )
+    wait_until(lambda: is_applied(own), timeout_s=60, message=f"{own.store.label} has applied everything")
 
 
 def replaced(world: World, children: list[ChildProcess], others: ExitStack, projections: str, *, kill: bool) -> None:
@@ -165,6 +166,35 @@ def test_one_projections_failing_code_stops_nobody_else(world: World) -> None:
         rows = {row["projection"]: row["parked"] for row in run_own(world, "", "ls").rows}
     assert rows == {"sessions@1": 0, "fussy@1": 1, "spent@1": 0}
     assert {name: state.calls for name, state in own.states().items()} == {f"s-{n}": 2 for n in range(6) if n != 3}
+    assert world.verify() == []
+
+
+def test_code_that_kills_its_workers_parks_the_session_and_all_others_go_on(world: World) -> None:
+    """After some deaths the commit they died of is found; nobody folds it again, and no worker dies any more."""
+    own = Own(world, Deadly)
+    names = [f"s-{n}" for n in range(30)]
+    for name in names:
+        world.log.append(name, did("start"))
+    deaths = 0
+    with ExitStack() as workers:
+        (child,) = workers.enter_context(world.workers(1, projections=named(Deadly)))
+        wait_until_applied(own)
+        world.log.append("s-3", did("tool.deadly"))
+        for name in names:
+            world.log.append(name, did("tool.fine"))
+        while not is_applied(own):
+            if child.poll() is not None:
+                assert child.returncode == 9
+                deaths += 1
+                assert deaths < 12, "nobody finds what they die of"
+                (child,) = workers.enter_context(world.workers(1, projections=named(Deadly)))
+        assert child.poll() is None
+        world.wait_until_caught_up()
+    assert deaths >= 3
+    (reason,) = own.store.parked(world.keyspace.partition_of("s-3"), ["s-3"])
+    assert reason is not None
+    assert (reason.code, reason.first_bad_seq, reason.attempts) == ("WORKER_KILLED", 2, 3)
+    assert {name: state.calls for name, state in own.states().items()} == {name: 2 - (name == "s-3") for name in names}
     assert world.verify() == []
 
 

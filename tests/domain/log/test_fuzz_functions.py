@@ -147,6 +147,9 @@ class Functions:
             ),
             "muster_mend_total_1": lambda: Call("muster_mend_total_1", [self.keys.meta, self.keys.feed], []),
             "muster_claim_1": lambda: Call("muster_claim_1", [self.keys.owner("p")], ["w", "n", 1000, "0"]),
+            "muster_try_1": lambda: Call(
+                "muster_try_1", [self._owner()], [self._token, "1 s1", self._any_of("2 s1", "")]
+            ),
             "muster_renew_1": lambda: Call("muster_renew_1", [self._owner()], [self._token, 10**9]),
             "muster_release_1": lambda: Call("muster_release_1", [self.keys.owner("p")], ["1-n"]),
             "muster_step_1": self._step,
