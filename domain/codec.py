@@ -19,6 +19,7 @@ from domain.errors import Damaged, Refused
 from domain.events import (
     NO_DATA,
     Event,
+    Shape,
     check_plain,
     check_session,
     checked_event,
@@ -133,7 +134,7 @@ def fingerprint(event: Event) -> int:
             data = _CANONICAL.encode(msgspec.msgpack.decode(event.data))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
             data = bytes(event.data)  # of a foreign producer, and unreadable: the same bytes are the same event
-    return hash((event.type, event.actor, event.time, data))
+    return hash((event.type, event.actor, event.time, data, event.shape))
 
 
 def parse_line(line: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[str, Event]:
@@ -154,7 +155,9 @@ def parse_line(line: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[str, Event
     if not isinstance(data, dict):
         raise Refused("FIELD_INVALID", "`data` must be an object")
     check_session(fields["session"])
-    event = checked_event(fields["type"], fields["actor"], fields.get("id"), fields.get("time"), data)
+    event = checked_event(
+        fields["type"], fields["actor"], fields.get("id"), fields.get("time"), data, fields.get("shape", 1)
+    )
     check_size(event, limits)
     return fields["session"], event
 
@@ -182,6 +185,8 @@ def format_line(session: str, event: Event) -> bytes:
         fields["id"] = event.id
     if event.time is not None:
         fields["time"] = event.time
+    if event.shape != 1:
+        fields["shape"] = event.shape
     fields["data"] = event.payload()
     return msgspec.json.encode(fields)
 
@@ -190,7 +195,7 @@ _EVENTS = msgspec.msgpack.Encoder()
 _BODY = msgspec.msgpack.Decoder(list[Event])
 _CANONICAL = msgspec.msgpack.Encoder(order="deterministic")
 _JSON = msgspec.json.Encoder()
-_LINE_FIELDS: Final = frozenset({"session", "type", "actor", "id", "time", "data"})
+_LINE_FIELDS: Final = frozenset({"session", "type", "actor", "id", "time", "data", "shape"})
 
 
 class _ForeignEvent(Struct, forbid_unknown_fields=True):
@@ -201,13 +206,15 @@ class _ForeignEvent(Struct, forbid_unknown_fields=True):
     actor: str
     time: str | None = None
     data: dict[str, Any] = {}
+    shape: Shape = 1
 
 
 _FOREIGN = msgspec.json.Decoder(list[_ForeignEvent])
 
 
 def _from_foreign(line: _ForeignEvent) -> Event:
-    return Event(line.type, line.id, line.actor, line.time, Raw(pack(line.data)) if line.data else Raw(NO_DATA))
+    data = Raw(pack(line.data)) if line.data else Raw(NO_DATA)
+    return Event(line.type, line.id, line.actor, line.time, data, line.shape)
 
 
 def _line_fields(line: bytes, limits: Limits) -> dict[str, Any]:

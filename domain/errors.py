@@ -123,7 +123,7 @@ REGISTRY: dict[str, Entry] = {
     "NESTED_TOO_DEEP": Entry(Refused, "flatten the data, or put it into one string"),
     "FIELD_MISSING": Entry(Refused, "add the field: session, type, actor and id are required in files"),
     "FIELD_UNKNOWN": Entry(
-        Refused, "put what is your own under `data`; top-level keys are session, type, actor, id, time, data"
+        Refused, "put what is your own under `data`; top-level keys are session, type, actor, id, time, data, shape"
     ),
     "FIELD_INVALID": Entry(Refused, "give the field the type and the range the README lists for it"),
     "SESSION_INVALID": Entry(Refused, _ID_RULE),
@@ -232,6 +232,9 @@ REGISTRY: dict[str, Entry] = {
     "PROJECTION_INVALID": Entry(
         Misconfigured, "mend the class as the cause says; projections/projection.py has an example"
     ),
+    "UPCASTER_INVALID": Entry(
+        Misconfigured, "give a type with a dot a list of functions, each from one shape to the next"
+    ),
     "PROJECTION_ABSENT": Entry(
         Misconfigured, "name the projection's class in MUSTER_PROJECTIONS (package.module:Class) for this process too"
     ),
@@ -255,6 +258,13 @@ REGISTRY: dict[str, Entry] = {
     ),
     "VIEW_UNREADABLE": Entry(
         Damaged, "nothing: it is built again from the log when it is next needed, or by `muster recover apply`"
+    ),
+    "EVENT_NEWER": Entry(
+        Damaged,
+        "start workers that know it, then the session goes on by itself; if nobody does, discard the commit",
+    ),
+    "UPCAST_FAILED": Entry(
+        Damaged, "mend the step as the cause says and restart the workers: the session goes on by itself"
     ),
     "PROJECTION_FAILED": Entry(
         Damaged, "mend the projection and raise its version; or `muster parked retry --projection` if the cause is gone"

@@ -22,6 +22,10 @@ IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@/+-]{1,200}\Z")
 #: Types of the user's own: lower-case words joined by dots.
 DOTTED_TYPE: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)+\Z")
 MAX_TYPE_LENGTH: Final = 128
+#: The highest shape an event may have.
+MAX_SHAPE: Final = 65_535
+#: What a built-in type of a newer release looks like.
+BARE_TYPE: Final = re.compile(r"[a-z0-9_]+\Z")
 #: The actor and the prefix of types that are Muster's own.
 OWN_ACTOR: Final = "muster"
 OWN_TYPE_PREFIX: Final = "muster."
@@ -32,6 +36,7 @@ _READABLE_DEPTH: Final = 500
 NO_DATA: Final = b"\x80"
 
 EntityId = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+Shape = Annotated[int, Meta(ge=1, le=65535)]
 Text = Annotated[str, Meta(max_length=65536)]
 
 
@@ -113,7 +118,8 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
     producer's claim).
 
     The field order is the wire's: new fields are appended with defaults, never reordered. `data` holds a
-    MessagePack map; `Event.of` packs it from a mapping, `event.payload()` unpacks it.
+    MessagePack map; `Event.of` packs it from a mapping, `event.payload()` unpacks it. `shape` is the version of what
+    `data` looks like for this type, as its producer states it (domain/upcast.py).
     """
 
     type: str
@@ -121,6 +127,7 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
     actor: str
     time: str | None = None
     data: Raw = Raw(NO_DATA)
+    shape: Shape = 1
 
     @classmethod
     def of(
@@ -131,6 +138,7 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
         data: Mapping[str, Any] | None = None,
         id: str = "",
         time: str | None = None,
+        shape: int = 1,
     ) -> Event:
         """A valid event. Without an id, the log gives it one when it is appended.
 
@@ -141,19 +149,23 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
         if not isinstance(data, Mapping):
             raise Refused("FIELD_INVALID", "`data` must be an object")
         check_plain(data)
-        return cls._checked(type, actor, id or None, time, data)
+        return cls._checked(type, actor, id or None, time, data, shape)
 
     @classmethod
-    def _checked(cls, type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any]) -> Event:
+    def _checked(
+        cls, type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any], shape: int
+    ) -> Event:
         check_type(type)
         check_actor(actor)
         if id is not None and not is_identifier(id):
             raise Refused("ID_INVALID", f"the event id {shortened(id)} is not an identifier")
         if time is not None:
             check_time(time)
+        if shape != 1 or shape is True:
+            check_shape(type, shape)
         packed = pack(data) if data else NO_DATA
         check_details(type, data)
-        return cls(type, id or "", actor, time, Raw(packed))
+        return cls(type, id or "", actor, time, Raw(packed), shape)
 
     def payload(self) -> dict[str, Any]:
         """The data, unpacked. Raises Damaged (EVENT_UNREADABLE) for data that no producer's library writes."""
@@ -167,9 +179,11 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
         return value
 
 
-def checked_event(type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any]) -> Event:
+def checked_event(
+    type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any], shape: int
+) -> Event:
     """An event whose data is known to be plain JSON already (no NaN, bounded depth), as it is after parsing a line."""
-    return Event._checked(type, actor, id, time, data)
+    return Event._checked(type, actor, id, time, data, shape)
 
 
 def is_identifier(value: object) -> bool:
@@ -206,6 +220,14 @@ def check_type(type: object) -> None:
         raise Refused("TYPE_UNKNOWN", f"the type {shortened(type)} is neither built in nor words joined by dots")
     if type.startswith(OWN_TYPE_PREFIX):
         raise Refused("TYPE_RESERVED", f"the type {shortened(type)} is reserved")
+
+
+def check_shape(type: str, shape: object) -> None:
+    """Refuses what is no shape of an event of this type (FIELD_INVALID)."""
+    if not isinstance(shape, int) or isinstance(shape, bool) or not 1 <= shape <= MAX_SHAPE:
+        raise Refused("FIELD_INVALID", f"`shape` {shortened(shape)} is no whole number from 1 to {MAX_SHAPE}")
+    if shape != 1 and type in BUILT_IN:
+        raise Refused("FIELD_INVALID", f"the built-in type {type} has shape 1 and no other")
 
 
 def check_time(time: object) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from domain.codec import Commit, chain
 from domain.errors import Damaged
-from domain.events import is_identifier, is_type, shortened
+from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
 from domain.session import Session, entities_of, gate_after, kinds_of
 
 
@@ -47,13 +47,20 @@ def is_legal(gate: str, commit: Commit) -> bool:
     return gate_after(gate, kinds_of(commit.events))[1] is None
 
 
-def stranger(session: Standing, commit: Commit) -> str | None:
-    """The first type or actor of the commit that is none; only those that are new to the session are looked at."""
+def stranger(session: Standing, commit: Commit) -> tuple[str, str] | None:
+    """The first type, actor or shape of the commit that is none, as a code and words; None if all are known.
+
+    EVENT_NEWER: it is of a built-in type, or of a shape of one, that a newer release may know. Of types and actors only
+    those are looked at that are new to the session.
+    """
     for event in commit.events:
         if event.actor not in session.agents and not is_identifier(event.actor):
-            return f"the actor {shortened(event.actor)}"
+            return "EVENT_UNREADABLE", f"names the actor {shortened(event.actor)}"
         if event.type not in session.event_types and not is_type(event.type):
-            return f"the type {shortened(event.type)}"
+            is_bare = len(event.type) <= MAX_TYPE_LENGTH and BARE_TYPE.match(event.type)
+            return "EVENT_NEWER" if is_bare else "EVENT_UNREADABLE", f"names the type {shortened(event.type)}"
+        if event.shape != 1 and event.type in BUILT_IN:
+            return "EVENT_NEWER", f"holds {event.type} in shape {event.shape}"
     return None
 
 
@@ -88,11 +95,8 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
     try:
         strange = stranger(session, commit)
         if strange is not None:
-            return Damaged(
-                "EVENT_UNREADABLE",
-                f"the commit at seq {commit.first_seq} {where} names {strange}",
-                seq=commit.first_seq,
-            )
+            code, words = strange
+            return Damaged(code, f"the commit at seq {commit.first_seq} {where} {words}", seq=commit.first_seq)
         if is_legal(session.gate, commit):
             return None
     except Damaged as unreadable:

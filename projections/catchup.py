@@ -53,6 +53,8 @@ class Batch(Struct, frozen=True):
     spans: list[Span]
     #: Workers died over it: each commit is noted before it is folded (projections/careful.py).
     careful: bool = False
+    #: Parked sessions to be tried again, and nothing else.
+    retry: list[str] = []
 
 
 class Outcome(Struct, frozen=True):

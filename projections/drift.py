@@ -64,6 +64,7 @@ KINDS: Final[dict[str, Kind]] = {
     "FORK": Kind("log", "critical", _ACCEPT),
     "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
     "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
+    "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
     "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
     "HEAD_MISSING": Kind("head", "error", _REPAIR),

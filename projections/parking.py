@@ -10,7 +10,9 @@ from typing import Final
 KILLED: Final = "WORKER_KILLED"
 #: Of these the commit is as it was appended, so that an operator may discard it. A damaged log is no matter of one
 #: commit: it is quarantined.
-DISCARDABLE: Final = frozenset({"EVENT_ILLEGAL", "EVENT_UNREADABLE", KILLED})
+DISCARDABLE: Final = frozenset({"EVENT_ILLEGAL", "EVENT_UNREADABLE", "EVENT_NEWER", KILLED})
+#: Of these another worker may know more: it tries them again when it takes a partition up.
+ANOTHER_MAY_KNOW: Final = frozenset({"EVENT_NEWER", "UPCAST_FAILED"})
 
 #: Whole UUIDs first: their parts may be letters only. Then bytes as Python writes them, hex, and numbers, which may
 #: stand within a word (`e12`).

@@ -41,6 +41,7 @@ from domain.codec import genesis
 from domain.errors import Damaged, Misconfigured
 from domain.events import Event
 from domain.session import OPEN_GATE
+from domain.upcast import NO_UPCASTERS, Upcasters
 from projections.sealed import Seal, seal
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
@@ -91,6 +92,8 @@ class Projection:
     name: ClassVar[str]
     version: ClassVar[int]
     state_type: ClassVar[Any] = Any
+    #: Old shapes of events are brought into the current one before `key` and `apply` see them.
+    upcasters: ClassVar[Upcasters] = NO_UPCASTERS
 
     def key(self, event: RecordedEvent) -> str | Collection[str] | None:
         """Which state, or states, the event is for; None for none. Without this method: one state a session."""

@@ -22,7 +22,7 @@ from domain.log.protocol import pack_head, parse_entry, parse_head
 from domain.log.skips import marked, parse_skips
 from domain.log.witness import Loss
 from projections import agent_view, session_view
-from projections.parking import fingerprint
+from projections.parking import ANOTHER_MAY_KNOW, fingerprint
 
 #: How many feed entries are read at a time.
 FEED_PAGE: Final = 512
@@ -274,6 +274,23 @@ class ProjectionStore:
             told |= named.keys()
             if not cursor:
                 return
+
+    def waiting(self, partitions: Sequence[int]) -> dict[int, list[str]]:
+        """The sessions of partitions that are parked until a worker comes that knows more; partitions without are left
+        out.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for partition in partitions:
+            pipe.hlen(self.keys(partition).parked(self.owned))
+        counts = pipe.execute(raise_on_error=False) if partitions else []
+        found = {}
+        for partition, count in zip(partitions, counts, strict=True):
+            if isinstance(count, int) and count:
+                pages = self.parked_pages(partition)
+                found[partition] = [
+                    name for page in pages for name, why in page.items() if why.code in ANOTHER_MAY_KNOW
+                ]
+        return {partition: names for partition, names in found.items() if names}
 
     def types(self, keys: Sequence[str]) -> list[bytes]:
         """The Redis types of keys; b"none" for those that are not there."""

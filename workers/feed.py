@@ -147,11 +147,18 @@ class FeedConsumer(Consumer):
                 silent[partition].position = None
 
     def _begin(self, unknown: dict[int, HeldPartition]) -> list[Batch]:
-        """Asks the cursors of partitions that were just taken up.
+        """Asks the cursors of partitions that were just taken up, and has sessions tried that waited for this worker.
 
         One whose cursor or feed cannot say what is new is compared with its registry and log first.
         """
         batches = []
+        new = [partition for partition, held in unknown.items() if held.is_new]
+        for partition, names in (self._store.waiting(new) if new else {}).items():
+            batches.append(Batch(partition, unknown[partition].token, None, None, [], retry=names))
+        for partition in new:
+            unknown[partition].is_new = False
+        for batch in batches:
+            del unknown[batch.partition]
         unbuilt = self._store.unbuilt(list(unknown))
         for partition, (position, total) in self._store.standing(unknown).items():
             held = unknown[partition]

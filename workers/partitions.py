@@ -31,6 +31,8 @@ class HeldPartition(Struct):
     rest_s: float = 0.0
     rests_until: float = 0.0
     careful: bool = False
+    #: Nobody looked yet whether sessions wait here for a worker that knows more than the one before.
+    is_new: bool = True
 
 
 class HeldPartitions:

@@ -64,7 +64,10 @@ class Projector:
         self._worker = worker
 
     def project(self, batch: Batch) -> None:
-        """Applies a batch; one without an end means that the partition is to be brought up to date from the log."""
+        """Applies a batch; one without an end means that the partition is to be brought up to date from the log.
+
+        One that names sessions to be tried again does that alone.
+        """
         if batch.cursor_to is not None:
             projected = catchup.apply(self._store, self._log, batch)
             for session, position in projected.positions.items():
@@ -80,8 +83,14 @@ class Projector:
             batch.token,
             who=self._worker,
             quarantine=False,
+            retry=bool(batch.retry),
             renew=lambda: None,  # the lease keeper does
         )
+        if batch.retry:
+            for _ in rebuild.sessions(batch.retry):
+                pass
+            rebuild.totals()
+            return
         for _ in rebuild.everything():
             pass
 

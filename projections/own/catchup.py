@@ -27,7 +27,7 @@ from projections.catchup import Batch
 from projections.own.folding import Folding, failure
 from projections.own.merging import Doubt, Views, merged
 from projections.own.store import DONE, VIEWS, OwnStore, Stored, after, resumes_after
-from projections.parking import KILLED, fingerprint
+from projections.parking import ANOTHER_MAY_KNOW, KILLED, fingerprint
 from projections.projection import Fold
 from projections.store import Operation, Parked, Span
 
@@ -39,7 +39,7 @@ SLICE_S: Final = 1.0
 SLICE_SESSIONS: Final = 256
 STEP_BYTES: Final = 1024 * 1024
 #: Trouble that comes of the user's code, and not of the log.
-ITS_OWN: Final = frozenset({"PROJECTION_FAILED", KILLED})
+ITS_OWN: Final = frozenset({"PROJECTION_FAILED", KILLED, *ANOTHER_MAY_KNOW})
 
 
 class Outcome(Struct, frozen=True):
@@ -70,6 +70,8 @@ class OwnProjector:
         if batch.careful and not self._carefully:
             reader = CarefulReader(self._store, self._log, batch.partition, batch.token)
             OwnProjector(self._store, reader, carefully=True).project(batch)
+        elif batch.retry:
+            self.retry(batch.partition, batch.token, batch.retry)
         elif batch.cursor_to is None:
             self.build_slice(batch.partition, batch.token)
         else:
@@ -178,6 +180,17 @@ class OwnProjector:
         self._step(partition, token, [store.write_build(partition, following)], cursor.position)
         return following == DONE
 
+    def retry(self, partition: int, token: str, sessions: Sequence[str]) -> None:
+        """Folds parked sessions on, as far as they go now."""
+        operations = [
+            operation
+            for stored in self._store.stored(partition, sessions)
+            for operation in self._bring_in(partition, stored)
+        ]
+        if self._definition.is_keyed:
+            operations.append(self._store.write_build(partition, VIEWS))
+        self._step(partition, token, operations, self._store.cursor(partition).position)
+
     def begin(self, partition: int, token: str) -> None:
         """Has the history of a partition brought in again, from the first session on."""
         cursor, total = self._store.cursor(partition), self._store.total(partition)
@@ -186,23 +199,25 @@ class OwnProjector:
     def _build_page(self, partition: int, token: str, page: Sequence[str], position: int | None, *, anew: bool) -> None:
         until = time.monotonic() + SLICE_S
         operations: list[Operation] = []
-        size, last = 0, page[0]
+        last = page[0]
         for stored in self._store.stored(partition, page):
             last = stored.session
             if stored.parked is not None and stored.parked.code == KILLED and not anew:
                 continue  # workers die of it: only who asks for it by name tries again
-            outcome = self.brought_in(stored, anew=anew)
-            if outcome is not None and outcome.encoded != stored.fold:
-                operations += self._writes(partition, outcome)
-                size += len(outcome.encoded)
-            elif outcome is not None and outcome.parked is not None:
-                operations.append(self._store.park(partition, outcome.session, outcome.parked))
-            if stored.parked is not None and (outcome is None or outcome.parked is None):
-                operations.append(self._store.unpark(partition, stored.session))
-            if size > STEP_BYTES or time.monotonic() > until:
+            operations += self._bring_in(partition, stored, anew=anew)
+            if sum(map(_size, operations)) > STEP_BYTES or time.monotonic() > until:
                 break
         operations.append(self._store.write_build(partition, after(last)))
         self._step(partition, token, operations, position)
+
+    def _bring_in(self, partition: int, stored: Stored, *, anew: bool = False) -> Iterator[Operation]:
+        outcome = self.brought_in(stored, anew=anew)
+        if outcome is not None and outcome.encoded != stored.fold:
+            yield self._store.write_fold(partition, outcome.session, outcome.encoded)
+        if outcome is not None and outcome.parked is not None:
+            yield self._store.park(partition, outcome.session, outcome.parked)
+        elif stored.parked is not None:
+            yield self._store.unpark(partition, stored.session)
 
     def brought_in(self, stored: Stored, *, anew: bool = False) -> Outcome | None:
         """A session folded as far as its log goes; None if its fold stands there already."""
@@ -279,3 +294,7 @@ class OwnProjector:
         self._store.step(
             partition, token=token, cursor_from=position, cursor_to=to, events=events, operations=operations
         )
+
+
+def _size(operation: Operation) -> int:
+    return sum(len(argument) for argument in operation.arguments if isinstance(argument, bytes))

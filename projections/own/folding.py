@@ -80,7 +80,7 @@ class Folding:
     def _apply(self, commit: Commit) -> None:
         definition, projection, states = self._definition, self._definition.projection, self.fold.states
         for seq, event in enumerate(commit.events, commit.first_seq):
-            recorded = RecordedEvent(commit.session, seq, commit.at_ms, event)
+            recorded = RecordedEvent(commit.session, seq, commit.at_ms, projection.upcasters.upcast(event))
             for key in definition.keys_of(recorded):
                 state = states[key] if key in states else projection.initial(key)
                 states[key] = projection.apply(state, recorded)

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from domain.upcast import Upcasters
 from projections.projection import Definition, Projection, RecordedEvent
 
 
@@ -137,6 +138,39 @@ class Deadly(SpentPerSession):
         state.calls += 1
         if event.type == "tool.deadly":
             os._exit(9)
+        return state
+
+
+def tokens_as_numbers(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "tokens": int(data["tokens"])}
+
+
+def tokens_in_usage(data: dict[str, Any]) -> dict[str, Any]:
+    return {"usage": {"tokens": data.pop("tokens")}}
+
+
+class Usage(SpentPerSession):
+    """Reads the third shape of an event, as it is now."""
+
+    name = "usage"
+    upcasters = Upcasters({"llm.called": [tokens_as_numbers, tokens_in_usage]})
+
+    def apply(self, state: Spent, event: RecordedEvent) -> Spent:
+        state.calls += 1
+        if event.type == "llm.called":
+            state.tokens += event.data["usage"]["tokens"]
+        return state
+
+
+class UsageOfBefore(Usage):
+    """The same projection in the release before, which knows two shapes."""
+
+    upcasters = Upcasters({"llm.called": [tokens_as_numbers]})
+
+    def apply(self, state: Spent, event: RecordedEvent) -> Spent:
+        state.calls += 1
+        if event.type == "llm.called":
+            state.tokens += event.data["tokens"]
         return state
 
 

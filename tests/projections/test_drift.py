@@ -7,6 +7,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import pytest
 
 from domain import Append, Receipt
@@ -94,6 +95,11 @@ def illegal(world: World) -> None:
 
 def unreadable(world: World) -> None:
     foreign_append(world.store, "s-1", ".", b"\xc1")
+    world.project()
+
+
+def newer(world: World) -> None:
+    foreign_append(world.store, "s-1", "b", msgspec.msgpack.encode([["modified", "1", "ann", None, {}, 2]]))
     world.project()
 
 
@@ -300,6 +306,7 @@ CASES: Final = (
     Case(written_by_hand, "LOG_ALTERED", 61, "s-1"),
     Case(illegal, "EVENT_ILLEGAL", 62, "s-1"),
     Case(unreadable, "EVENT_UNREADABLE", 61, "s-1"),
+    Case(newer, "EVENT_NEWER", 61, "s-1"),
     Case(killed, "WORKER_KILLED", 61, "s-1"),
     Case(quarantined, "QUARANTINED", None, "s-1"),
     Case(head_missing, "HEAD_MISSING", 60, "s-1"),
