@@ -13,6 +13,8 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from threading import Event, Thread
 
 import redis
@@ -45,6 +47,8 @@ SERVER_LOOK_S = 1.0
 TRIM_EVERY_S = 10.0
 #: How long the idle threads of a drained worker are waited for, in ms.
 STOP_TIMEOUT_MS = 5_000
+#: The exit code of a process that ended because a batch did not.
+STUCK_EXIT = 70
 #: How soon idle threads notice that they should stop, in ms.
 IDLE_TIMEOUT_MS = 100
 
@@ -52,15 +56,19 @@ IDLE_TIMEOUT_MS = 100
 class Projector:
     """What the actor does with a batch."""
 
-    def __init__(self, store: ProjectionStore, log: SessionLog, worker: str) -> None:
+    def __init__(
+        self, store: ProjectionStore, log: SessionLog, worker: str, *, goes_on: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._store = store
         self._log = log
         self._worker = worker
+        self._goes_on = goes_on
 
     def project(self, batch: Batch) -> None:
         """Applies a batch; one without an end means that the partition is to be brought up to date from the log."""
+        goes_on = partial(self._goes_on, batch.partition)
         if batch.cursor_to is not None:
-            projected = catchup.apply(self._store, self._log, batch)
+            projected = catchup.apply(self._store, self._log, batch, goes_on=goes_on)
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
             return
@@ -74,10 +82,10 @@ class Projector:
             batch.token,
             who=self._worker,
             quarantine=False,
-            renew=lambda: None,  # the lease keeper does
+            renew=goes_on,  # the lease itself is renewed by its keeper
         )
         for _ in rebuild.everything():
-            pass
+            goes_on()
 
 
 def run(settings: Settings, stop: Event) -> int:
@@ -100,8 +108,9 @@ def run(settings: Settings, stop: Event) -> int:
             lease_ttl_ms=settings.worker.lease_ttl_ms,
             beat_ms=settings.worker.beat_ms,
         )
+        projector = Projector(store, log, worker_id, goes_on=partitions.goes_on)
         broker = FeedBroker(store, partitions, client=log.client, middleware=[keeper, Retries()])
-        declare_project_actor(broker, Projector(store, log, worker_id).project, throws=PASSING)
+        declare_project_actor(broker, projector.project, throws=PASSING)
         worker = Worker(broker, queues={QUEUE}, worker_threads=settings.worker.threads, worker_timeout=IDLE_TIMEOUT_MS)
         worker.start()
         logger.info("worker %s runs", worker_id)
@@ -109,6 +118,8 @@ def run(settings: Settings, stop: Event) -> int:
         Thread(
             target=look_after, args=(log, store, partitions, settings, stop), name="housekeeper", daemon=True
         ).start()
+        deadline_s = settings.worker.batch_deadline_s
+        Thread(target=end_if_stuck, args=(partitions, deadline_s, stop), name="deadline", daemon=True).start()
         stop.wait()
         shutdown = Shutdown(partitions, drain_s=settings.worker.drain_s, say=say)
         drained = shutdown.drain()
@@ -125,6 +136,20 @@ def run(settings: Settings, stop: Event) -> int:
 def say(line: str) -> None:
     """A line of progress."""
     print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
+
+
+def end_if_stuck(partitions: HeldPartitions, deadline_s: float, stop: Event) -> None:
+    """Ends the process when a batch does not get further, until it is stopped: then the drain has its own deadline.
+
+    As hard as if it were killed, so that the leases run out and it counts as a death: whoever comes next is careful. A
+    thread of its own, because whatever asks the server may wait for it. It cannot help where a library never gives the
+    interpreter back; then the leases run out too, because their keeper is held up as well.
+    """
+    while not stop.wait(min(1.0, deadline_s / 4)):
+        if overdue := partitions.overdue(deadline_s):
+            at = ", ".join(map(str, overdue))
+            say(f"stuck: nothing came of a batch for {deadline_s:g} s, in partitions {at}; ending at once")
+            os._exit(STUCK_EXIT)
 
 
 def look_after(

@@ -13,12 +13,15 @@ from msgspec import structs
 from domain.errors import Conflict
 from projections import catchup
 from projections.careful import ATTEMPTS, CarefulReader
+from projections.catchup import Batch
 from projections.lease import Leases, held_for_recovery
 from projections.store import Parked
 from tests.conftest import Store
 from tests.projections.world import World, did, only, raised_code, run_cli
 from tests.waiting import wait_until
 from workers.child_process import start_child
+from workers.partitions import HeldPartitions
+from workers.process import STUCK_EXIT, Projector
 from workers.supervisor import Supervisor
 
 KILLER, SEQ = "killer", 5
@@ -137,6 +140,60 @@ def test_a_cause_that_goes_away_leaves_no_trace(world: World, tmp_path: Path) ->
     assert reason_of(world) is None
     assert world.verify() == []
     world.assert_views_are_folds()
+
+
+def test_a_batch_that_never_returns_ends_its_process(world: World, tmp_path: Path) -> None:
+    """As hard as a kill: the leases run out, and whoever takes over counts a death. Its lease was renewed till then."""
+    cause = tmp_path / "cause"
+    cause.touch()
+    environ = {**world.environ(lease_ttl_ms=600_000, batch_deadline_s=1.0), "MORTAL_FILE": str(cause)}
+    command = [sys.executable, "-m", "tests.workers.mortal", KILLER, str(SEQ), "hang"]
+    with start_child(command, env=environ) as child:
+        assert child.wait(timeout=60) == STUCK_EXIT
+    partition = world.keyspace.partition_of(KILLER)
+    holder = world.leases.owners()[partition]
+    assert holder is not None
+
+    expire(world, partition)
+    claimed(world, "next", partition)
+
+    assert as_holder(world, "other").crashes(partition) == 1
+    assert reason_of(world) is None
+
+
+def test_a_batch_that_gets_further_is_not_stuck() -> None:
+    """The deadline is between one session and the next, not of a whole batch; and of batches in flight only."""
+    partitions = HeldPartitions()
+    for partition in (1, 2):
+        partitions.adopt(partition, "token")
+    held = partitions.ready()
+    for partition in (1, 2):
+        assert partitions.overdue(-1.0) == []
+        assert partitions.hand_out(partition, "token")
+        held[partition].moved_at -= 100
+        assert partitions.overdue(60) == [partition]
+        partitions.goes_on(partition)
+        assert partitions.overdue(60) == []
+        held[partition].moved_at -= 100
+        partitions.finished(partition, "token", 7)
+    assert partitions.overdue(60) == []
+
+
+def test_a_batch_says_of_every_session_that_it_goes_on(world: World) -> None:
+    """Of a batch of the feed, and of a partition that is built again from nothing."""
+    partition = world.keyspace.partition_of(KILLER)
+    moved: list[int] = []
+    projector = Projector(world.projections, world.log, "a", goes_on=moved.append)
+    token = claimed(world, "a", partition)
+    batch = world.next_batch(partition, token)
+    assert batch is not None
+    projector.project(batch)
+    assert moved == [partition] * len(batch.spans)
+
+    moved.clear()
+    world.redis.delete(world.keyspace.partitions[partition].cursor("sessions", 1))
+    projector.project(Batch(partition, token, None, None, []))
+    assert len(moved) > len(batch.spans)
 
 
 # -- what is counted -------------------------------------------------------------------------------------------------
