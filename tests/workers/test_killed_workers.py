@@ -148,8 +148,11 @@ def test_a_batch_that_never_returns_ends_its_process(world: World, tmp_path: Pat
     cause.touch()
     environ = {**world.environ(lease_ttl_ms=600_000, batch_deadline_s=1.0), "MORTAL_FILE": str(cause)}
     command = [sys.executable, "-m", "tests.workers.mortal", KILLER, str(SEQ), "hang"]
-    with start_child(command, env=environ) as child:
+    child = start_child(command, env=environ)
+    try:
         assert child.wait(timeout=60) == STUCK_EXIT
+    finally:
+        child.kill()
     partition = world.keyspace.partition_of(KILLER)
     holder = world.leases.owners()[partition]
     assert holder is not None
