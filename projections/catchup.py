@@ -13,7 +13,7 @@ sessions go on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -78,8 +78,13 @@ class Projected(Struct, frozen=True):
     positions: dict[str, Position]
 
 
-def apply(store: ProjectionStore, log: CommitReader, batch: Batch) -> Projected:
-    """Applies a batch: load, fold, step. Raises Conflict if the lease or the cursor moved; nothing was written then."""
+def apply(
+    store: ProjectionStore, log: CommitReader, batch: Batch, *, goes_on: Callable[[], None] = lambda: None
+) -> Projected:
+    """Applies a batch: load, fold, step. Raises Conflict if the lease or the cursor moved; nothing was written then.
+
+    `goes_on` is called with every session that is folded.
+    """
     views, loaded, parked = store.spans(batch.partition, batch.spans)
     commits: Sequence[Iterable[Commit]] = loaded
     if batch.careful:
@@ -90,6 +95,7 @@ def apply(store: ProjectionStore, log: CommitReader, batch: Batch) -> Projected:
         if span.session in parked:
             continue
         outcome = fold_span(log, span, stored, new)
+        goes_on()
         if outcome is not None:
             outcomes.append(outcome)
     events = (batch.cursor_to or 0) - (batch.cursor_from or 0)

@@ -492,7 +492,9 @@ def _view_findings(partition: int, found: Examination) -> Iterator[Finding]:
     session, seq = snapshot.session, found.expected_seq
     if snapshot.view == found.view:
         if snapshot.parked is not None and found.damage is None:
-            yield finding("SESSION_PARKED", partition, session=session, first_bad_seq=snapshot.parked.first_bad_seq)
+            yield finding(
+                "SESSION_PARKED", partition, session=session, first_bad_seq=snapshot.parked.first_bad_seq or None
+            )
         return
     rebuilt = session_view.document(session_view.decode(found.view))
     if snapshot.view is None:

@@ -232,7 +232,9 @@ class Rebuild:
             yield write_view(self._keys, session, found.view)
             if snapshot.view is not None or self._cursor.position is not None:
                 # What is built for the first time replaces nothing.
-                yield self._audit(found)
+                yield self._audit(found, "view replaced")
+        if self._retry:
+            yield self._audit(found, "parked session tried again")
         stored, should = snapshot.checkpoints, found.checkpoints
         added = [part for seq in should if stored.get(seq) != should[seq] for part in (seq, should[seq])]
         dropped = [seq for seq in stored if seq not in should]
@@ -250,12 +252,12 @@ class Rebuild:
         elif snapshot.parked is not None:
             yield unpark(self._keys, session)
 
-    def _audit(self, found: Examination) -> Operation:
+    def _audit(self, found: Examination, what: str) -> Operation:
         return Operation(
             "XADD",
             self._keys.audit,
             (
-                *("*", "who", self._who, "what", "view replaced", "session", found.snapshot.session),
+                *("*", "who", self._who, "what", what, "session", found.snapshot.session),
                 *("seq", min(found.expected_seq, found.verified.seq), "digest", found.verified.digest),
                 *("why", found.damage.code if found.damage is not None else "rebuild"),
             ),

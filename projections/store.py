@@ -486,8 +486,14 @@ def readable_head(packed: bytes | None) -> Head | None:
 
 
 def parse_parked(session: str, stored: bytes) -> Parked:
-    """The reason a session is parked, as `park` stores it. Older workers stored no fingerprint."""
-    reason = _PARKED.decode(stored)
+    """The reason a session is parked, as `park` stores it. Older workers stored no fingerprint.
+
+    One that cannot be read is none that a fold would give, so a retry or recovery puts the right one in its place.
+    """
+    try:
+        reason = _PARKED.decode(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        reason = Parked("KEY_DAMAGED", "its entry in the list of parked sessions cannot be read", 0)
     if reason.fingerprint:
         return reason
     return structs.replace(reason, fingerprint=fingerprint(reason.code, reason.cause, session))

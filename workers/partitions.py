@@ -33,6 +33,8 @@ class HeldPartition(Struct):
     careful: bool = False
     #: Nobody looked yet whether sessions wait here for a worker that knows more than the one before.
     is_new: bool = True
+    #: When its batch in flight got further, by this process's clock.
+    moved_at: float = 0.0
 
 
 class HeldPartitions:
@@ -131,8 +133,21 @@ class HeldPartitions:
             held = self._held.get(partition)
             if self._closed or held is None or held.token != token or held.busy:
                 return False
-            held.busy = True
+            held.busy, held.moved_at = True, time.monotonic()
             return True
+
+    def goes_on(self, partition: int) -> None:
+        """A batch of the partition got further."""
+        # Without the lock: it is called for every session, and a number is set whole.
+        held = self._held.get(partition)
+        if held is not None:
+            held.moved_at = time.monotonic()
+
+    def overdue(self, deadline_s: float) -> list[int]:
+        """The partitions with a batch in flight that did not get further for so long."""
+        late = time.monotonic() - deadline_s
+        with self._changed:
+            return sorted(partition for partition, held in self._held.items() if held.busy and held.moved_at < late)
 
     def finished(self, partition: int, token: str, position: int | None) -> None:
         """A batch was applied: the next one begins at `position`."""

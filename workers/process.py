@@ -14,27 +14,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event, Thread
 
 import redis
-from dramatiq import Worker
-from dramatiq.middleware import Retries
 
-from domain.errors import Conflict, MusterError, Unavailable
+from domain.errors import MusterError
 from domain.log import SessionLog
 from domain.log.contract import CommitReader
 from projections import catchup
 from projections.careful import CarefulReader
 from projections.catchup import Batch
-from projections.own.catchup import OwnProjector
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
 from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
-from workers.feed import QUEUE, FeedBroker, declare_project_actor
-from workers.leasing import LeaseKeeper
+from workers.following import Following, follow_own
 from workers.partitions import HeldPartitions
 from workers.registered import registered
 from workers.settings import Settings, load
@@ -42,34 +39,33 @@ from workers.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
-#: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is
-#: read again, so a line in the log says enough; anything else is logged with its traceback.
-PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How often a worker looks whether the server became another one, in seconds.
 SERVER_LOOK_S = 1.0
 #: How often a worker trims the feeds of its partitions, in seconds.
 TRIM_EVERY_S = 10.0
 #: How long the idle threads of a drained worker are waited for, in ms.
 STOP_TIMEOUT_MS = 5_000
-#: How soon idle threads notice that they should stop, in ms.
-IDLE_TIMEOUT_MS = 100
 
 
 class Projector:
     """What the actor does with a batch."""
 
-    def __init__(self, store: ProjectionStore, log: SessionLog, worker: str) -> None:
+    def __init__(
+        self, store: ProjectionStore, log: SessionLog, worker: str, *, goes_on: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._store = store
         self._log = log
         self._worker = worker
+        self._goes_on = goes_on
 
     def project(self, batch: Batch) -> None:
         """Applies a batch; one without an end means that the partition is to be brought up to date from the log.
 
         One that names sessions to be tried again does that alone.
         """
+        goes_on = partial(self._goes_on, batch.partition)
         if batch.cursor_to is not None:
-            projected = catchup.apply(self._store, self._log, batch)
+            projected = catchup.apply(self._store, self._log, batch, goes_on=goes_on)
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
             return
@@ -84,7 +80,7 @@ class Projector:
             who=self._worker,
             quarantine=False,
             retry=bool(batch.retry),
-            renew=lambda: None,  # the lease keeper does
+            renew=goes_on,  # the lease itself is renewed by its keeper
         )
         if batch.retry:
             for _ in rebuild.sessions(batch.retry):
@@ -92,7 +88,7 @@ class Projector:
             rebuild.totals()
             return
         for _ in rebuild.everything():
-            pass
+            goes_on()
 
 
 def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
@@ -107,7 +103,9 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
     with log:
         store = ProjectionStore(log.client, log.keyspace)
         about = {"pid": str(os.getpid()), "host": platform.node()}
-        sessions = Following(store, Projector(store, log, worker_id).project, worker_id, settings, about=about)
+        partitions = HeldPartitions()
+        project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
+        sessions = Following(store, partitions, project, worker_id, settings, about=about)
         own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
         following = [sessions, *own]
         for one in following:
@@ -117,6 +115,8 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         Thread(
             target=look_after, args=(log, sessions, own, worker_id, settings, stop), name="housekeeper", daemon=True
         ).start()
+        deadline_s = settings.worker.batch_deadline_s
+        Thread(target=end_if_stuck, args=(following, deadline_s, stop), name="deadline", daemon=True).start()
         stop.wait()
         shutdown = Shutdown(*(one.partitions for one in following), drain_s=settings.worker.drain_s, say=say)
         drained = shutdown.drain()
@@ -131,55 +131,21 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
     return code
 
 
-class Following:
-    """One projection that this process works on: its partitions, the keeper of their leases, its Dramatiq worker.
-
-    Each has threads of its own, so that none waits for another's code.
-    """
-
-    def __init__(
-        self,
-        store: ProjectionStore,
-        project: Callable[[Batch], None],
-        worker_id: str,
-        settings: Settings,
-        *,
-        about: dict[str, str] | None = None,
-        is_paused: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.store = store
-        self.partitions = HeldPartitions()
-        self.keeper = LeaseKeeper(
-            store,
-            self.partitions,
-            worker=worker_id,
-            about=about,
-            lease_ttl_ms=settings.worker.lease_ttl_ms,
-            beat_ms=settings.worker.beat_ms,
-            is_paused=is_paused,
-        )
-        broker = FeedBroker(store, self.partitions, client=store.client, middleware=[Retries()])
-        declare_project_actor(broker, project, throws=PASSING)
-        threads = settings.worker.threads if about is not None else 1
-        self.worker = Worker(broker, queues={QUEUE}, worker_threads=threads, worker_timeout=IDLE_TIMEOUT_MS)
-
-    def start(self) -> None:
-        self.worker.start()
-        self.keeper.start()
-
-
-def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings: Settings) -> Following:
-    """Has this process work on a projection of the user's own, which the store knows from then on."""
-    publications = Publications(log.client, log.keyspace)
-    publications.register(definition)
-    store = OwnStore(log.client, log.keyspace, definition)
-    project = OwnProjector(store, log).project
-    return Following(store, project, worker_id, settings, is_paused=lambda: publications.is_paused(definition))
-
-
 def say(line: str) -> None:
     """A line of progress."""
     print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
+
+
+def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event) -> None:
+    """Ends the process when a batch does not get further, until it is stopped: then the drain has its own deadline.
+
+    As hard as if it were killed, so that the leases run out and it counts as a death: whoever comes next is careful. A
+    thread of its own, because whatever asks the server may wait for it. It cannot help where a library never gives the
+    interpreter back; then the leases run out too, because their keeper is held up as well.
+    """
+    while not stop.wait(min(1.0, deadline_s / 4)):
+        for one in following:
+            one.end_if_overdue(deadline_s)
 
 
 def look_after(

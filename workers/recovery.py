@@ -140,7 +140,11 @@ class Recovery:
         return self.repaired
 
     def retry(self, parked: Mapping[int, Collection[str]]) -> Retried:
-        """Builds parked sessions, by partition, again from the log. Those whose log is whole now go on from there."""
+        """Builds parked sessions, by partition, again from the log. Those whose log is whole now go on from there.
+
+        The totals of a partition are summed from all its views afterwards. Where another view is damaged, they lack
+        what it holds until `recover apply` mends it; verification finds both.
+        """
         retried = Retried()
         for partition, sessions in parked.items():
             self._progress(f"partition {partition}")

@@ -46,6 +46,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     beat_ms: Annotated[int, Meta(ge=50)] = 400
     #: How long a stopping worker may finish what is in flight, in seconds.
     drain_s: Annotated[float, Meta(gt=0)] = 20.0
+    #: How long a batch may go on without finishing a session before the process ends itself, in seconds.
+    batch_deadline_s: Annotated[float, Meta(gt=0)] = 120.0
     #: How long an entry stays in the feed after it was written, at least, in seconds; applied entries only are trimmed.
     feed_keep_s: Annotated[float, Meta(ge=0)] = 600.0
     #: How long an own projection that is behind keeps entries in the feed, in seconds; past it, it reads the log.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -55,9 +55,17 @@ class Outcome(Struct, frozen=True):
 class OwnProjector:
     """Applies batches of one version of an own projection, under the leases of its partitions."""
 
-    def __init__(self, store: OwnStore, log: CommitReader, *, carefully: bool = False) -> None:
+    def __init__(
+        self,
+        store: OwnStore,
+        log: CommitReader,
+        *,
+        carefully: bool = False,
+        goes_on: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._carefully = carefully
+        self._goes_on = goes_on
         self._definition = store.definition
         self._log = log
 
@@ -69,7 +77,7 @@ class OwnProjector:
         """
         if batch.careful and not self._carefully:
             reader = CarefulReader(self._store, self._log, batch.partition, batch.token)
-            OwnProjector(self._store, reader, carefully=True).project(batch)
+            OwnProjector(self._store, reader, carefully=True, goes_on=self._goes_on).project(batch)
         elif batch.retry:
             self.retry(batch.partition, batch.token, batch.retry)
         elif batch.cursor_to is None:
@@ -91,6 +99,7 @@ class OwnProjector:
                 in_doubt = in_doubt or not is_sure
                 if outcome is not None:
                     outcomes.append(outcome)
+                self._goes_on(partition)
         operations: list[Operation] = []
         if self._definition.is_keyed:
             views = Views(self._store, partition)
@@ -212,6 +221,7 @@ class OwnProjector:
 
     def _bring_in(self, partition: int, stored: Stored, *, anew: bool = False) -> Iterator[Operation]:
         outcome = self.brought_in(stored, anew=anew)
+        self._goes_on(partition)
         if outcome is not None and outcome.encoded != stored.fold:
             yield self._store.write_fold(partition, outcome.session, outcome.encoded)
         if outcome is not None and outcome.parked is not None:

@@ -37,7 +37,7 @@ from tests.domain.log.logs import Blocking, RunnableLog, ids, note
 from tests.own_server import Certificates, OwnServer
 from tests.waiting import wait_until
 from workers.embedded import free_port
-from workers.process import PASSING
+from workers.following import PASSING
 
 
 class Row(NamedTuple):

@@ -170,6 +170,10 @@ def parked_for_nothing(world: World) -> None:
     world.redis.hset(world.keyspace.of("s-1").parked("sessions"), "s-1", park_reason(world))
 
 
+def parked_unreadably(world: World) -> None:
+    world.redis.hset(world.keyspace.of("s-1").parked("sessions"), "s-1", b"{\xff")
+
+
 def park_reason(world: World) -> Any:
     keys = world.keyspace.of("s-1")
     return park(keys, "s-1", Parked("LOG_GAP", "it was one", 61)).arguments[1]
@@ -325,6 +329,7 @@ CASES: Final = (
     Case(checkpoint_of_a_fork, "FORK", 53, "s-1"),
     Case(parked_behind, "SESSION_PARKED", 61, "s-1"),
     Case(parked_for_nothing, "SESSION_PARKED", 61, "s-1"),
+    Case(parked_unreadably, "SESSION_PARKED", None, "s-1"),
     Case(checkpoint_missing, "CHECKPOINT_MISSING", 53, "s-1"),
     Case(checkpoint_differs, "CHECKPOINT_DIFFERS", 53, "s-1"),
     Case(checkpoint_flipped, "CHECKPOINT_DIFFERS", 53, "s-1"),

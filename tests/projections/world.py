@@ -243,7 +243,13 @@ class World:
     # -- worker processes --------------------------------------------------------------------------------------------
 
     def settings(
-        self, *, lease_ttl_ms: int = 1000, beat_ms: int = 100, drain_s: float = 20, projections: str = ""
+        self,
+        *,
+        lease_ttl_ms: int = 1000,
+        beat_ms: int = 100,
+        drain_s: float = 20,
+        batch_deadline_s: float = 120,
+        projections: str = "",
     ) -> Settings:
         """Settings of worker processes and commands on this store; quick to notice a dead worker."""
         return Settings(
@@ -251,7 +257,9 @@ class World:
             namespace=self.store.namespace,
             redis=RedisSettings(url=self.store.url),
             projections=projections,
-            worker=WorkerSettings(lease_ttl_ms=lease_ttl_ms, beat_ms=beat_ms, drain_s=drain_s),
+            worker=WorkerSettings(
+                lease_ttl_ms=lease_ttl_ms, beat_ms=beat_ms, drain_s=drain_s, batch_deadline_s=batch_deadline_s
+            ),
         )
 
     def environ(self, **options: Any) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A worker process that dies of certain commits, as one does that runs out of memory: at once, and without a word.
 
-    python -m tests.workers.mortal SESSION SEQ HOW        HOW: exit, or hang
+    python -m tests.workers.mortal SESSION SEQ HOW        HOW: exit, hang, or raise
 
 It is a real worker in all else. It dies only while the environment's MORTAL_FILE exists: so a cause can go away.
 """
@@ -27,6 +27,8 @@ def deadly(session: Session, commit: Commit) -> None:
     if is_it and Path(os.environ["MORTAL_FILE"]).exists():
         if how == "exit":
             os._exit(137)
+        if how == "raise":
+            raise MemoryError("too much of it")
         time.sleep(600)
     fold(session, commit)
 

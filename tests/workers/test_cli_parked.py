@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import pytest
@@ -248,3 +248,76 @@ def test_others_go_on_while_one_is_tried(world: World) -> None:
 
     assert [world.views.session(name)["seq"] for name in ("s-1", "s-2")] == [6, 6]
     assert {finding.session for finding in world.verify()} == {*UNREADABLE, ILLEGAL}
+
+
+def test_an_entry_that_cannot_be_read_is_shown_and_mended(world: World) -> None:
+    """It hides nobody else, parks as before, and gives way to the right reason, or to none."""
+    for name in ("bad-a", "s-1"):
+        world.redis.hset(world.keyspace.of(name).parked("sessions"), name, b"{\xff")
+
+    rows = {row["session"]: row for row in run_cli(world, "parked", "ls").rows}
+    assert rows.keys() == {*UNREADABLE, ILLEGAL, "s-1"}
+    assert (rows["s-1"]["code"], rows["s-1"]["first_bad_seq"]) == ("KEY_DAMAGED", 0)
+    assert run_cli(world, "parked", "show", "bad-a").row == rows["bad-a"]
+    found = {finding.session: finding.code for finding in world.verify()}
+    assert found == {**dict.fromkeys(UNREADABLE, "EVENT_UNREADABLE"), ILLEGAL: "EVENT_ILLEGAL", "s-1": "SESSION_PARKED"}
+    refused = run_cli(world, "parked", "discard", "bad-a", "--why", "x")
+    assert (refused.code, "DISCARD_REFUSED" in refused.err) == (9, True)
+
+    ran = run_cli(world, "parked", "retry", "--code", "KEY_DAMAGED")
+
+    assert (ran.row["moving"], ran.row["still_parked"]) == (1, 1)
+    reason = reason_of(world, "bad-a")
+    assert reason is not None
+    assert (reason.code, reason.first_bad_seq) == ("EVENT_UNREADABLE", 2)
+    assert reason_of(world, "s-1") is None
+
+
+def test_every_retry_is_audited(world: World) -> None:
+    """Who tried which session again, and what came of it, also where no view was replaced."""
+    park_by_hand(world, "s-1")
+
+    run_cli(world, "parked", "retry", "s-1", "bad-a")
+
+    told = {}
+    for keys in world.keyspace.partitions:
+        for _, entry in world.redis.xrange(keys.audit):
+            if entry[b"what"] == b"parked session tried again":
+                assert entry[b"who"].startswith(b"recovery:")
+                told[entry[b"session"]] = entry[b"why"]
+    assert told == {b"s-1": b"rebuild", b"bad-a": b"EVENT_UNREADABLE"}
+
+
+def test_a_session_is_told_of_once_though_the_server_repeats_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash that shrinks while it is read is told of twice in part: what was read already is left out."""
+    monkeypatch.setattr(store_module, "MEMBER_PAGE", 100)
+    partition, names = 0, [f"old-{number}" for number in range(8192)]
+    key = world.keyspace.partitions[partition].parked("sessions")
+    reason = msgspec.json.encode(Parked("EVENT_UNREADABLE", "it is old", 1))
+    world.redis.hset(key, mapping=dict.fromkeys(names, reason))
+
+    def shrunk_after(pages: Iterable[Iterable[str]]) -> list[str]:
+        """What is told when all but those told of first are deleted in the middle."""
+        world.redis.hset(key, mapping=dict.fromkeys(names, reason))
+        told: list[str] = []
+        for number, page in enumerate(pages):
+            told += page
+            if number == 2:
+                world.redis.hdel(key, *(set(names) - set(told)))
+                for name in told * 30:  # the server shrinks it step by step, with every access
+                    world.redis.hget(key, name)
+        return told
+
+    def raw() -> Iterator[list[str]]:
+        cursor = None
+        while cursor != 0:
+            cursor, page = world.redis.hscan(key, cursor or 0, count=store_module.MEMBER_PAGE)
+            yield [name.decode() for name in page]
+
+    repeated = shrunk_after(raw())
+    told = shrunk_after(world.projections.parked_pages(partition))
+
+    assert len(repeated) > len(set(repeated)), "the server did not repeat anything, so this proves nothing"
+    assert len(told) == len(set(told))

@@ -13,12 +13,16 @@ from msgspec import structs
 from domain.errors import Conflict
 from projections import catchup
 from projections.careful import ATTEMPTS, CarefulReader
+from projections.catchup import Batch
 from projections.lease import Leases, held_for_recovery
 from projections.store import Parked
 from tests.conftest import Store
 from tests.projections.world import World, did, only, raised_code, run_cli
 from tests.waiting import wait_until
 from workers.child_process import start_child
+from workers.following import STUCK_EXIT
+from workers.partitions import HeldPartitions
+from workers.process import Projector
 from workers.supervisor import Supervisor
 
 KILLER, SEQ = "killer", 5
@@ -38,11 +42,11 @@ def world(server_url: str, make_store: Callable[..., Store]) -> World:
 
 
 @contextmanager
-def mortal_workers(world: World, cause: Path, number: int = 1) -> Iterator[list[str]]:
+def mortal_workers(world: World, cause: Path, number: int = 1, how: str = "exit") -> Iterator[list[str]]:
     """Workers kept alive by a supervisor, which die of the deadly commit as long as the cause is there."""
     cause.touch()
     environ = {**world.environ(lease_ttl_ms=500, beat_ms=60), "MORTAL_FILE": str(cause)}
-    command = [sys.executable, "-m", "tests.workers.mortal", KILLER, str(SEQ), "exit"]
+    command = [sys.executable, "-m", "tests.workers.mortal", KILLER, str(SEQ), how]
     said: list[str] = []
     slots = {f"mortal-{slot}": lambda: start_child(command, env=environ) for slot in range(number)}
     supervisor = Supervisor(slots, log=said.append)
@@ -64,16 +68,21 @@ def owner(world: World) -> dict[bytes, bytes]:
     return {name: value for name, value in fields.items() if name == b"crashes" or name.startswith(b"try:")}
 
 
-@pytest.mark.parametrize("lost", ["nothing", "the view", "everything derived"])
-def test_the_killer_is_parked_and_all_others_go_on(world: World, tmp_path: Path, lost: str) -> None:
-    """Whatever the worker was doing when it died: a batch, a view built again, a partition built again."""
+@pytest.mark.parametrize(
+    ("lost", "how"), [("nothing", "exit"), ("the view", "exit"), ("everything derived", "exit"), ("nothing", "raise")]
+)
+def test_the_killer_is_parked_and_all_others_go_on(world: World, tmp_path: Path, lost: str, how: str) -> None:
+    """Whatever the worker was doing when it died: a batch, a view built again, a partition built again.
+
+    So does a batch that fails time and again, with what no fold should raise.
+    """
     keys = world.keyspace.of(KILLER)
     if lost == "the view":
         world.redis.delete(keys.session_view(KILLER))
     elif lost == "everything derived":
         world.redis.delete(*world.derived())
-    with mortal_workers(world, tmp_path / "cause") as said:
-        wait_until(lambda: reason_of(world) is not None, timeout_s=40, message="the killer is parked")
+    with mortal_workers(world, tmp_path / "cause", how=how) as said:
+        wait_until(lambda: reason_of(world) is not None, timeout_s=60, message="the killer is parked")
         world.wait_until_caught_up()
         wait_until(lambda: not owner(world), message="the notes are cleared")
         deaths = len(said)
@@ -137,6 +146,63 @@ def test_a_cause_that_goes_away_leaves_no_trace(world: World, tmp_path: Path) ->
     assert reason_of(world) is None
     assert world.verify() == []
     world.assert_views_are_folds()
+
+
+def test_a_batch_that_never_returns_ends_its_process(world: World, tmp_path: Path) -> None:
+    """As hard as a kill: the leases run out, and whoever takes over counts a death. Its lease was renewed till then."""
+    cause = tmp_path / "cause"
+    cause.touch()
+    environ = {**world.environ(lease_ttl_ms=600_000, batch_deadline_s=1.0), "MORTAL_FILE": str(cause)}
+    command = [sys.executable, "-m", "tests.workers.mortal", KILLER, str(SEQ), "hang"]
+    child = start_child(command, env=environ)
+    try:
+        assert child.wait(timeout=60) == STUCK_EXIT
+    finally:
+        child.kill()
+    partition = world.keyspace.partition_of(KILLER)
+    holder = world.leases.owners()[partition]
+    assert holder is not None
+
+    expire(world, partition)
+    claimed(world, "next", partition)
+
+    assert as_holder(world, "other").crashes(partition) == 1
+    assert reason_of(world) is None
+
+
+def test_a_batch_that_gets_further_is_not_stuck() -> None:
+    """The deadline is between one session and the next, not of a whole batch; and of batches in flight only."""
+    partitions = HeldPartitions()
+    for partition in (1, 2):
+        partitions.adopt(partition, "token")
+    held = partitions.ready()
+    for partition in (1, 2):
+        assert partitions.overdue(-1.0) == []
+        assert partitions.hand_out(partition, "token")
+        held[partition].moved_at -= 100
+        assert partitions.overdue(60) == [partition]
+        partitions.goes_on(partition)
+        assert partitions.overdue(60) == []
+        held[partition].moved_at -= 100
+        partitions.finished(partition, "token", 7)
+    assert partitions.overdue(60) == []
+
+
+def test_a_batch_says_of_every_session_that_it_goes_on(world: World) -> None:
+    """Of a batch of the feed, and of a partition that is built again from nothing."""
+    partition = world.keyspace.partition_of(KILLER)
+    moved: list[int] = []
+    projector = Projector(world.projections, world.log, "a", goes_on=moved.append)
+    token = claimed(world, "a", partition)
+    batch = world.next_batch(partition, token)
+    assert batch is not None
+    projector.project(batch)
+    assert moved == [partition] * len(batch.spans)
+
+    moved.clear()
+    world.redis.delete(world.keyspace.partitions[partition].cursor("sessions", 1))
+    projector.project(Batch(partition, token, None, None, []))
+    assert len(moved) > len(batch.spans)
 
 
 # -- what is counted -------------------------------------------------------------------------------------------------
