@@ -174,6 +174,9 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
+    "TASK_UNKNOWN": Entry(
+        NotFound, "look it up with `muster job ls`; of those that ended the newest thousand are kept"
+    ),
     "PROJECTION_UNKNOWN": Entry(NotFound, "look the projection and its versions up with `muster projection ls`"),
     "KEY_UNKNOWN": Entry(NotFound, "look the keys up with `muster projection show NAME`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
@@ -229,6 +232,9 @@ REGISTRY: dict[str, Entry] = {
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    "JOBS_OFF": Entry(
+        Misconfigured, "name a Redis database of its own in MUSTER_JOBS__URL, for this process and for the workers"
+    ),
     "PROJECTION_INVALID": Entry(
         Misconfigured, "mend the class as the cause says; projections/projection.py has an example"
     ),

@@ -32,8 +32,10 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.following import Following, follow_own
+from workers.jobs import JobRunner
 from workers.partitions import HeldPartitions
 from workers.registered import registered
+from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
 
@@ -117,7 +119,10 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         ).start()
         deadline_s = settings.worker.batch_deadline_s
         Thread(target=end_if_stuck, args=(following, deadline_s, stop), name="deadline", daemon=True).start()
+        jobs = Jobs(settings, log, definitions, worker_id)
+        jobs.start()
         stop.wait()
+        jobs.stop_soon()
         shutdown = Shutdown(*(one.partitions for one in following), drain_s=settings.worker.drain_s, say=say)
         drained = shutdown.drain()
         shutdown.clean_up(lambda: sum(one.keeper.give_back() for one in following))
@@ -128,7 +133,34 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
             os._exit(code)
         for one in following:
             one.worker.stop(timeout=STOP_TIMEOUT_MS)
+        jobs.stop()
     return code
+
+
+class Jobs:
+    """The jobs side of a worker process: what is sent to it, and the schedule. Nothing where jobs are off."""
+
+    def __init__(self, settings: Settings, log: SessionLog, definitions: Sequence[Definition], worker_id: str) -> None:
+        self._runner: JobRunner | None = None
+        if settings.jobs.url is not None:
+            self._runner = JobRunner(settings, log, definitions, worker_id)
+            every_s = settings.jobs.verify_every_s
+            self._schedule = Schedule(self._runner.queue, log.client, log.keyspace, verify_every_s=every_s)
+
+    def start(self) -> None:
+        if self._runner is not None:
+            self._runner.start()
+            self._schedule.start()
+
+    def stop_soon(self) -> None:
+        """Has running jobs stop after the partition they are in."""
+        if self._runner is not None:
+            self._runner.stop_soon()
+
+    def stop(self) -> None:
+        if self._runner is not None:
+            self._schedule.stop()
+            self._runner.stop(STOP_TIMEOUT_MS)
 
 
 def say(line: str) -> None:

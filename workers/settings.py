@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from domain.errors import Misconfigured
 from domain.log import Connecting
-from domain.log.address import parse_address
+from domain.log.address import parse_address, without_password
 from domain.log.durability import parse_durability
 
 PREFIX: Final = "MUSTER_"
@@ -54,6 +54,22 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     feed_pin_s: Annotated[float, Meta(ge=0)] = 3600.0
 
 
+class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Jobs on queues, run by the worker processes."""
+
+    #: The database that holds the queues, never the store's own, with its own user and password; None: no jobs.
+    #: TLS files and patience are those of `redis`.
+    url: str | None = None
+    #: Jobs one process works on at a time.
+    threads: Positive = 1
+    #: How often everything is verified, in seconds; None: only when asked.
+    verify_every_s: Annotated[float, Meta(ge=1)] | None = None
+
+    def __repr__(self) -> str:
+        url = None if self.url is None else without_password(self.url)
+        return f"JobSettings({url!r}, threads={self.threads}, verify_every_s={self.verify_every_s})"
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
 
@@ -66,6 +82,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     projections: str = ""
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
+    jobs: JobSettings = JobSettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -97,7 +114,11 @@ def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, 
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
-    parse_address(settings.redis.url)
+    own = parse_address(settings.redis.url)
+    if settings.jobs.url is not None:
+        jobs = parse_address(settings.jobs.url)
+        if (jobs.hosts, jobs.path, jobs.service, jobs.db) == (own.hosts, own.path, own.service, own.db):
+            raise Misconfigured("SETTING_INVALID", "jobs.url names the store's own database: jobs need another one")
     parse_durability(settings.durability)
     return settings
 

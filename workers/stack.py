@@ -39,7 +39,8 @@ class Stack:
         # Its own server has no users and no TLS, whatever the settings say about another one.
         asked = self.settings.redis
         redis_settings = RedisSettings(self.server.url, asked.timeout_s, asked.retry_for_s)
-        self.settings = structs.replace(self.settings, redis=redis_settings)
+        jobs = structs.replace(self.settings.jobs, url=f"{self.server.url.rpartition('/')[0]}/1")
+        self.settings = structs.replace(self.settings, redis=redis_settings, jobs=jobs)
         client = connect(self.settings.connecting)
         try:
             create_store(

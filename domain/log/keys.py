@@ -69,6 +69,17 @@ KEYS: Final = (
     Key("{store}:works:<projection>@<version>", "zset", KeyClass.EPHEMERAL, "as `workers`: who works on it"),
     Key("{store}:projections", "zset", KeyClass.CONTROL, "until dropped; the user's own, scores the published version"),
     Key("{store}:projection:<projection>", "hash", KeyClass.CONTROL, "until dropped; its versions, which are paused"),
+    Key("{store}:tasks", "zset", KeyClass.CONTROL, "for ever; ids of jobs, scores when they were asked for"),
+    Key("{store}:opentasks", "zset", KeyClass.CONTROL, "until the job has ended"),
+    Key(
+        "{store}:task:<task>",
+        "hash",
+        KeyClass.CONTROL,
+        "while it is among the newest thousand",
+    ),
+    Key("{store}:taskowner:<task>", "hash", KeyClass.CONTROL, "as the task; its lease"),
+    Key("{store}:taskcursor:<task>", "hash", KeyClass.CONTROL, "as the task; how many partitions are done"),
+    Key("{store}:tick:<job>:<tick>", "string", KeyClass.EPHEMERAL, "two ticks; who was first in this one"),
     Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
 )
 
@@ -162,6 +173,9 @@ class Keyspace:
         self._worker = f"{store}:worker:"
         self._works = f"{store}:works:"
         self._projection = f"{store}:projection:"
+        self.tasks = f"{store}:tasks"
+        self.open_tasks = f"{store}:opentasks"
+        self._store = store
 
     def partition_of(self, session: str) -> int:
         return partition_of(session, self.count)
@@ -176,6 +190,18 @@ class Keyspace:
     def workers_of(self, owned: str) -> str:
         """Who works on a projection of the user's own."""
         return f"{self._works}{owned}"
+
+    def task(self, task: str) -> str:
+        return f"{self._store}:task:{task}"
+
+    def task_owner(self, task: str) -> str:
+        return f"{self._store}:taskowner:{task}"
+
+    def task_cursor(self, task: str) -> str:
+        return f"{self._store}:taskcursor:{task}"
+
+    def tick(self, job: str, tick: int) -> str:
+        return f"{self._store}:tick:{job}:{tick}"
 
     def projection(self, name: str) -> str:
         return self._projection + name

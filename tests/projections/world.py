@@ -38,7 +38,7 @@ from workers.leasing import living_workers
 from workers.partitions import HeldPartition
 from workers.process import Projector
 from workers.recovery import Recovery, plan_of
-from workers.settings import RedisSettings, Settings, WorkerSettings
+from workers.settings import JobSettings, RedisSettings, Settings, WorkerSettings
 
 TYPES: Final = (
     *("start", "joined", "left", "modified", "broke", "test_pass", "handoff", "checkpoint", "completed", "extended"),
@@ -141,6 +141,7 @@ class World:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.jobs_url = ""
         self.redis: Any = store.client
         self.keyspace = store.keyspace
         self.log = store.open()
@@ -250,6 +251,8 @@ class World:
         drain_s: float = 20,
         batch_deadline_s: float = 120,
         projections: str = "",
+        jobs_url: str | None = None,
+        verify_every_s: float | None = None,
     ) -> Settings:
         """Settings of worker processes and commands on this store; quick to notice a dead worker."""
         return Settings(
@@ -257,6 +260,7 @@ class World:
             namespace=self.store.namespace,
             redis=RedisSettings(url=self.store.url),
             projections=projections,
+            jobs=JobSettings(jobs_url, verify_every_s=verify_every_s),
             worker=WorkerSettings(
                 lease_ttl_ms=lease_ttl_ms, beat_ms=beat_ms, drain_s=drain_s, batch_deadline_s=batch_deadline_s
             ),

@@ -60,6 +60,8 @@ class Guarded:
         (directory / "users.acl").write_text(f"{self.rules}user root on >{password('root')} ~* &* +@all\n")
         self.server = OwnServer(directory / "server", "--aclfile", directory / "users.acl", kind=kind)
         self.server.start()
+        self.queues = OwnServer(directory / "queues", kind=kind)  # of jobs, which are no part of the store
+        self.queues.start()
         self.keyspace = Keyspace(ENVIRONMENT, NAMESPACE, 4)
         self.root: Any = self.client("root")
         self._clients: list[Any] = [self.root]
@@ -74,6 +76,7 @@ class Guarded:
             "MUSTER_REDIS__USERNAME": user,
             "MUSTER_REDIS__PASSWORD": password(user),
             "MUSTER_REDIS__RETRY_FOR_S": "0",
+            "MUSTER_JOBS__URL": self.queues.url,
             "MUSTER_PROJECTIONS": spec(EventsByType),
         }
         return load(environ)
@@ -103,6 +106,7 @@ class Guarded:
     def close(self) -> None:
         self.root.close()
         self.server.stop()
+        self.queues.stop()
 
 
 def rendered(secrets: Path, *store: str) -> str:
@@ -202,6 +206,17 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert guarded.run("jobs", "projection", "rebuild").code == 7
     assert guarded.run("operator", "parked", "discard", "poisoned", "--why", "a bug").code == 0
     assert guarded.run("reader", "session", "show", "poisoned").rows[0]["seq"] == 1
+
+    # jobs are asked for by an operator, done by whoever takes jobs, and watched by a monitor
+    task = guarded.run("operator", "job", "run", "verify").rows[0]["task"]
+    environ = {"PATH": "/usr/bin:/bin", **guarded.settings("jobs").environ()}
+    worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
+    try:
+        assert guarded.run("monitor", "job", "wait", task, "--timeout", "60").code == 1
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 0
+    assert guarded.run("reader", "job", "ls").rows[0]["result"]["codes"]
 
     # a server that lost commits is reported by the producer that has receipts for them, and accepted by an operator
     with guarded.open("producer") as log:
@@ -348,7 +363,7 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
     allowed = []
     with filled.client(role) as client:
-        for command in (*NOBODY, *NOT[role], *(("XTRIM {feed} MAXLEN 0",) if role != "worker" else ())):
+        for command in (*NOBODY, *NOT[role], *(("XTRIM {feed} MAXLEN 0",) if role not in ("worker", "jobs") else ())):
             try:
                 client.execute_command(*(word.format(**names) for word in command.split(" ")))
             except redis.RedisError as error:

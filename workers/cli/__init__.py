@@ -28,6 +28,7 @@ GROUPS: Final = {
     "worker": "run worker processes, list those that live",
     "projection": "lag, verification and rebuild of what is built from the log",
     "recover": "plan and apply repairs of what verification found",
+    "job": "ask for long work on all partitions, watch it, cancel it",
     "parked": "list, show and retry sessions whose log breaks a law, which wait at the last good commit",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "explain": "say what an error code means and what to do",
