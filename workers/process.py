@@ -32,6 +32,7 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.feed import QUEUE, FeedBroker, declare_project_actor
+from workers.hindrances import Hindrances
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
 from workers.registered import registered
@@ -41,7 +42,7 @@ from workers.shutdown import Shutdown
 logger = logging.getLogger(__name__)
 
 #: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is
-#: read again, so a line in the log says enough; anything else is logged with its traceback.
+#: read again, so a line in the log now and then says enough; anything else is logged with its traceback.
 PASSING = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How often a worker looks whether the server became another one, in seconds.
 SERVER_LOOK_S = 1.0
@@ -145,7 +146,16 @@ class Following:
             is_paused=is_paused,
         )
         broker = FeedBroker(store, self.partitions, client=store.client, middleware=[Retries()])
-        declare_project_actor(broker, project, throws=PASSING)
+        hindrances = Hindrances(logger)
+
+        def project_aloud(batch: Batch) -> None:
+            try:
+                project(batch)
+            except PASSING as error:
+                hindrances.met(f"partition {batch.partition} of {store.owned} cannot be projected", error)
+                raise
+
+        declare_project_actor(broker, project_aloud, throws=PASSING)
         threads = settings.worker.threads if about is not None else 1
         self.worker = Worker(broker, queues={QUEUE}, worker_threads=threads, worker_timeout=IDLE_TIMEOUT_MS)
 
@@ -173,7 +183,7 @@ def look_after(
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
-    publications = Publications(log.client, log.keyspace)
+    publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
@@ -186,7 +196,7 @@ def look_after(
                 keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
-            logger.warning("what is done now and then could not be done, it will be later: %s", error)
+            hindrances.met("the feed cannot be trimmed nor a projection published", error)
         except Exception:
             logger.exception("looking after the server failed")
 
