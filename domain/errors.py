@@ -212,7 +212,10 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SERVER_START_FAILED": Entry(Misconfigured, "read the server's own words in the cause"),
     "DATA_DIR_IN_USE": Entry(Misconfigured, "stop the other process, or use another --data-dir"),
-    "ACCESS_DENIED": Entry(Misconfigured, "check the user, the password and the rights of the user on the server"),
+    "ACCESS_DENIED": Entry(
+        Misconfigured,
+        "check the user, the password and the rights of the user on the server; its `ACL LOG` says what it denied",
+    ),
     "TLS_FAILED": Entry(
         Misconfigured,
         "check tls_ca_file, tls_cert_file, tls_key_file, the host in the URL, and that the server has TLS",

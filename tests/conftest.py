@@ -242,8 +242,9 @@ def store(server_url: str, make_store: Callable[..., Store]) -> Store:
 _OURS: set[int] = set()  #: child processes that live as long as the run, or that a test was blamed for
 
 
-def children() -> set[int]:
-    """The process ids of this process's children, as the kernel knows them."""
+def children(parent: int | None = None) -> set[int]:
+    """The process ids of a process's children (None: of this one's), as the kernel knows them."""
+    parent = os.getpid() if parent is None else parent
     found = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -251,7 +252,7 @@ def children() -> set[int]:
                 stat = Path(entry.path, "stat").read_text()
             except OSError:
                 continue  # it ended meanwhile
-            if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+            if int(stat.rpartition(")")[2].split()[1]) == parent:
                 found.add(int(entry.name))
     return found
 

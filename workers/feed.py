@@ -22,6 +22,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from projections.catchup import Batch
 from projections.store import FeedEntry, ProjectionStore, Span, parse_feed_entry
+from workers.hindrances import Hindrances
 from workers.partitions import HeldPartition, HeldPartitions
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class FeedConsumer(Consumer):
         self._partitions = partitions
         self._read: deque[Batch] = deque()
         self._outage_s = 0.0
+        self._hindrances = Hindrances(logger)
         self._next_look = 0.0
 
     def __next__(self) -> MessageProxy | None:
@@ -88,7 +90,7 @@ class FeedConsumer(Consumer):
             self._outage_s = 0.0
         except (redis.RedisError, OSError) as error:
             self._outage_s = min(1.0, self._outage_s * 2 or 0.05)
-            logger.warning("the feed cannot be read, next try in %.2f s: %s", self._outage_s, error)
+            self._hindrances.met("the feed cannot be read", error)
             self._partitions.wait(self._outage_s)
             return None
         while self._read:

@@ -27,6 +27,7 @@ from projections.own.store import OwnStore
 from projections.projection import Definition
 from projections.store import ProjectionStore
 from workers.feed import QUEUE, FeedBroker, declare_project_actor
+from workers.hindrances import Hindrances
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
 from workers.settings import Settings
@@ -34,7 +35,7 @@ from workers.settings import Settings
 logger = logging.getLogger(__name__)
 
 #: What a batch may fail with in the course of events: the lease went elsewhere, or the server went away. The feed is
-#: read again, so a line in the log says enough; anything else is logged with its traceback.
+#: read again, so a line in the log now and then says enough; anything else is logged with its traceback.
 PASSING: Final = (Conflict, Unavailable, redis.RedisError, OSError)
 #: How often in a row a batch of one partition may fail with anything else.
 FAILURES: Final = 3
@@ -71,6 +72,7 @@ class Following:
         )
         self._project = project
         self._failures: dict[int, int] = {}
+        self._hindrances = Hindrances(logger)
         broker = FeedBroker(store, partitions, client=store.client, middleware=[Retries()])
         declare_project_actor(broker, self._guarded, throws=PASSING)
         threads = settings.worker.threads if about is not None else 1
@@ -88,7 +90,8 @@ class Following:
     def _guarded(self, batch: Batch) -> None:
         try:
             self._project(batch)
-        except PASSING:
+        except PASSING as error:
+            self._hindrances.met(f"partition {batch.partition} of {self.store.owned} cannot be projected", error)
             raise
         except Exception:
             failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1

@@ -18,6 +18,7 @@ import redis
 from domain.log.keys import Keyspace
 from projections.lease import Leases
 from projections.store import ProjectionStore
+from workers.hindrances import Hindrances
 from workers.partitions import HeldPartitions
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class LeaseKeeper:
         self._leases = Leases(store.client, store.keyspace, worker, owned=store.owned)
         self._lease_ttl_ms = lease_ttl_ms
         self._beat_ms = beat_ms
+        self._hindrances = Hindrances(logger)
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
 
@@ -86,7 +88,7 @@ class LeaseKeeper:
             try:
                 self._beat()
             except (redis.RedisError, OSError) as error:
-                logger.warning("no sign of life could be given: %s", error)
+                self._hindrances.met("leases cannot be kept", error)
             except Exception:
                 # A keeper that ended would leave a worker that runs and holds nothing.
                 logger.exception("a beat failed")

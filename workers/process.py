@@ -32,6 +32,7 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.following import Following, follow_own
+from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.partitions import HeldPartitions
 from workers.registered import registered
@@ -185,7 +186,7 @@ def look_after(
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
-    publications = Publications(log.client, log.keyspace)
+    publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
@@ -198,7 +199,7 @@ def look_after(
                 keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
-            logger.warning("what is done now and then could not be done, it will be later: %s", error)
+            hindrances.met("the feed cannot be trimmed nor a projection published", error)
         except Exception:
             logger.exception("looking after the server failed")
 

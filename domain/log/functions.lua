@@ -766,6 +766,19 @@ local function clear_unless(key, needs)
   end
 end
 
+-- The first of the writes of a step that its caller may not do; nil if he may do all. Asked before anything is written: half
+-- a step would move views and not the totals they contribute to.
+local function not_allowed(operations, cursor)
+  local may = redis.acl_check_cmd
+  for _, operation in ipairs(operations) do
+    local command, key = operation[1], operation[2]
+    if not (command == 'DEL' and may(command, key) or command ~= 'DEL' and may(command, key, '', '')) then
+      return command .. ' ' .. key
+    end
+  end
+  return not (may('HSET', cursor, '', '') and may('HINCRBY', cursor, '', '')) and 'HSET and HINCRBY ' .. cursor or nil
+end
+
 -- muster_step_1: writes what a projection derived, and moves its cursor, in one step; or nothing.
 --   KEYS owner cursor, then the keys the operations name
 --   ARGV token, cursor from ("" for no cursor yet), cursor to ("" to leave it), events, then for each operation: command,
@@ -801,6 +814,10 @@ local function step(keys, args)
   local position = string.match(stored[1] or '', '^%d+$') or ''
   if position ~= args[2] then
     return { 'CURSOR_MOVED', position }
+  end
+  local lacking = not_allowed(operations, keys[2])
+  if lacking then
+    return redis.error_reply('ACCESS_DENIED the user may not ' .. lacking)
   end
   for _, operation in ipairs(operations) do
     local needs = STEP[operation[1]]

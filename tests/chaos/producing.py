@@ -53,6 +53,9 @@ class Told(Struct):
 class Producer:
     """Appends commits of one to three events in a thread of its own, through a log of its own."""
 
+    #: How many sessions it appends to, with all others of its kind.
+    sessions = SESSIONS
+
     def __init__(self, number: int, log: SessionLog, seed: int) -> None:
         self.log = log
         self.told = Told([], set(), Counter(), [])
@@ -81,7 +84,7 @@ class Producer:
 
     def _run(self) -> None:
         while not self._stopping.is_set() and not self.has_ended:
-            place = self._chance.randrange(SESSIONS)
+            place = self._chance.randrange(self.sessions)
             session = f"s-{place}-{self._generation[place]}"
             if self._append(session, self._next_events()) is Damaged:
                 self._generation[place] += 1
@@ -167,12 +170,23 @@ class Producers:
 
 
 @contextmanager
-def producing(url: str, count: int, *, seed: int, durability: str = "memory") -> Iterator[Producers]:
+def producing(
+    url: str,
+    count: int,
+    *,
+    seed: int,
+    durability: str = "memory",
+    namespace: str = "main",
+    of: type[Producer] = Producer,
+) -> Iterator[Producers]:
     """Producers on the store at `url`, which append until they are stopped, or else to the end of the block."""
     # Short: a producer that repeats by itself loses nothing by giving up early, and the test none of its time.
     connecting = Connecting(url, timeout_s=1.0, retry_for_s=1.0)
-    logs = [SessionLog.open(connecting, environment=ENVIRONMENT, durability=durability) for _ in range(count)]
-    producers = Producers([Producer(number, log, seed + number) for number, log in enumerate(logs)])
+    logs = [
+        SessionLog.open(connecting, environment=ENVIRONMENT, namespace=namespace, durability=durability)
+        for _ in range(count)
+    ]
+    producers = Producers([of(number, log, seed + number) for number, log in enumerate(logs)])
     for producer in producers._producers:
         producer.start()
     try:

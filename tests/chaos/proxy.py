@@ -64,6 +64,7 @@ class Proxy:
         self._lock = Lock()
         self.delivered_late = 0
         self._closing = Event()
+        self._is_cut = False
         self._open: set[socket.socket] = set()
         self._thread = Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -78,9 +79,23 @@ class Proxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.break_connections()
+        self._thread.join()
+
+    def break_connections(self) -> None:
+        """Breaks every connection there is; new ones get through."""
         for connection in list(self._open):
             _break(connection)
-        self._thread.join()
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """For the time of the block nobody gets through: connections break, and new ones as soon as they are made."""
+        self._is_cut = True
+        self.break_connections()
+        try:
+            yield
+        finally:
+            self._is_cut = False
 
     def deliver_late_requests(self) -> None:
         """Sends the requests that were held back, on connections of their own, and waits for their answers."""
@@ -98,6 +113,9 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return  # closed
+            if self._is_cut:
+                _break(client)
+                continue
             try:
                 upstream = socket.create_connection(self._server)
             except OSError:
