@@ -71,6 +71,8 @@ class Following:
             is_paused=is_paused,
         )
         self._project = project
+        # An own projection that fails to merge its views stands still alone; what fails to fold is parked anyway.
+        self._ends_process = about is not None
         self._failures: dict[int, int] = {}
         self._hindrances = Hindrances(logger)
         broker = FeedBroker(store, partitions, client=store.client, middleware=[Retries()])
@@ -95,8 +97,8 @@ class Following:
             raise
         except Exception:
             failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1
-            logger.exception("a batch of partition %d failed, %d times in a row", batch.partition, failures)
-            if failures >= FAILURES:
+            logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures)
+            if failures >= FAILURES and self._ends_process:
                 end_at_once("a batch fails time and again", [batch.partition])
             raise
         self._failures.pop(batch.partition, None)

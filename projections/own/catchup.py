@@ -174,8 +174,7 @@ class OwnProjector:
         if build == VIEWS:
             self._merge_views(partition, token)
             return True
-        lost = cursor.position is None or cursor.position > total
-        if lost or (resumed is None and (build != DONE or not store.feed_covers(partition, cursor, total))):
+        if resumed is None and (build != DONE or not store.feed_covers(partition, cursor, total)):
             # The cursor comes first: from here on the feed is kept.
             self._step(partition, token, [store.write_build(partition, after(""))], cursor.position, total)
             return False

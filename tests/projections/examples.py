@@ -115,6 +115,17 @@ class FussyMended(Fussy):
         return state
 
 
+class FussyByType(EventsByType):
+    """Counts by type, and fails at one kind of event."""
+
+    name = "fussy_by_type"
+
+    def apply(self, state: int, event: RecordedEvent) -> int:
+        if event.type == "tool.poison":
+            raise ValueError("not to my taste")
+        return state + 1
+
+
 class CannotMerge(EventsByType):
     """Merges all but what one kind of event gave."""
 

@@ -28,6 +28,7 @@ from tests.projections.examples import (
     DoubleByType,
     EventsByType,
     Fussy,
+    FussyByType,
     FussyMended,
     Spent,
     SpentPerSession,
@@ -198,6 +199,21 @@ def test_states_that_cannot_be_merged_park_their_session(world: World) -> None:
     assert parked[1] is not None
     assert "ArithmeticError: too many" in parked[1].cause
     assert own.states()["tool.x"] == 2
+    fold = own.definition.decode(own.store.folds(partitions["a"], ["a"])[0], "a")
+    assert fold is not None
+    assert fold.seq == 1, "the fold stands where its views do"
+
+
+def test_what_a_failing_commit_changed_is_in_no_view(world: World) -> None:
+    """A commit counts whole or not at all, also in what sessions share."""
+    own = Own(world, FussyByType)
+    world.log.append("s", did("start"))
+    own.project()
+    world.log.append("s", [did("start"), did("tool.poison")])
+    own.project()
+
+    assert own.states() == {"start": 1}
+    assert own.codes() == ["SESSION_PARKED"]
 
 
 def test_a_log_that_breaks_a_law_parks_the_session_as_the_built_in_view_does(world: World) -> None:
@@ -319,6 +335,52 @@ def test_a_view_that_was_altered_is_found_and_a_rebuild_mends_it(world: World) -
     rebuilt(own, anew=True)
 
     own.assert_right()
+
+
+def test_a_missing_view_is_not_begun_anew(world: World) -> None:
+    """What other sessions gave would be lost: it is merged again from all of them."""
+    own = Own(world, EventsByType)
+    for name in ("a", "b", "c"):
+        world.log.append(name, did("start"))
+    own.project()
+    world.redis.delete(*(keys.merged("by_type@1", "start") for keys in world.keyspace.partitions))
+    world.log.append("a", did("start"))
+    own.project()
+    own.project()
+    assert own.store.unbuilt([world.keyspace.partition_of("a")]) == set()
+    rebuilt(own, anew=False)
+    own.assert_right()
+
+
+def test_sessions_that_move_one_view_in_one_batch_all_count(world: World) -> None:
+    """Without `subtract` it is merged again from what they give now, and not from what is stored of them."""
+    own = Own(world, SumsWithoutSubtract)
+    names = [f"s-{n}" for n in range(12)]
+    for name in (*names, *names[:8]):
+        world.log.append(name, did("start"))
+    own.project()
+    for name in names:
+        world.log.append(name, [did("start"), did("start")])
+    own.project()
+    assert own.states() == {"start": 44}
+    own.assert_right()
+
+
+def test_a_fold_that_stands_elsewhere_is_named(world: World) -> None:
+    """Behind what the cursor says; another session's; and not a fold that the feed is about to move on."""
+    own = Own(world, EventsByType)
+    world.log.append("s", did("start"))
+    world.log.append("t", did("start"))
+    own.project()
+    keys = world.keyspace.of("s")
+    before = world.redis.get(keys.fold("by_type@1", "s"))
+    world.log.append("s", did("start"))
+    assert own.codes() == [], "it is in the feed"
+    own.project()
+    world.redis.set(keys.fold("by_type@1", "s"), before)
+    assert own.codes() == ["VIEW_BEHIND"]
+    world.redis.set(keys.fold("by_type@1", "s"), world.redis.get(world.keyspace.of("t").fold("by_type@1", "t")))
+    assert own.codes() == ["VIEW_UNREADABLE"]
 
 
 def rebuilt(own: Own, *, anew: bool) -> None:
@@ -458,6 +520,24 @@ def test_a_version_is_published_when_it_is_built_and_caught_up(world: World) -> 
     assert views.get("by_type", "modified") == 36, "what an operator published stays"
 
 
+def test_an_older_version_never_takes_the_place_of_a_newer_one(world: World) -> None:
+    """Also if nobody ever offered it; and none is offered while only its cursor is there."""
+    world.sessions(12)
+    first, second = Own(world, EventsByType), Own(world, DoubleByType)
+    tokens = [second.claim(partition) for partition in range(4)]
+    for partition, token in enumerate(tokens):
+        second.projector.build_slice(partition, token)
+    second.offer()
+    assert not second.publications.version("by_type", 2).is_published
+    for partition, token in enumerate(tokens):
+        second.leases.release(partition, token)
+    second.project()
+    second.offer()
+    first.project()
+    first.offer()
+    assert first.publications.version("by_type").version == 2
+
+
 def test_a_rehearsal_says_what_would_differ_and_writes_nothing(world: World) -> None:
     """For a changed class of the same version, and for a next version; per session and key."""
     world.sessions(6)
@@ -518,9 +598,13 @@ def test_readers_page_through_states_and_read_their_own_writes(world: World) -> 
     with pytest.raises(DeadlineExceeded, match="BEHIND"):
         own.views.get("by_type", "start", at_least=receipt, wait_s=0.01)
     own.project()
-
     assert own.views.get("by_type", "start", at_least=receipt) == 1
-    assert list(own.views.all("by_type")) == [("broke", 1), ("joined", 1), ("start", 1)]
+    later = world.log.append("s", did("start"))
+    with pytest.raises(DeadlineExceeded, match="up to 3, not yet 4"):
+        own.views.get("by_type", "start", at_least=later, wait_s=0.01)
+    own.project()
+    assert own.views.get("by_type", "start", at_least=later) == 2
+    assert list(own.views.all("by_type")) == [("broke", 1), ("joined", 1), ("start", 2)]
     assert list(own.views.all("by_type", after="broke", limit=1)) == [("joined", 1)]
     refused(lambda: own.views.get("by_type", "left"), NotFound, "KEY_UNKNOWN")
     refused(lambda: own.views.get("nobody", "left"), NotFound, "PROJECTION_UNKNOWN")
