@@ -364,13 +364,7 @@ class ProjectionStore:
         key = keys.agents if agents else keys.sessions
         if agents and self.types([key]) != [b"zset"]:
             return
-        low = "-" if after is None else "(" + after
-        while page := self.client.zrangebylex(key, low, "+", start=0, num=MEMBER_PAGE):
-            members = [member.decode("utf-8", "replace") for member in page]
-            yield members
-            if len(members) < MEMBER_PAGE:
-                return
-            low = "(" + members[-1]
+        yield from pages_of(self.client, key, after)
 
     def summed_totals(self, partition: int) -> dict[str, Totals]:
         """The totals of all agents in a partition, summed from its session views. Views that are damaged are left
@@ -462,6 +456,17 @@ class ProjectionStore:
     def unbuilt(self, partitions: Sequence[int]) -> set[int]:
         """Those of the partitions whose history has to be brought in before the feed is followed."""
         return set()
+
+
+def pages_of(client: Any, index: str, after: str | None = None) -> Iterator[list[str]]:
+    """The members of an index, in pages in their order, beginning after one."""
+    low = "-" if after is None else "(" + after
+    while page := client.zrangebylex(index, low, "+", start=0, num=MEMBER_PAGE):
+        members = [member.decode("utf-8", "replace") for member in page]
+        yield members
+        if len(members) < MEMBER_PAGE:
+            return
+        low = "(" + members[-1]
 
 
 def _lease_taken(partition: int) -> Conflict:

@@ -20,7 +20,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Retries
 from msgspec import structs
 
-from domain.errors import Conflict, Misconfigured, MusterError, Refused, Unavailable
+from domain.errors import Conflict, Misconfigured, MusterError, Unavailable
 from domain.log import SessionLog, connect
 from projections.drift import Finding, Validator
 from projections.lease import RECOVERY_PREFIX
@@ -114,7 +114,7 @@ class JobQueue:
         if settings.jobs.url is None:
             raise Misconfigured("JOBS_OFF", "no database for jobs is named")
         self.tasks = Tasks(log.client, log.keyspace)
-        self._count = log.keyspace.count
+        self._keyspace = log.keyspace
         self.client: Any = connect(structs.replace(settings.redis, url=settings.jobs.url, username=None, password=None))
         self.broker = RedisBroker(  # type: ignore[no-untyped-call]
             client=self.client,
@@ -130,10 +130,7 @@ class JobQueue:
 
         Raises Refused (USAGE) for partitions the store has not.
         """
-        asked = partitions or list(range(self._count))
-        if unknown := [partition for partition in asked if not 0 <= partition < self._count]:
-            raise Refused("USAGE", f"the store has the partitions 0 to {self._count - 1}, not {unknown[0]}")
-        task = self.tasks.create(kind, asked, options, who)
+        task = self.tasks.create(kind, self._keyspace.chosen(partitions), options, who)
         self.send(task.id)
         return task
 

@@ -6,11 +6,12 @@ One hash tag a partition, so that whatever changes together lies in one slot and
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from hashlib import sha1
 from typing import Final, NamedTuple
 
-from domain.errors import Misconfigured
+from domain.errors import Misconfigured, Refused
 
 DEFAULT_PARTITIONS: Final = 32
 _PART: Final = re.compile(r"[A-Za-z0-9._@/+-]{1,64}\Z")
@@ -179,6 +180,13 @@ class Keyspace:
 
     def partition_of(self, session: str) -> int:
         return partition_of(session, self.count)
+
+    def chosen(self, partitions: Sequence[int] | None) -> list[int]:
+        """The partitions somebody names, all if he names none. Raises Refused (USAGE) for one that is not there."""
+        asked = list(partitions or range(self.count))
+        if unknown := [partition for partition in asked if not 0 <= partition < self.count]:
+            raise Refused("USAGE", f"the store has the partitions 0 to {self.count - 1}, not {unknown[0]}")
+        return asked
 
     def of(self, session: str) -> PartitionKeys:
         """The keys of the partition that holds the session."""

@@ -17,7 +17,7 @@ from domain.errors import NotFound, Refused
 from domain.log.keys import Keyspace
 from projections.own.store import DONE, OwnStore
 from projections.projection import Definition
-from projections.store import MEMBER_PAGE, parse_position
+from projections.store import pages_of, parse_position
 
 _VERSION: Final = "version:"
 _OFFERED: Final = "offered:"
@@ -149,9 +149,9 @@ class Publications:
             raise Refused("PROJECTION_IN_USE", f"{version.label} is known to {', '.join(working)}")
         for keys in self._keyspace.partitions:
             label, deleted = version.label, 0
-            for session_page in self._members(keys.sessions):
+            for session_page in pages_of(self._client, keys.sessions):
                 deleted += self._client.delete(*(keys.fold(label, session) for session in session_page))
-            for key_page in self._members(keys.view_keys(label)):
+            for key_page in pages_of(self._client, keys.view_keys(label)):
                 views = [keys.merged(label, key) for key in key_page]
                 deleted += self._client.delete(*views, *(keys.contributors(label, key) for key in key_page))
             cursor = keys.cursor(version.name, version.version)
@@ -180,13 +180,6 @@ class Publications:
             name.decode()
             for name in self._client.zrangebyscore(self._keyspace.workers_of(version.label), f"({now}", "+inf")
         ]
-
-    def _members(self, index: str) -> Iterator[list[str]]:
-        low = "-"
-        while page := self._client.zrangebylex(index, low, "+", start=0, num=MEMBER_PAGE):
-            members = [member.decode("utf-8", "replace") for member in page]
-            yield members
-            low = "(" + members[-1]
 
     def _audit(self, who: str, what: str, version: Version) -> None:
         fields = {"who": who, "what": what, "projection": version.label}

@@ -24,11 +24,11 @@ from domain.log.protocol import parse_entry
 from domain.log.skips import marked, parse_skips
 from projections.projection import Definition
 from projections.store import (
-    MEMBER_PAGE,
     Operation,
     Parked,
     ProjectionStore,
     Span,
+    pages_of,
     park,
     parse_parked,
     readable_head,
@@ -144,13 +144,7 @@ class OwnStore(ProjectionStore):
     def _members(self, index: str, after: str | None) -> Iterator[list[str]]:
         if self.types([index]) != [b"zset"]:
             return  # what is no index lists nobody
-        low = "-" if after is None else "(" + after
-        while page := self.client.zrangebylex(index, low, "+", start=0, num=MEMBER_PAGE):
-            members = [member.decode("utf-8", "replace") for member in page]
-            yield members
-            if len(members) < MEMBER_PAGE:
-                return
-            low = "(" + members[-1]
+        yield from pages_of(self.client, index, after)
 
     # -- the writes of steps -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -82,29 +82,25 @@ def run_show(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def run_pause(options: argparse.Namespace, settings: Settings) -> int:
-    with _chosen(options, settings) as (publications, versions):
-        for version in versions:
-            if not options.dry_run:
-                publications.pause(version, arguments.who())
-            printing.say(f"{_would(options)}pause {version.label}")
-    return 0
+    return _with_each(options, settings, "pause", Publications.pause)
 
 
 def run_resume(options: argparse.Namespace, settings: Settings) -> int:
-    with _chosen(options, settings) as (publications, versions):
-        for version in versions:
-            if not options.dry_run:
-                publications.resume(version, arguments.who())
-            printing.say(f"{_would(options)}resume {version.label}")
-    return 0
+    return _with_each(options, settings, "resume", Publications.resume)
 
 
 def run_publish(options: argparse.Namespace, settings: Settings) -> int:
+    return _with_each(options, settings, "publish", Publications.publish)
+
+
+def _with_each(
+    options: argparse.Namespace, settings: Settings, word: str, act: Callable[[Publications, Version, str], None]
+) -> int:
     with _chosen(options, settings) as (publications, versions):
         for version in versions:
             if not options.dry_run:
-                publications.publish(version, arguments.who())
-            printing.say(f"{_would(options)}publish {version.label}")
+                act(publications, version, arguments.who())
+            printing.say(f"{'dry run: would ' if options.dry_run else ''}{word} {version.label}")
     return 0
 
 
@@ -130,9 +126,7 @@ def run_rebuild_own(options: argparse.Namespace, settings: Settings) -> int:
         store = OwnStore(log.client, log.keyspace, definition)
         if options.rehearse:
             return _rehearse(options, log, store)
-        partitions = options.partition or range(log.keyspace.count)
-        if unknown := [partition for partition in partitions if not 0 <= partition < log.keyspace.count]:
-            raise Refused("USAGE", f"the store has the partitions 0 to {log.keyspace.count - 1}, not {unknown[0]}")
+        partitions = log.keyspace.chosen(options.partition)
         if options.dry_run:
             sessions = sum(len(page) for partition in partitions for page in store.member_pages(partition))
             printing.say(f"dry run: would fold {sessions} sessions in {len(partitions)} partitions again")
@@ -217,10 +211,6 @@ def _chosen(options: argparse.Namespace, settings: Settings) -> Iterator[tuple[P
         publications.version(options.name, options.version)  # there is one
         versions = [one for one in publications.versions(options.name) if options.version in (None, one.version)]
         yield publications, versions
-
-
-def _would(options: argparse.Namespace) -> str:
-    return "dry run: would " if options.dry_run else ""
 
 
 def _own_row(log: SessionLog, publications: Publications, version: Version) -> dict[str, Any]:

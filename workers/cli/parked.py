@@ -62,10 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:
     with opened(options, settings) as (_, store):
-        count, partition = store.keyspace.count, options.partition
-        if partition is not None and not 0 <= partition < count:
-            raise Refused("USAGE", f"the store has the partitions 0 to {count - 1}, not {partition}")
-        partitions = range(count) if partition is None else [partition]
+        partitions = store.keyspace.chosen(None if options.partition is None else [options.partition])
         found = parked(store, partitions, options.fingerprint, options.code)
         if options.by_fingerprint:
             printing.rows(grouped(found), options.output, columns=GROUP_COLUMNS)

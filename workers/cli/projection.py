@@ -127,9 +127,7 @@ def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
     if options.rehearse or options.version is not None:
         raise Refused("USAGE", "--rehearse and --version need the NAME of an own projection")
     with arguments.opened(settings) as (log, store):
-        partitions = options.partition or range(store.keyspace.count)
-        if unknown := [partition for partition in partitions if not 0 <= partition < store.keyspace.count]:
-            raise Refused("USAGE", f"the store has the partitions 0 to {store.keyspace.count - 1}, not {unknown[0]}")
+        partitions = store.keyspace.chosen(options.partition)
         if options.dry_run:
             sessions = sum(len(page) for partition in partitions for page in store.member_pages(partition))
             printing.say(f"dry run: would rebuild {sessions} sessions in {len(partitions)} partitions")
@@ -137,7 +135,7 @@ def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
         progress = printing.Progress()
         recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=progress)
         began = time.monotonic()
-        done = recovery.rebuild(list(partitions))
+        done = recovery.rebuild(partitions)
         seconds = round(time.monotonic() - began, 3)
         printing.document(
             {"schema": "muster.rebuild/1", **msgspec.to_builtins(done), "seconds": seconds}, options.output
