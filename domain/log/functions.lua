@@ -767,13 +767,17 @@ local function clear_unless(key, needs)
 end
 
 -- The first of the writes of a step that its caller may not do; nil if he may do all. Asked before anything is written: half
--- a step would move views and not the totals they contribute to.
+-- a step would move views and not the totals they contribute to. One key speaks for all of its kind (`view:session:…`).
 local function not_allowed(operations, cursor)
-  local may = redis.acl_check_cmd
+  local may, asked = redis.acl_check_cmd, {}
   for _, operation in ipairs(operations) do
     local command, key = operation[1], operation[2]
-    if not (command == 'DEL' and may(command, key) or command ~= 'DEL' and may(command, key, '', '')) then
-      return command .. ' ' .. key
+    local kind = command .. (string.match(key, '^[^}]*}:[^:]*:[^:]*:') or key)
+    if not asked[kind] then
+      asked[kind] = true
+      if not (command == 'DEL' and may(command, key) or command ~= 'DEL' and may(command, key, '', '')) then
+        return command .. ' ' .. key
+      end
     end
   end
   return not (may('HSET', cursor, '', '') and may('HINCRBY', cursor, '', '')) and 'HSET and HINCRBY ' .. cursor or nil
