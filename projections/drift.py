@@ -7,6 +7,9 @@ applied yet, else at its head. The totals of agents are judged against the curso
 
 One cause is one finding. A session whose log is damaged is reported once, as that; what was derived from it is not
 reported too.
+
+Every log is read twice: by the fold that builds views, and by one that shares nothing with it
+(projections/second_reading.py). Where the two differ, a stored view may well be what the fold says: the fold is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct, structs
 
-from domain.agent import NOTHING, Totals, contributions, merge
+from domain.agent import NOTHING, Totals, contributions
 from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
@@ -27,6 +30,7 @@ from domain.log.witness import Loss
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.parking import KILLED
+from projections.second_reading import SecondReading, taken_apart
 from projections.session_view import Folding
 from projections.store import (
     Cursor,
@@ -40,6 +44,8 @@ from projections.store import (
 )
 
 SCHEMA: Final = "muster.finding/1"
+#: What both readings of a log must see.
+_BOTH_SEE: Final = frozenset({"LOG_GAP", "LOG_ALTERED", "EVENT_ILLEGAL"})
 #: How many sessions are read in one transaction.
 SNAPSHOT_SESSIONS: Final = 128
 
@@ -75,6 +81,9 @@ KINDS: Final[dict[str, Kind]] = {
     "VIEW_BEHIND": Kind("view", "error", _REPAIR),
     "VIEW_AHEAD": Kind("view", "error", _REPAIR),
     "SESSION_PARKED": Kind("view", "warning", _REPAIR),
+    "FOLD_DIFFERS": Kind(
+        "view", "critical", "a bug in this release's fold, which no rebuild mends: report both readings"
+    ),
     "CHECKPOINT_MISSING": Kind("checkpoint", "error", _REPAIR),
     "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", _REPAIR),
     "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", _REPAIR),
@@ -145,6 +154,8 @@ class Examination(Struct, frozen=True):
     #: which then is no drift of its own.
     loss: Loss | None = None
     loss_is_reported: bool = False
+    #: Where the two readings of the log differ: the seq, and the fields by either.
+    disagreement: tuple[int, dict[str, Any]] | None = None
 
     @property
     def quarantined(self) -> bool:
@@ -156,15 +167,16 @@ class Examination(Struct, frozen=True):
         """Whether commits are missing or altered; an event that producers should not have sent is no damage of the
         log.
         """
-        return self.damage is not None and KINDS[self.damage.code].severity == "critical"
+        return self.damage is not None and KINDS[self.damage.code].severity == "critical" and self.disagreement is None
 
 
 class Reading:
-    """A session's commits, read up to one seq after another."""
+    """A session's commits, read up to one seq after another, and once more by whoever reads them a second time."""
 
-    def __init__(self, commits: Iterator[Commit]) -> None:
+    def __init__(self, commits: Iterator[Commit], second: SecondReading | None) -> None:
         self._commits = commits
         self._ahead: Commit | None = None
+        self.second = second
 
     def to(self, seq: int) -> Iterator[Commit]:
         """The next commits that begin at or before `seq`."""
@@ -174,18 +186,22 @@ class Reading:
                 return
             self._ahead = None
             yield commit
+            if self.second is not None:  # asked for the next one: this one was folded
+                self.second.read(commit)
 
 
 class Validator:
     """Verifies stored state against the log, partition by partition.
 
-    A commit that workers died of is not folded, unless `daring`.
+    A commit that workers died of is not folded, unless `daring`. Logs are read a second time, unless `once`: then
+    nothing is known of what sessions contribute to the totals of agents.
     """
 
-    def __init__(self, store: ProjectionStore, log: CommitReader, *, daring: bool = False) -> None:
+    def __init__(self, store: ProjectionStore, log: CommitReader, *, daring: bool = False, once: bool = False) -> None:
         self._store = store
         self._log = log
         self._daring = daring
+        self._once = once
         self.read = Read()
 
     def everything(self) -> Iterator[Finding]:
@@ -217,7 +233,7 @@ class Validator:
             if examination.contributed is None:
                 judged = False
             else:
-                merge(totals, examination.contributed)
+                _add(totals, examination.contributed)
         for loss in self._store.losses(partition):
             if not self._store.is_registered(loss.session):
                 yield _loss_finding(partition, loss, quarantined=False)
@@ -258,8 +274,9 @@ class Validator:
             for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
                 if snapshot.parked is not None and snapshot.parked.code == KILLED and not self._daring:
                     commits = _up_to(commits, snapshot.parked)
+                reading = Reading(commits, None if self._once else SecondReading(snapshot.session))
                 yield self._examine(
-                    snapshot, Reading(commits), cursor, pending, pending_since, reports.get(snapshot.session, [])
+                    snapshot, reading, cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
@@ -307,15 +324,17 @@ class Validator:
 
         folding = Folding(session_view.initial(session))
         damage: Parked | None = None
-        contributed: dict[str, Totals] | None = {}
+        contributed: dict[str, Totals] | None = None
         view_bytes, checkpoints = b"", dict[int, bytes]()
+        second, disagreement = reading.second, None
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
                 damage = advance(folding, reading.to(stop), stop)
-            if stop == contributed_seq:
-                contributed = contributions(folding.view)
+            if second is not None and stop == contributed_seq:
+                contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
             if stop == expected:
                 view_bytes, checkpoints = session_view.encode(folding.view), dict(folding.checkpoints)
+                disagreement = None if second is None else _disagreement(view_bytes, checkpoints, second)
         self.read.sessions += 1
         self.read.events += folding.view.seq
         quarantined = snapshot.head is not None and snapshot.head.quarantined
@@ -324,13 +343,29 @@ class Validator:
             kept = session_view.readable(snapshot.view, session)
             contributed = contributions(kept) if kept is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
-        found = Examination(snapshot, expected, view_bytes, checkpoints, contributed, damage, verified)
+        if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session, damage):
+            disagreement = folding.view.seq + 1, {"stored": {"broken": damage.cause}, "rebuilt": {"broken": None}}
+        found = Examination(
+            snapshot, expected, view_bytes, checkpoints, contributed, damage, verified, disagreement=disagreement
+        )
         if damage is None:
             for loss in reports:
                 if not self._holds(session, loss.last):
                     return structs.replace(found, loss=loss, loss_is_reported=True)
             return structs.replace(found, loss=self._loss_by_stored_values(found))
         return found
+
+    def _is_seen_twice(self, session: str, damage: Parked) -> bool:
+        """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
+        second = SecondReading(session)
+        try:
+            for commit in self._log.read(session):
+                second.read(commit)
+                if second.broken is not None:
+                    return True
+        except Damaged:
+            return True
+        return damage.code == "TAIL_LOST"
 
     def _loss_by_stored_values(self, found: Examination) -> Loss | None:
         """What a view or checkpoint that adds up, and is not what the log says, knows of another history."""
@@ -372,6 +407,10 @@ class Validator:
     def _session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
         snapshot, damage = found.snapshot, found.damage
         session = snapshot.session
+        if found.disagreement is not None:
+            seq, fields = found.disagreement
+            yield finding("FOLD_DIFFERS", partition, session=session, first_bad_seq=seq, **fields)
+            return
         if damage is not None:
             yield finding(
                 damage.code,
@@ -473,6 +512,32 @@ def _up_to(commits: Iterator[Commit], parked: Parked) -> Iterator[Commit]:
         if commit.first_seq <= parked.first_bad_seq <= commit.last_seq and not commit.skipped:
             raise Damaged(parked.code, parked.cause, attempts=parked.attempts)
         yield commit
+
+
+def _disagreement(
+    view: bytes, checkpoints: dict[int, bytes], second: SecondReading
+) -> tuple[int, dict[str, Any]] | None:
+    """The first place where what the fold gives is not what the second reading says, and the fields that differ."""
+    told = second.told()
+    if second.broken is not None:
+        return told["seq"], {"stored": {"broken": None}, "rebuilt": {"broken": second.broken}}
+    for seq in sorted(checkpoints.keys() | second.checkpoints.keys()):
+        should, have = second.checkpoints.get(seq), checkpoints.get(seq)
+        if should is None or have is None:
+            return seq, {"stored": {"checkpoint": have is not None}, "rebuilt": {"checkpoint": should is not None}}
+        if (apart := taken_apart(have)) != should:
+            return seq, difference(apart, should)
+    apart = taken_apart(view)
+    return None if apart == told else (told["seq"], difference(apart, told))
+
+
+def _add(into: dict[str, Totals], more: dict[str, Totals]) -> None:
+    """Sums totals in plain sight: not by the sum that workers move them with."""
+    for agent, part in more.items():
+        so_far = into.get(agent, NOTHING)
+        into[agent] = Totals(
+            so_far.events + part.events, so_far.sessions + part.sessions, so_far.present + part.present
+        )
 
 
 def _loss_finding(partition: int, loss: Loss, *, quarantined: bool) -> Finding:

@@ -72,7 +72,7 @@ class Rebuild:
     ) -> None:
         self._store = store
         self._log = log
-        self._validator = Validator(store, log, daring=retry)
+        self._validator = Validator(store, log, daring=retry, once=True)
         self.partition = partition
         self._keys = store.keys(partition)
         self._token = token

@@ -351,7 +351,8 @@ CASES: Final = (
 
 def test_every_code_has_a_case() -> None:
     """No code of a finding is there for nothing."""
-    assert {case.code for case in CASES} == set(KINDS)
+    # The one that no damage causes but a bug: tests/projections/test_seeded_bugs.py.
+    assert {case.code for case in CASES} == set(KINDS) - {"FOLD_DIFFERS"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.damage.__name__)
