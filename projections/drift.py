@@ -15,7 +15,7 @@ Every log is read twice: by the fold that builds views, and by one that shares n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -27,8 +27,10 @@ from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
 from domain.log.protocol import parse_entry
 from domain.log.witness import Loss
+from domain.session import OPEN_GATE
 from projections import agent_view, session_view
 from projections.catchup import advance
+from projections.census import Unlisted, census
 from projections.parking import KILLED
 from projections.second_reading import SecondReading, taken_apart
 from projections.session_view import Folding
@@ -73,6 +75,8 @@ KINDS: Final[dict[str, Kind]] = {
     "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
     "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
+    "REGISTRY_DIFFERS": Kind("registry", "error", _REPAIR),
+    "ORPHAN": Kind("view", "warning", _REPAIR),
     "HEAD_MISSING": Kind("head", "error", _REPAIR),
     "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
     "VIEW_MISSING": Kind("view", "error", _REPAIR),
@@ -135,6 +139,17 @@ class Snapshot(Struct, frozen=True):
     view: bytes | None
     checkpoints: dict[int, bytes]
     parked: Parked | None
+    #: Whether the registry lists it.
+    listed: bool = True
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether nothing tells of a session to which these derived keys belong, not even they."""
+        if self.listed or self.last_seq or (self.head is not None and (self.head.seq or self.head.quarantined)):
+            return False
+        derived = (self.view, *self.checkpoints.values())
+        views = (session_view.readable(stored, self.session) for stored in derived)
+        return not any(view is not None and view.seq for view in views)
 
 
 class Examination(Struct, frozen=True):
@@ -206,8 +221,9 @@ class Validator:
 
     def everything(self) -> Iterator[Finding]:
         """The findings of all partitions."""
+        unlisted = census(self._store)
         for partition in range(self._store.keyspace.count):
-            yield from self.partition(partition)
+            yield from self.partition(partition, unlisted[partition])
             self.read.partitions += 1
 
     def session(self, session: str) -> Iterator[Finding]:
@@ -216,8 +232,12 @@ class Validator:
         for examination in self.examine(partition, [session]):
             yield from self._session_findings(partition, examination)
 
-    def partition(self, partition: int) -> Iterator[Finding]:
-        """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents."""
+    def partition(self, partition: int, unlisted: Unlisted | None = None) -> Iterator[Finding]:
+        """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents.
+
+        `unlisted` is what a census found in it, if one was taken before.
+        """
+        unlisted = unlisted or census(self._store, partition)[partition]
         unknown = Cursor(None)
         where_it_stands = list(self._feed_findings(partition))
         yield from where_it_stands
@@ -227,7 +247,8 @@ class Validator:
         # nothing: building the partition again, which is the remedy then, sums them anew.
         judged = not where_it_stands and cursor != unknown
         views_at = unknown if where_it_stands else None
-        sessions = (session for page in self._store.member_pages(partition) for session in page)
+        listed = (name for page in self._store.member_pages(partition) for name in page)
+        sessions = chain(sorted(unlisted.sessions), (name for name in listed if name not in unlisted.sessions))
         for examination in self.examine(partition, sessions, views_at=views_at, totals_at=views_at or cursor):
             yield from self._session_findings(partition, examination)
             if examination.contributed is None:
@@ -235,10 +256,10 @@ class Validator:
             else:
                 _add(totals, examination.contributed)
         for loss in self._store.losses(partition):
-            if not self._store.is_registered(loss.session):
+            if not self._store.is_registered(loss.session) and loss.session not in unlisted.sessions:
                 yield _loss_finding(partition, loss, quarantined=False)
         if judged:
-            yield from self._agent_findings(partition, stored, totals)
+            yield from self._agent_findings(partition, stored, totals, unlisted.agents)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -281,22 +302,19 @@ class Validator:
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
         keys = self._store.keys(partition)
-        types = self._store.types([keys.checkpoints(session) for session in sessions])
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
         pipe.hmget(keys.parked(session_view.NAME), list(sessions))
-        for session, kind in zip(sessions, types, strict=True):
+        for session in sessions:
             pipe.get(keys.head(session))
             pipe.xrevrange(keys.log(session), count=1)
             pipe.get(keys.session_view(session))
-            if kind == b"hash":
-                pipe.hgetall(keys.checkpoints(session))
-            else:
-                pipe.type(keys.checkpoints(session))
+            pipe.zscore(keys.sessions, session)
+            pipe.hgetall(keys.checkpoints(session))
         position, parked, *rest = pipe.execute(raise_on_error=False)
         parked = parked if isinstance(parked, list) else [None] * len(sessions)
         snapshots = [
-            _snapshot(session, reason, *rest[at * 4 : at * 4 + 4])
+            _snapshot(session, reason, *rest[at * 5 : at * 5 + 5])
             for at, (session, reason) in enumerate(zip(sessions, parked, strict=True))
         ]
         return parse_cursor(position), snapshots
@@ -311,6 +329,9 @@ class Validator:
         reports: Sequence[Loss],
     ) -> Examination:
         session = snapshot.session
+        if snapshot.is_orphan:
+            self.read.sessions += 1
+            return Examination(snapshot, 0, b"", {}, {}, None, Head(0, "", OPEN_GATE, 0))
         head_seq = max(snapshot.last_seq, snapshot.head.seq if snapshot.head is not None else 0, 1)
         expected = pending.get(session, head_seq + 1) - 1
         contributed_seq = pending_since.get(session, head_seq + 1) - 1
@@ -407,6 +428,16 @@ class Validator:
     def _session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
         snapshot, damage = found.snapshot, found.damage
         session = snapshot.session
+        if snapshot.is_orphan:
+            kinds = [
+                kind for kind, is_there in (("view", snapshot.view), ("checkpoints", snapshot.checkpoints)) if is_there
+            ]
+            yield finding("ORPHAN", partition, session=session, stored={"keys": kinds})
+            return
+        if snapshot.last_seq and not snapshot.listed:
+            yield finding(
+                "REGISTRY_DIFFERS", partition, session=session, stored={"listed": False}, rebuilt={"listed": True}
+            )
         if found.disagreement is not None:
             seq, fields = found.disagreement
             yield finding("FOLD_DIFFERS", partition, session=session, first_bad_seq=seq, **fields)
@@ -482,10 +513,10 @@ class Validator:
         return counter is not None and int(deadline or 0) <= seconds * 1000 + micros // 1000
 
     def _agent_findings(
-        self, partition: int, stored: dict[str, bytes | None], totals: dict[str, Totals]
+        self, partition: int, stored: dict[str, bytes | None], totals: dict[str, Totals], strays: set[str]
     ) -> Iterator[Finding]:
         rebuilt = {agent: total for agent, total in totals.items() if total != NOTHING}
-        unlisted = sorted(rebuilt.keys() - stored.keys())
+        unlisted = sorted((rebuilt.keys() | strays) - stored.keys())
         parts = {**stored, **dict(zip(unlisted, self._store.totals(partition, unlisted), strict=True))}
         for agent, part in sorted(parts.items()):
             should = rebuilt.get(agent)
@@ -495,7 +526,8 @@ class Validator:
                     stored={"listed": agent in stored}, rebuilt={"listed": should is not None},
                 )  # fmt: skip
             elif should is None:
-                yield finding("AGENT_UNEXPECTED", partition, agent=agent)
+                if part is not None or agent in stored:
+                    yield finding("AGENT_UNEXPECTED", partition, agent=agent)
             elif part is None:
                 yield finding("AGENT_MISSING", partition, agent=agent, rebuilt=msgspec.to_builtins(_fields(should)))
             elif part != agent_view.encode(agent, should):
@@ -645,7 +677,9 @@ def _fields(totals: Totals) -> dict[str, int]:
     return {"events": totals.events, "sessions": totals.sessions, "present": totals.present}
 
 
-def _snapshot(session: str, reason: bytes | None, head: Any, last: Any, view: Any, checkpoints: Any) -> Snapshot:
+def _snapshot(
+    session: str, reason: bytes | None, head: Any, last: Any, view: Any, score: Any, checkpoints: Any
+) -> Snapshot:
     """A session's stored state from the replies of a transaction. A key of the wrong type counts as missing."""
     packed = head if isinstance(head, bytes) else None
     entry = last[0] if isinstance(last, list) and last else None
@@ -658,4 +692,5 @@ def _snapshot(session: str, reason: bytes | None, head: Any, last: Any, view: An
         view if isinstance(view, bytes) else None,
         parse_checkpoints(checkpoints) if isinstance(checkpoints, dict) else {},
         None if reason is None else parse_parked(session, reason),
+        score is not None,
     )

@@ -87,10 +87,10 @@ class Rebuild:
         total = store.total(partition)
         self._target = self._cursor if store.feed_covers(partition, self._cursor, total) else Cursor(total)
 
-    def everything(self) -> Iterator[Swapped]:
-        """Rebuilds all sessions, then the totals, then sets the cursor."""
+    def everything(self, agents: Iterable[str] = ()) -> Iterator[Swapped]:
+        """Rebuilds all sessions, then the totals, of these agents too, then sets the cursor."""
         yield from self.sessions(name for page in self._store.member_pages(self.partition) for name in page)
-        self.totals()
+        self.totals(agents)
         self.finish()
 
     def sessions(self, sessions: Iterable[str]) -> Iterator[Swapped]:
@@ -141,20 +141,22 @@ class Rebuild:
         )
         return True
 
-    def totals(self) -> int:
+    def totals(self, also: Iterable[str] = ()) -> int:
         """Sums the totals of agents from the session views, and swaps those that differ; returns how many did.
 
-        Only right once every view of the partition is.
+        Of agents that a view or the index names, and of those in `also`. Only right once every view in the partition is
+        right.
         """
         self._renew()
         should = self._store.summed_totals(self.partition)
         indexed = {agent for page in self._store.member_pages(self.partition, agents=True) for agent in page}
-        agents = sorted(should.keys() | indexed)
+        agents = sorted(should.keys() | indexed | set(also))
         changed = 0
         operations: list[Operation] = []
         for agent, part in zip(agents, self._store.totals(self.partition, agents), strict=True):
             totals = should.get(agent, NOTHING)
-            is_stored = part == agent_view.encode(agent, totals) and agent in indexed
+            is_stored = part == (agent_view.encode(agent, totals) if totals != NOTHING else None)
+            is_stored = is_stored and (agent in indexed) == (totals != NOTHING)
             if not is_stored:
                 changed += 1
                 operations += write_totals(self._keys, agent, totals)
@@ -210,7 +212,7 @@ class Rebuild:
         if found.log_is_damaged and self._quarantine and not found.quarantined:
             assert found.damage is not None
             self._store.quarantine(session, found.damage.code, found.damage.first_bad_seq)
-        elif found.damage is None and (snapshot.head is None or not _fits(found)):
+        elif found.damage is None and not snapshot.is_orphan and (snapshot.head is None or not _fits(found)):
             flags = snapshot.head.flags if snapshot.head is not None else self._store.flags(session)
             head = structs.replace(found.verified, flags=flags)
             return self._store.mend_head(session, snapshot.packed_head, snapshot.last_entry, head)
@@ -219,6 +221,14 @@ class Rebuild:
     def _changes(self, found: Examination) -> Iterator[Operation]:
         """The writes that make a session's stored state what its log says."""
         snapshot, session = found.snapshot, found.snapshot.session
+        if snapshot.is_orphan:
+            yield Operation("DEL", self._keys.session_view(session))
+            yield Operation("DEL", self._keys.checkpoints(session))
+            yield self._audit(found, "orphan deleted")
+            return
+        if snapshot.last_seq and not snapshot.listed:
+            yield Operation("ZADD", self._keys.sessions, (0, session))
+            yield self._audit(found, "session listed again")
         if found.loss is not None and not found.loss_is_reported:
             # A view or checkpoint that is replaced now knew of it: it stays named until an operator accepts it.
             report = msgspec.json.encode(found.loss)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from msgspec import Struct
@@ -38,6 +39,7 @@ class PartitionPlan(Struct, frozen=True):
     partition: int
     sessions: list[str]
     whole: bool
+    agents: list[str] = []
 
 
 class Plan(Struct, frozen=True):
@@ -92,7 +94,9 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
     for partition in sorted({finding.partition for finding in kept}):
         here = [finding for finding in kept if finding.partition == partition]
         sessions = sorted({finding.session for finding in here if finding.session is not None})
-        partitions.append(PartitionPlan(partition, sessions, any(finding.kind in _WHOLE for finding in here)))
+        agents = sorted({finding.agent for finding in here if finding.agent is not None})
+        whole = any(finding.kind in _WHOLE for finding in here)
+        partitions.append(PartitionPlan(partition, sessions, whole, agents))
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
 
 
@@ -226,13 +230,18 @@ class Recovery:
                 time.sleep(0.2)
 
     def _swap(self, part: PartitionPlan, rebuild: Rebuild) -> None:
-        outcomes = rebuild.everything() if part.whole else rebuild.sessions(part.sessions)
+        if part.whole:
+            # What the registry does not list yet is listed first.
+            unlisted = [session for session in part.sessions if not self._store.is_registered(session)]
+            outcomes = chain(rebuild.sessions(unlisted), rebuild.everything(part.agents))
+        else:
+            outcomes = chain(rebuild.sessions(part.sessions))
         for swapped in outcomes:
             self.repaired.sessions += 1
             self.repaired.changed += swapped.changed
             self.repaired.quarantined += swapped.quarantined
         if not part.whole:
-            self.repaired.totals += rebuild.totals()
+            self.repaired.totals += rebuild.totals(part.agents)
 
     def _verified(self, parts: Sequence[PartitionPlan]) -> Iterator[Finding]:
         validator = Validator(self._store, self._log)
