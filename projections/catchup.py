@@ -4,7 +4,8 @@ Theory of operation. The feed says which commits came after the cursor. A view t
 moved on by folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again
 from the log. The totals of agents move by what the session contributes after the batch less what it contributed at
 the cursor, and the cursor says exactly which seq that was: the one before the batch's first; only a view that stands
-after it was counted as it is, when it was written. So whatever happens to a view, totals add up.
+after it was counted as it is, when it was written. So whatever happens to a view, totals add up. A long session is
+built again from a checkpoint (projections/shortcut.py).
 
 A commit that breaks a law parks its session: the view stays at the last good commit, the reason is kept, and all other
 sessions go on.
@@ -13,7 +14,7 @@ sessions go on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -25,6 +26,7 @@ from projections import agent_view, session_view
 from projections.careful import CarefulReader
 from projections.parking import KILLED, fingerprint
 from projections.session_view import Folding
+from projections.shortcut import folding_from
 from projections.store import (
     Operation,
     Parked,
@@ -94,7 +96,7 @@ def apply(
     for span, stored, new in zip(batch.spans, views, commits, strict=True):
         if span.session in parked:
             continue
-        outcome = fold_span(log, span, stored, new)
+        outcome = fold_span(log, span, stored, new, store.checkpoints)
         goes_on()
         if outcome is not None:
             outcomes.append(outcome)
@@ -115,8 +117,17 @@ def apply(
     )
 
 
-def fold_span(log: CommitReader, span: Span, stored: bytes | None, new: Iterable[Commit]) -> Outcome | None:
-    """A session after the commits of its span; None if its view holds them already."""
+def fold_span(
+    log: CommitReader,
+    span: Span,
+    stored: bytes | None,
+    new: Iterable[Commit],
+    checkpoints: Callable[[str], Mapping[int, bytes]] = lambda _: {},
+) -> Outcome | None:
+    """A session after the commits of its span; None if its view holds them already.
+
+    `checkpoints` gives those of a session by seq, where it has to be built again.
+    """
     view = session_view.readable(stored, span.session)
     if stored is None and span.from_seq == 1:
         view = session_view.initial(span.session)
@@ -130,7 +141,8 @@ def fold_span(log: CommitReader, span: Span, stored: bytes | None, new: Iterable
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, parked)
     logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
-    folding, parked = from_log(log, span.session, span.from_seq - 1)
+    folding = folding_from(checkpoints(span.session), log, span.session, span.from_seq - 1)
+    parked = advance(folding, log.read(span.session, after=folding.view.seq, to=span.from_seq - 1), span.from_seq - 1)
     before = contributions(folding.view)
     if parked is None:
         parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)

@@ -14,7 +14,7 @@ Every log is read twice: by the fold that builds views, and by one that shares n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ from projections.census import Unlisted, census
 from projections.parking import KILLED
 from projections.second_reading import SecondReading, taken_apart
 from projections.session_view import Folding
+from projections.shortcut import folding_from, holds
 from projections.store import (
     Cursor,
     Parked,
@@ -270,8 +271,9 @@ class Validator:
         *,
         views_at: Cursor | None = None,
         totals_at: Cursor | None = None,
+        shortcuts: Collection[str] = (),
     ) -> Iterator[Examination]:
-        """What the log says of sessions of a partition.
+        """What the log says of sessions of a partition; of those in `shortcuts`, from their checkpoints on.
 
         Views and contributions are judged at the stored cursor, as it is when they are read, unless another one is
         given.
@@ -292,12 +294,21 @@ class Validator:
                     pending_since.setdefault(span.session, span.from_seq)
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
-            for snapshot, commits in zip(snapshots, self._log.read_each(page), strict=True):
-                if snapshot.parked is not None and snapshot.parked.code == KILLED and not self._daring:
+            whole = [session for session in page if session not in shortcuts]
+            commits_of = dict(zip(whole, self._log.read_each(whole), strict=True))
+            for snapshot in snapshots:
+                commits = commits_of.get(snapshot.session)
+                if commits is None and snapshot.parked is not None:
+                    commits = self._log.read(snapshot.session)
+                if (
+                    commits is not None
+                    and snapshot.parked is not None
+                    and snapshot.parked.code == KILLED
+                    and not self._daring
+                ):
                     commits = _up_to(commits, snapshot.parked)
-                reading = Reading(commits, None if self._once else SecondReading(snapshot.session))
                 yield self._examine(
-                    snapshot, reading, cursor, pending, pending_since, reports.get(snapshot.session, [])
+                    snapshot, commits, cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
@@ -322,7 +333,7 @@ class Validator:
     def _examine(
         self,
         snapshot: Snapshot,
-        reading: Reading,
+        commits: Iterator[Commit] | None,
         cursor: Cursor,
         pending: dict[str, int],
         pending_since: dict[str, int],
@@ -344,6 +355,13 @@ class Validator:
             contributed_seq = min(view.seq, contributed_seq)
 
         folding = Folding(session_view.initial(session))
+        if commits is None:
+            folding = folding_from(snapshot.checkpoints, self._log, session, min(expected, contributed_seq))
+            commits = self._log.read(session, after=folding.view.seq)
+            kept = {seq: view for seq, view in snapshot.checkpoints.items() if seq <= folding.view.seq}
+            folding.checkpoints = dict(sorted(kept.items()))
+        begun_at = folding.view.seq
+        reading = Reading(commits, None if self._once else SecondReading(session))
         damage: Parked | None = None
         contributed: dict[str, Totals] | None = None
         view_bytes, checkpoints = b"", dict[int, bytes]()
@@ -357,12 +375,12 @@ class Validator:
                 view_bytes, checkpoints = session_view.encode(folding.view), dict(folding.checkpoints)
                 disagreement = None if second is None else _disagreement(view_bytes, checkpoints, second)
         self.read.sessions += 1
-        self.read.events += folding.view.seq
+        self.read.events += folding.view.seq - begun_at
         quarantined = snapshot.head is not None and snapshot.head.quarantined
         if damage is not None and not quarantined and KINDS[damage.code].severity == "critical":
             # What the missing commits contributed is known by the view alone, if it can be trusted.
-            kept = session_view.readable(snapshot.view, session)
-            contributed = contributions(kept) if kept is not None else None
+            trusted = session_view.readable(snapshot.view, session)
+            contributed = contributions(trusted) if trusted is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
         if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session, damage):
             disagreement = folding.view.seq + 1, {"stored": {"broken": damage.cause}, "rebuilt": {"broken": None}}
@@ -371,7 +389,7 @@ class Validator:
         )
         if damage is None:
             for loss in reports:
-                if not self._holds(session, loss.last):
+                if not holds(self._log, session, loss.last):
                     return structs.replace(found, loss=loss, loss_is_reported=True)
             return structs.replace(found, loss=self._loss_by_stored_values(found))
         return found
@@ -397,16 +415,11 @@ class Validator:
             view = session_view.readable(value, session)
             if view is None or not view.seq or not session_view.adds_up(view):
                 continue
-            if not self._holds(session, Position(view.seq, view.digest)):
+            if not holds(self._log, session, Position(view.seq, view.digest)):
                 ends_at = found.verified.seq
                 code = "TAIL_LOST" if view.seq > ends_at else "FORK"
                 return Loss(session, code, min(view.seq, ends_at + 1), Position(view.seq, view.digest), ())
         return None
-
-    def _holds(self, session: str, position: Position) -> bool:
-        """Whether the log holds a position: digests are chained, so then it holds everything before it too."""
-        commits = self._log.read(session, after=position.seq - 1, to=position.seq)
-        return any((commit.last_seq, commit.digest) == (position.seq, position.digest) for commit in commits)
 
     def _stored_totals(self, partition: int) -> tuple[Cursor, dict[str, bytes | None]]:
         """The stored totals of all agents of a partition, with the cursor they belong to."""

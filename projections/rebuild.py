@@ -6,7 +6,7 @@ appended meanwhile lies after the cursor and is caught up with afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -93,11 +93,14 @@ class Rebuild:
         self.totals(agents)
         self.finish()
 
-    def sessions(self, sessions: Iterable[str]) -> Iterator[Swapped]:
-        """Rebuilds views and checkpoints of sessions, and swaps what differs."""
+    def sessions(self, sessions: Iterable[str], shortcuts: Collection[str] = ()) -> Iterator[Swapped]:
+        """Rebuilds views and checkpoints of sessions, and swaps what differs.
+
+        The checkpoints of those in `shortcuts` were found right: a long one is built again from the newest.
+        """
         remaining = iter(sessions)
         while page := list(islice(remaining, STEP_SESSIONS)):
-            found = self._examine(page)
+            found = self._examine(page, shortcuts)
             self._renew()
             for examination in found:
                 self._mend_truth(examination)
@@ -195,8 +198,10 @@ class Rebuild:
                 operations=operations,
             )
 
-    def _examine(self, sessions: Sequence[str]) -> list[Examination]:
-        found = self._validator.examine(self.partition, sessions, views_at=self._target, totals_at=self._target)
+    def _examine(self, sessions: Sequence[str], shortcuts: Collection[str] = ()) -> list[Examination]:
+        found = self._validator.examine(
+            self.partition, sessions, views_at=self._target, totals_at=self._target, shortcuts=shortcuts
+        )
         return list(found)
 
     def _mend_truth(self, found: Examination) -> None:

@@ -31,15 +31,20 @@ BUSY_WAIT_S: Final = 30.0
 
 #: Kinds of findings that call for building a whole partition again.
 _WHOLE: Final = frozenset({"cursor", "feed"})
+_VIEW_ALONE: Final = frozenset({"VIEW_MISSING", "VIEW_UNREADABLE", "VIEW_DIFFERS", "VIEW_BEHIND", "VIEW_AHEAD"})
 
 
 class PartitionPlan(Struct, frozen=True):
-    """What is to be done in a partition: rebuild these sessions, or all of them; then sum the totals of agents."""
+    """What is to be done in a partition: rebuild these sessions, or all of them; then sum the totals of agents.
+
+    Of the sessions in `shortcuts` nothing but the view was found wrong, so their checkpoints are right.
+    """
 
     partition: int
     sessions: list[str]
     whole: bool
     agents: list[str] = []
+    shortcuts: list[str] = []
 
 
 class Plan(Struct, frozen=True):
@@ -96,8 +101,14 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
         sessions = sorted({finding.session for finding in here if finding.session is not None})
         agents = sorted({finding.agent for finding in here if finding.agent is not None})
         whole = any(finding.kind in _WHOLE for finding in here)
-        partitions.append(PartitionPlan(partition, sessions, whole, agents))
+        partitions.append(PartitionPlan(partition, sessions, whole, agents, _with_right_checkpoints(here)))
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
+
+
+def _with_right_checkpoints(findings: Sequence[Finding]) -> list[str]:
+    """The sessions of which nothing but the view was found wrong."""
+    wrong = {finding.session for finding in findings if finding.code not in _VIEW_ALONE}
+    return sorted({finding.session for finding in findings if finding.session is not None} - wrong)
 
 
 def rebuild_own(
@@ -235,7 +246,7 @@ class Recovery:
             unlisted = [session for session in part.sessions if not self._store.is_registered(session)]
             outcomes = chain(rebuild.sessions(unlisted), rebuild.everything(part.agents))
         else:
-            outcomes = chain(rebuild.sessions(part.sessions))
+            outcomes = chain(rebuild.sessions(part.sessions, part.shortcuts))
         for swapped in outcomes:
             self.repaired.sessions += 1
             self.repaired.changed += swapped.changed

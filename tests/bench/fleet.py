@@ -1,5 +1,5 @@
 """The fleet's figures against their goals: how soon an append is visible, how soon the dead are replaced, how fast a
-backlog is drained.
+backlog is drained, how much a checkpoint saves.
 
     ./scripts/bench        or: .venv/bin/python -m tests.bench.fleet
 
@@ -26,6 +26,8 @@ from dramatiq.brokers.redis import RedisBroker
 from domain import Append, Event, SessionLog
 from projections import session_view
 from projections.lag import lag
+from projections.lease import Leases, held_for_recovery
+from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from tests.bench.stock import QUEUE, broker_on, send
 from workers.child_process import start_child
@@ -41,6 +43,8 @@ PACED = 4_000
 SESSIONS = 50
 KILLS = 5
 BACKLOG = 200_000
+#: Events of the session that is recovered from its checkpoint.
+LONG = 100_000
 #: Of these the stock queue gets a part, since it needs so much longer.
 STOCK_BACKLOG = 3_000
 DRAINING = "draining single commits, 2 processes, against a stock actor an event"
@@ -130,6 +134,32 @@ def takeover(stack: Stack, log: SessionLog, store: ProjectionStore) -> Figure:
     return Figure("worker killed -9 → its partitions move again", median(times) / ttl, 1.5, True, detail)
 
 
+def recovered(log: SessionLog, store: ProjectionStore) -> Figure:
+    """A long session whose view is gone: built again from its checkpoint, against from its first event."""
+    session = "long"
+    for _ in range(LONG // 100):
+        log.append(session, [Event.of("tool.called", actor="a") for _ in range(100)])
+    log.append(session, Event.of("modified", actor="a"))
+    _wait(lambda: lag(store).events == 0)
+    keys, partition = log.keyspace.of(session), log.keyspace.partition_of(session)
+    right = store.client.get(keys.session_view(session))
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with held_for_recovery(Leases(log.client, log.keyspace, "recovery:bench"), partition) as held:
+        rebuild = Rebuild(store, log, partition, held.token, who="recovery:bench", quarantine=False, renew=held.renew)
+        for _ in range(5):
+            for is_short, taken in times.items():
+                store.client.delete(keys.session_view(session))
+                began = time.perf_counter()
+                list(rebuild.sessions([session], [session] if is_short else []))
+                taken.append(time.perf_counter() - began)
+                assert store.client.get(keys.session_view(session)) == right
+    short, whole = median(times[True]), median(times[False])
+    detail = f"{short * 1000:.1f} ms against {whole * 1000:.0f} ms, commits of 100"
+    return Figure(
+        f"a session of {LONG:,} events from its checkpoint, against from zero", whole / short, 50, False, detail
+    )
+
+
 def draining(stack: Stack, log: SessionLog, store: ProjectionStore) -> Figure:
     """A backlog of single commits: two worker processes, against two of a stock Dramatiq actor a message."""
     assert stack.workers is not None
@@ -186,7 +216,12 @@ def _waiting(broker: RedisBroker) -> int:
 def measure() -> list[Figure]:
     """All figures."""
     with running() as (stack, log, store):
-        return [*visibility(log, store), takeover(stack, log, store), draining(stack, log, store)]
+        return [
+            *visibility(log, store),
+            takeover(stack, log, store),
+            recovered(log, store),
+            draining(stack, log, store),
+        ]
 
 
 def main() -> int:

@@ -63,7 +63,13 @@ def test_a_dry_run_and_a_plan_change_nothing(world: World, tmp_path: Path) -> No
 
     assert dry.row == plan.row == json.loads(path.read_bytes())
     assert plan.row["partitions"] == [
-        {"partition": world.keyspace.partition_of("s-1"), "sessions": ["s-1"], "whole": False, "agents": []}
+        {
+            "partition": world.keyspace.partition_of("s-1"),
+            "sessions": ["s-1"],
+            "whole": False,
+            "agents": [],
+            "shortcuts": ["s-1"],
+        }
     ]
     assert world.store.snapshot() == before
     assert run_cli(world, "recover", "apply", str(path)).code == 0
