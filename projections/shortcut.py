@@ -1,9 +1,9 @@
 """The shortcut: a long session is folded from its newest checkpoint that verifies, and not from its first event.
 
-A checkpoint verifies if its checksum fits its bytes, it is this session's, it counts as many events as its seq says, and
-the log holds its digest at its seq: digests are chained, so then it is a state of this history and of no other. What
-that cannot tell is a wrong state sealed by whoever can write to the server; so recovery takes the shortcut only where
-verification, which always begins at zero, found the checkpoints right.
+A checkpoint verifies if its checksum fits its bytes, it is of this session, it counts as many events as its seq says,
+and the log holds its digest at its seq: digests are chained, so then it is a state of this history and of no other.
+What that cannot tell is a wrong state sealed by whoever can write to the server; so recovery takes the shortcut only
+where verification, which always begins at zero, found the checkpoints right.
 """
 
 from __future__ import annotations
