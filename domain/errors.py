@@ -167,6 +167,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "LEASE_TAKEN": Entry(Conflict, "another process holds the partition now; it goes on from the cursor"),
     "CURSOR_MOVED": Entry(Conflict, "read the cursor again and go on from there"),
+    "VIEW_MOVED": Entry(
+        Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
+    ),
     "PARTITION_BUSY": Entry(
         Conflict, "wait until the other recovery of this partition ends, then run the command again"
     ),
@@ -174,6 +177,7 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
+    "NOTHING_REPLACED": Entry(NotFound, "nothing: recovery replaced no view of it, or did more than a week ago"),
     "TASK_UNKNOWN": Entry(
         NotFound, "look it up with `muster job ls`; of those that ended the newest thousand are kept"
     ),

@@ -7,13 +7,15 @@ appended meanwhile lies after the cursor and is caught up with afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from hashlib import sha1
+from itertools import chain, islice
 from typing import Final
 
 import msgspec
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING
+from domain.errors import Conflict, NotFound
 from domain.invariants import is_chained, is_dense
 from domain.log.contract import CommitReader
 from domain.log.skips import Skip, with_skip
@@ -36,6 +38,8 @@ from projections.store import (
 STEP_SESSIONS: Final = 64
 #: How often a head is mended anew that an append moved meanwhile.
 MEND_ATTEMPTS: Final = 10
+#: How many entries of the audit stream are read at a time.
+AUDIT_PAGE: Final = 500
 #: A replaced view is kept for a week.
 REPLACED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
@@ -144,6 +148,40 @@ class Rebuild:
         )
         return True
 
+    def undo(self, session: str) -> None:
+        """Puts the view back that recovery replaced last; the totals of its agents follow it.
+
+        Raises NotFound (NOTHING_REPLACED), Conflict (VIEW_MOVED) if the view is not what recovery wrote any more.
+        """
+        replaced, current = self._keys.replaced(session), self._store.views([session])[0]
+        kept = self._store.client.get(replaced)
+        if kept is None:
+            raise NotFound("NOTHING_REPLACED", f"no view of session {session} is kept that was replaced")
+        if self._written_by_recovery(session) != _digest(current):
+            raise Conflict("VIEW_MOVED", f"the view of session {session} is not the one that recovery wrote")
+        noted: tuple[object, ...] = (
+            *("*", "who", self._who, "what", "view put back", "session", session),
+            *("before", _digest(current), "after", _digest(kept)),
+        )
+        self._step(
+            [
+                write_view(self._keys, session, kept),
+                Operation("DEL", replaced),
+                Operation("XADD", self._keys.audit, noted),
+            ]
+        )
+        self.totals()
+
+    def _written_by_recovery(self, session: str) -> str | None:
+        """The digest of the view that recovery wrote last, by the audit stream."""
+        last = "+"
+        while page := self._store.client.xrevrange(self._keys.audit, last, "-", count=AUDIT_PAGE):
+            for _, entry in page:
+                if (entry.get(b"what"), entry.get(b"session")) == (b"view replaced", session.encode()):
+                    return str(entry.get(b"after", b"").decode())
+            last = "(" + page[-1][0].decode()
+        return None
+
     def totals(self, also: Iterable[str] = ()) -> int:
         """Sums the totals of agents from the session views, and swaps those that differ; returns how many did.
 
@@ -247,7 +285,7 @@ class Rebuild:
             yield write_view(self._keys, session, found.view)
             if snapshot.view is not None or self._cursor.position is not None:
                 # What is built for the first time replaces nothing.
-                yield self._audit(found, "view replaced")
+                yield self._audit(found, "view replaced", before=_digest(snapshot.view), after=_digest(found.view))
         if self._retry:
             yield self._audit(found, "parked session tried again")
         stored, should = snapshot.checkpoints, found.checkpoints
@@ -267,7 +305,7 @@ class Rebuild:
         elif snapshot.parked is not None:
             yield unpark(self._keys, session)
 
-    def _audit(self, found: Examination, what: str) -> Operation:
+    def _audit(self, found: Examination, what: str, **more: str) -> Operation:
         return Operation(
             "XADD",
             self._keys.audit,
@@ -275,8 +313,14 @@ class Rebuild:
                 *("*", "who", self._who, "what", what, "session", found.snapshot.session),
                 *("seq", min(found.expected_seq, found.verified.seq), "digest", found.verified.digest),
                 *("why", found.damage.code if found.damage is not None else "rebuild"),
+                *chain.from_iterable(more.items()),
             ),
         )
+
+
+def _digest(view: bytes | None) -> str:
+    """What tells the stored bytes of one view from those of another; "" for none."""
+    return "" if view is None else sha1(view).hexdigest()[:20]
 
 
 def _fits(found: Examination) -> bool:

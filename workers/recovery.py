@@ -31,6 +31,8 @@ BUSY_WAIT_S: Final = 30.0
 
 #: Kinds of findings that call for building a whole partition again.
 _WHOLE: Final = frozenset({"cursor", "feed"})
+#: Conflicts that end when whoever holds the partition, or moves its cursor, has finished.
+_PASSING: Final = frozenset({"PARTITION_BUSY", "LEASE_TAKEN", "CURSOR_MOVED"})
 _VIEW_ALONE: Final = frozenset({"VIEW_MISSING", "VIEW_UNREADABLE", "VIEW_DIFFERS", "VIEW_BEHIND", "VIEW_AHEAD"})
 
 
@@ -154,6 +156,14 @@ class Recovery:
             self._partition(PartitionPlan(partition, [], whole=True), quarantine=False)
         return self.repaired
 
+    def undo(self, session: str) -> None:
+        """Puts the view of a session back that recovery replaced. Raises NotFound (NOTHING_REPLACED) and Conflict
+        (VIEW_MOVED).
+        """
+        self._under_lease(
+            self._store.keyspace.partition_of(session), lambda rebuild: rebuild.undo(session), quarantine=False
+        )
+
     def retry(self, parked: Mapping[int, Collection[str]]) -> Retried:
         """Builds parked sessions, by partition, again from the log. Those whose log is whole now go on from there.
 
@@ -235,7 +245,7 @@ class Recovery:
                     work(rebuild)
                 return
             except Conflict as conflict:
-                if time.monotonic() > deadline:
+                if conflict.code not in _PASSING or time.monotonic() > deadline:
                     raise
                 self._progress(f"waiting for partition {partition}: {conflict.cause}")
                 time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha1
 from typing import Any
 
 import pytest
@@ -105,6 +106,8 @@ def test_a_replaced_view_is_kept_for_a_while_and_noted(built: World) -> None:
         b"seq": b"60",
         b"digest": folded(built.log, "s-1").digest.encode(),
         b"why": b"rebuild",
+        b"before": sha1(old).hexdigest()[:20].encode(),
+        b"after": sha1(built.redis.get(keys.session_view("s-1"))).hexdigest()[:20].encode(),
     }
 
 

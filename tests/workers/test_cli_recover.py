@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.projections.world import World, run_cli
+from tests.projections.world import World, did, run_cli
 
 
 @pytest.fixture
@@ -101,3 +101,50 @@ def test_what_recovery_did_is_audited_with_who_did_it(world: World) -> None:
     ((_, entry),) = world.redis.xrange(world.keyspace.of("s-1").audit)
     assert entry[b"who"].startswith(b"recovery:")
     assert entry[b"session"] == b"s-1"
+
+
+def spoil_view(world: World, session: str) -> bytes:
+    key = world.keyspace.of(session).session_view(session)
+    world.redis.set(key, world.redis.get(key)[:-1])
+    return bytes(world.redis.get(key))
+
+
+def test_undo_puts_back_what_recovery_replaced(world: World) -> None:
+    """To the byte, once, and audited with the digests before and after; the drift it was is found again."""
+    spoilt = spoil_view(world, "s-1")
+    keys = world.keyspace.of("s-1")
+    found = [finding.code for finding in world.verify()]
+    assert run_cli(world, "recover", "apply").code == 0
+    before = world.store.snapshot()
+    assert run_cli(world, "recover", "undo", "s-1", "--dry-run").code == 0
+    assert world.store.snapshot() == before
+
+    assert run_cli(world, "recover", "undo", "s-1").row["views"] == 1
+
+    assert world.redis.get(keys.session_view("s-1")) == spoilt
+    (_, replaced), (_, back) = [row for row in world.redis.xrange(keys.audit) if row[1][b"session"] == b"s-1"]
+    assert (back[b"what"], back[b"before"], back[b"after"]) == (
+        b"view put back",
+        replaced[b"after"],
+        replaced[b"before"],
+    )
+    assert found[0] in world.codes()
+    again = run_cli(world, "recover", "undo", "s-1")
+    assert (again.code, "NOTHING_REPLACED" in again.err) == (4, True)
+    assert run_cli(world, "recover", "apply").code == 0
+    assert world.verify() == []
+
+
+def test_undo_is_refused_once_the_session_moved_on(world: World) -> None:
+    """What workers built since is not thrown away."""
+    spoil_view(world, "s-1")
+    assert run_cli(world, "recover", "apply").code == 0
+    world.log.append("s-1", did("modified"))
+    world.project()
+    before = world.derived()
+
+    refused = run_cli(world, "recover", "undo", "s-1")
+
+    assert (refused.code, "VIEW_MOVED" in refused.err) == (6, True)
+    assert world.derived() == before
+    assert run_cli(world, "recover", "undo", "nobody").code == 4

@@ -11,6 +11,7 @@ import msgspec
 from domain.errors import Misconfigured, NotFound
 from domain.log import SessionLog
 from projections.drift import Validator
+from projections.queries import unknown_session
 from projections.store import ProjectionStore
 from workers.cli import arguments, printing
 from workers.recovery import Plan, Recovery, plan_of
@@ -26,6 +27,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     apply = arguments.command(group, "apply", "verify, plan and repair; or carry out a plan", run_apply)
     apply.add_argument("plan", nargs="?", type=Path, help="a plan made by `recover plan --file`")
     apply.add_argument("--dry-run", action="store_true", help="only print the plan")
+    undo = arguments.command(group, "undo", "put back the view that recovery replaced, within a week", run_undo)
+    undo.add_argument("session", help="the session whose view it is")
+    undo.add_argument("--dry-run", action="store_true", help="say how much it would touch")
+
+
+def run_undo(options: argparse.Namespace, settings: Settings) -> int:
+    with arguments.opened(settings) as (log, store):
+        if not store.is_registered(options.session):
+            raise unknown_session(options.session)
+        if options.dry_run:
+            kept = store.client.get(log.keyspace.of(options.session).replaced(options.session))
+            printing.say(f"dry run: would put back {0 if kept is None else 1} view")
+            return 0
+        Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress()).undo(options.session)
+    printing.document({"schema": "muster.undone/1", "session": options.session, "views": 1}, options.output)
+    return 0
 
 
 def run_plan(options: argparse.Namespace, settings: Settings) -> int:
