@@ -8,12 +8,12 @@ used to judge, never to enumerate.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec import Struct
 
-from projections.store import ProjectionStore, readable_head
+from projections.store import ProjectionStore, readable_head, unless_of_another_type
 
 #: How many names a step of the scan looks at.
 SCAN_STEP: Final = 1000
@@ -26,24 +26,23 @@ class Unlisted(Struct):
     agents: set[str]
 
 
+_Named = set[tuple[int, str]]
+"""Names with the partitions they are in."""
+
+
 def census(store: ProjectionStore, partition: int | None = None) -> dict[int, Unlisted]:
     """What is unlisted, by partition; of one partition, or of all."""
-    keyspace = store.keyspace
-    found = {at: Unlisted(set(), set()) for at in (range(keyspace.count) if partition is None else (partition,))}
+    found = {at: Unlisted(set(), set()) for at in (range(store.keyspace.count) if partition is None else (partition,))}
     for sessions, heads, agents in _pages(store, partition):
-        for at in found:
-            keys = store.keys(at)
-            named = sessions.get(at, set()) | _begun(store, heads.get(at, set()) - sessions.get(at, set()))
-            found[at].sessions |= _not_in(store, keys.sessions, named)
-            found[at].agents |= _not_in(store, keys.agents, agents.get(at, set()))
+        for at, name in _not_listed(store, sessions | _begun(store, heads - sessions), agents=False):
+            found[at].sessions.add(name)
+        for at, name in _not_listed(store, agents, agents=True):
+            found[at].agents.add(name)
     return found
 
 
-_Named = dict[int, set[str]]
-
-
 def _pages(store: ProjectionStore, partition: int | None) -> Iterator[tuple[_Named, _Named, _Named]]:
-    """Names by partition as the scan meets them: of sessions by what is theirs, by their heads alone, and of agents."""
+    """Names as the scan meets them: of sessions by what is theirs, by their heads alone, and of agents."""
     keyspace = store.keyspace
     tag = f"{{{keyspace.environment}:{keyspace.namespace}:{'*' if partition is None else partition}}}"
     pattern = re.compile(
@@ -57,31 +56,29 @@ def _pages(store: ProjectionStore, partition: int | None) -> Iterator[tuple[_Nam
         for name in names:
             text = name.decode("utf-8", "replace")
             if (match := pattern.match(text)) and int(match[1]) < keyspace.count:
-                kind = {"head": heads, "view:agent": agents}.get(match[2], sessions)
-                kind.setdefault(int(match[1]), set()).add(text[match.end() :])
+                {"head": heads, "view:agent": agents}.get(match[2], sessions).add((int(match[1]), text[match.end() :]))
         if names:
             yield sessions, heads, agents
         if not cursor:
             return
 
 
-def _not_in(store: ProjectionStore, index: str, names: Collection[str]) -> set[str]:
-    """Those of the names that an index does not list; none where it is no index at all."""
-    asked: Sequence[str] = sorted(names)
-    if not asked or store.types([index]) not in ([b"zset"], [b"none"]):
-        return set()
+def _not_listed(store: ProjectionStore, named: _Named, *, agents: bool) -> _Named:
+    """Those that their registry, or index of agents, does not list; none where that is no index at all."""
+    asked = sorted(named)
     pipe = store.client.pipeline(transaction=False)
-    for name in asked:
-        pipe.zscore(index, name)
-    return {name for name, score in zip(asked, pipe.execute(), strict=True) if score is None}
+    for at, name in asked:
+        pipe.zscore(store.keys(at).agents if agents else store.keys(at).sessions, name)
+    scores = pipe.execute(raise_on_error=False) if asked else []
+    return {one for one, score in zip(asked, scores, strict=True) if unless_of_another_type(score, True) is None}
 
 
-def _begun(store: ProjectionStore, sessions: Collection[str]) -> set[str]:
+def _begun(store: ProjectionStore, sessions: _Named) -> _Named:
     """Those whose head tells of events: one that only holds a policy or a lease may wait for its first commit."""
     asked = sorted(sessions)
     pipe = store.client.pipeline(transaction=False)
-    for session in asked:
-        pipe.get(store.keyspace.of(session).head(session))
+    for at, session in asked:
+        pipe.get(store.keys(at).head(session))
     packed = pipe.execute(raise_on_error=False) if asked else []
-    heads = [readable_head(one) if isinstance(one, bytes) else None for one in packed]
-    return {name for name, head in zip(asked, heads, strict=True) if head is None or head.seq or head.quarantined}
+    heads = [readable_head(unless_of_another_type(one)) for one in packed]
+    return {one for one, head in zip(asked, heads, strict=True) if head is None or head.seq or head.quarantined}

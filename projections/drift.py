@@ -382,7 +382,7 @@ class Validator:
             trusted = session_view.readable(snapshot.view, session)
             contributed = contributions(trusted) if trusted is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
-        if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session, damage):
+        if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session):
             disagreement = folding.view.seq + 1, {"stored": {"broken": damage.cause}, "rebuilt": {"broken": None}}
         found = Examination(
             snapshot, expected, view_bytes, checkpoints, contributed, damage, verified, disagreement=disagreement
@@ -394,7 +394,7 @@ class Validator:
             return structs.replace(found, loss=self._loss_by_stored_values(found))
         return found
 
-    def _is_seen_twice(self, session: str, damage: Parked) -> bool:
+    def _is_seen_twice(self, session: str) -> bool:
         """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
         second = SecondReading(session)
         try:
@@ -404,7 +404,7 @@ class Validator:
                     return True
         except Damaged:
             return True
-        return damage.code == "TAIL_LOST"
+        return False
 
     def _loss_by_stored_values(self, found: Examination) -> Loss | None:
         """What a view or checkpoint that adds up, and is not what the log says, knows of another history."""

@@ -61,7 +61,7 @@ class SecondReading:
                 marks_a_place = marks_a_place or type in ("broke", "handoff", "completed")
         told["digest"], told["last_at"] = commit.digest, commit.at_ms
         told["started_at"] = told["started_at"] or commit.at_ms
-        if marks_a_place or any(seq % 50 == 0 for seq in range(before + 1, told["seq"] + 1)):
+        if marks_a_place or told["seq"] // 50 != before // 50:
             self.checkpoints[told["seq"]] = self.told()
             for old in sorted(self.checkpoints)[:-4]:
                 del self.checkpoints[old]

@@ -8,64 +8,48 @@ Each is measured alone: the workers are away while the file is imported, so that
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from projections.drift import Validator
 from projections.lag import lag
-from projections.store import ProjectionStore
+from tests.bench.fleet import WORKERS, running
 from workers.cli.event import opened_file, read_lines
-from workers.embedded import EmbeddedServer
 from workers.fleet import worker_supervisor
 from workers.importing import Importer
 from workers.recovery import Recovery
-from workers.settings import Settings
-from workers.stack import Stack
-
-WORKERS = 2
 
 
 def measure(path: str) -> dict[str, float]:
     """Events/s of each kind of work on the events of a file."""
     figures = {}
-    with tempfile.TemporaryDirectory(prefix="muster-bench-") as data_dir:
-        stack = Stack(EmbeddedServer(Path(data_dir)), Settings(), log=_say, workers=WORKERS)
-        stack.start()
-        try:
-            with stack.open_log() as log:
-                store = ProjectionStore(log.client, log.keyspace)
-                while any(store.cursor(partition).position is None for partition in range(log.keyspace.count)):
-                    time.sleep(0.01)
-                assert stack.workers is not None
-                stack.workers.stop()
+    with running() as (stack, log, store):
+        assert stack.workers is not None
+        stack.workers.stop()
 
-                began = time.monotonic()
-                with opened_file(path) as file:
-                    importer = Importer(log, reject=lambda _: None, progress=lambda _: None)
-                    events = importer.run(read_lines(file, log.limits.line_bytes)).appended
-                figures["import"] = events / (time.monotonic() - began)
+        began = time.monotonic()
+        with opened_file(path) as file:
+            importer = Importer(log, reject=lambda _: None, progress=lambda _: None)
+            events = importer.run(read_lines(file, log.limits.line_bytes)).appended
+        figures["import"] = events / (time.monotonic() - began)
 
-                workers = worker_supervisor(stack.settings, count=WORKERS, log=_say)
-                began = time.monotonic()
-                with workers:
-                    while (behind := lag(store)).applied == 0:
-                        time.sleep(0.001)
-                    began, first = time.monotonic(), behind.applied
-                    while lag(store).events:
-                        time.sleep(0.005)
-                    figures["projection"] = (events - first) / (time.monotonic() - began)
+        workers = worker_supervisor(stack.settings, count=WORKERS, log=_say)
+        began = time.monotonic()
+        with workers:
+            while (behind := lag(store)).applied == 0:
+                time.sleep(0.001)
+            began, first = time.monotonic(), behind.applied
+            while lag(store).events:
+                time.sleep(0.005)
+            figures["projection"] = (events - first) / (time.monotonic() - began)
 
-                validator, began = Validator(store, log), time.monotonic()
-                findings = list(validator.everything())
-                assert not findings, findings
-                figures["verification"] = events / (time.monotonic() - began)
+        validator, began = Validator(store, log), time.monotonic()
+        findings = list(validator.everything())
+        assert not findings, findings
+        figures["verification"] = events / (time.monotonic() - began)
 
-                recovery, began = Recovery(store, log, who="recovery:bench", progress=_say), time.monotonic()
-                recovery.rebuild(range(log.keyspace.count))
-                figures["rebuild"] = events / (time.monotonic() - began)
-        finally:
-            stack.stop()
+        recovery, began = Recovery(store, log, who="recovery:bench", progress=_say), time.monotonic()
+        recovery.rebuild(range(log.keyspace.count))
+        figures["rebuild"] = events / (time.monotonic() - began)
     return figures
 
 
