@@ -21,6 +21,7 @@ import redis
 
 from domain.errors import MusterError
 from domain.log import SessionLog
+from domain.log.connection import connection_error
 from domain.log.contract import CommitReader
 from projections import catchup
 from projections.careful import CarefulReader
@@ -229,9 +230,11 @@ def main() -> int:
     try:
         settings = load(os.environ)
         return run(settings, registered(settings), stop)
-    except MusterError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return error.exit_code
+    except (MusterError, redis.RedisError, OSError) as error:
+        # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.
+        typed = error if isinstance(error, MusterError) else connection_error(error)
+        print(f"worker: {typed}", file=sys.stderr)
+        return typed.exit_code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from msgspec import structs
 
-from domain import AsyncSessionLog, Commit, Event, MemoryLog, MusterError, OutcomeUnknown, SessionLog
+from domain import AsyncSessionLog, Commit, Event, MemoryLog, MusterError, OutcomeUnknown, SessionLog, Unavailable
 from domain.log import Connecting
 from domain.log.contract import AppendRequest, Expected
 from tests.chaos.effort import FULL, seeded
@@ -72,16 +72,19 @@ class Chaos:
     def _connecting(self, retry_for_s: float) -> Connecting:
         return Connecting(self._proxy.url, timeout_s=2, retry_for_s=retry_for_s)
 
-    def _open(self) -> SessionLog:
-        return SessionLog.open(self._connecting(30), environment=ENVIRONMENT, namespace=self._store.namespace)
+    def _open(self, *, retry_for_s: float = 30) -> SessionLog:
+        while True:
+            try:
+                return SessionLog.open(
+                    self._connecting(retry_for_s), environment=ENVIRONMENT, namespace=self._store.namespace
+                )
+            except Unavailable:
+                if retry_for_s:
+                    raise
 
     def _produce(self, number: int, chance: random.Random, shared: SessionLog | None) -> None:
-        log = shared or SessionLog.open(
-            # The last ones send once: their outcomes are unknown more often.
-            self._connecting(0 if number >= PRODUCERS - 1 else 30),
-            environment=ENVIRONMENT,
-            namespace=self._store.namespace,
-        )
+        # The last one sends once: its outcomes are unknown more often.
+        log = shared or self._open(retry_for_s=0 if number >= PRODUCERS - 1 else 30)
         try:
             for n in range(APPENDS):
                 session, events, exact = self._next(number, n, chance)
