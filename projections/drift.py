@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct, structs
@@ -31,6 +31,7 @@ from domain.session import OPEN_GATE
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.census import Unlisted, census
+from projections.findings import KINDS, Finding, difference, finding
 from projections.parking import KILLED
 from projections.second_reading import SecondReading, taken_apart
 from projections.session_view import Folding
@@ -46,79 +47,10 @@ from projections.store import (
     readable_head,
 )
 
-SCHEMA: Final = "muster.finding/1"
 #: What both readings of a log must see.
 _BOTH_SEE: Final = frozenset({"LOG_GAP", "LOG_ALTERED", "EVENT_ILLEGAL"})
 #: How many sessions are read in one transaction.
 SNAPSHOT_SESSIONS: Final = 128
-
-
-class Kind(NamedTuple):
-    """What a code of a finding says: which part drifted, how bad that is, and what to do."""
-
-    kind: str
-    severity: str
-    remedy: str
-
-
-_REPAIR: Final = "muster recover apply"
-_OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
-_ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
-
-#: Every code a finding may carry.
-KINDS: Final[dict[str, Kind]] = {
-    "LOG_GAP": Kind("log", "critical", _OPERATOR),
-    "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
-    "TAIL_LOST": Kind("log", "critical", _OPERATOR),
-    "FORK": Kind("log", "critical", _ACCEPT),
-    "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
-    "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
-    "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
-    "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
-    "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
-    "REGISTRY_DIFFERS": Kind("registry", "error", _REPAIR),
-    "ORPHAN": Kind("view", "warning", _REPAIR),
-    "HEAD_MISSING": Kind("head", "error", _REPAIR),
-    "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
-    "VIEW_MISSING": Kind("view", "error", _REPAIR),
-    "VIEW_UNREADABLE": Kind("view", "error", _REPAIR),
-    "VIEW_DIFFERS": Kind("view", "error", _REPAIR),
-    "VIEW_BEHIND": Kind("view", "error", _REPAIR),
-    "VIEW_AHEAD": Kind("view", "error", _REPAIR),
-    "SESSION_PARKED": Kind("view", "warning", _REPAIR),
-    "FOLD_DIFFERS": Kind(
-        "view", "critical", "a bug in this release's fold, which no rebuild mends: report both readings"
-    ),
-    "CHECKPOINT_MISSING": Kind("checkpoint", "error", _REPAIR),
-    "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", _REPAIR),
-    "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", _REPAIR),
-    "AGENT_MISSING": Kind("agent", "error", _REPAIR),
-    "AGENT_DIFFERS": Kind("agent", "error", _REPAIR),
-    "AGENT_UNEXPECTED": Kind("agent", "error", _REPAIR),
-    "INDEX_DIFFERS": Kind("index", "error", _REPAIR),
-    "CURSOR_MISSING": Kind("cursor", "warning", _REPAIR),
-    "CURSOR_AHEAD": Kind("cursor", "error", _REPAIR),
-    "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
-}
-
-
-class Finding(Struct, frozen=True):
-    """One place where stored state breaks a law. `stored` and `rebuilt` hold only what differs."""
-
-    schema: str
-    code: str
-    severity: str
-    kind: str
-    session: str | None
-    agent: str | None
-    projection: str | None
-    first_bad_seq: int | None
-    stored: Any
-    rebuilt: Any
-    remedy: str
-    quarantined: bool
-    #: Which partition the finding is in; recovery works by partition.
-    partition: int
 
 
 class Read(Struct):
@@ -231,7 +163,7 @@ class Validator:
         """The findings of one session."""
         partition = self._store.keyspace.partition_of(session)
         for examination in self.examine(partition, [session]):
-            yield from self._session_findings(partition, examination)
+            yield from self.session_findings(partition, examination)
 
     def partition(self, partition: int, unlisted: Unlisted | None = None) -> Iterator[Finding]:
         """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents.
@@ -240,7 +172,7 @@ class Validator:
         """
         unlisted = unlisted or census(self._store, partition)[partition]
         unknown = Cursor(None)
-        where_it_stands = list(self._feed_findings(partition))
+        where_it_stands = list(self.feed_findings(partition))
         yield from where_it_stands
         cursor, stored = self._stored_totals(partition)
         totals: dict[str, Totals] = {}
@@ -251,7 +183,7 @@ class Validator:
         listed = (name for page in self._store.member_pages(partition) for name in page)
         sessions = chain(sorted(unlisted.sessions), (name for name in listed if name not in unlisted.sessions))
         for examination in self.examine(partition, sessions, views_at=views_at, totals_at=views_at or cursor):
-            yield from self._session_findings(partition, examination)
+            yield from self.session_findings(partition, examination)
             if examination.contributed is None:
                 judged = False
             else:
@@ -260,7 +192,7 @@ class Validator:
             if not self._store.is_registered(loss.session) and loss.session not in unlisted.sessions:
                 yield _loss_finding(partition, loss, quarantined=False)
         if judged:
-            yield from self._agent_findings(partition, stored, totals, unlisted.agents)
+            yield from self.agent_findings(partition, stored, totals, unlisted.agents)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -438,7 +370,7 @@ class Validator:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def _session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
+    def session_findings(self, partition: int, found: Examination) -> Iterator[Finding]:
         snapshot, damage = found.snapshot, found.damage
         session = snapshot.session
         if snapshot.is_orphan:
@@ -496,7 +428,7 @@ class Validator:
                 **difference(stored, rebuilt),
             )  # fmt: skip
 
-    def _feed_findings(self, partition: int) -> Iterator[Finding]:
+    def feed_findings(self, partition: int) -> Iterator[Finding]:
         keys = self._store.keys(partition)
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
@@ -525,7 +457,7 @@ class Validator:
         seconds, micros = self._store.client.time()
         return counter is not None and int(deadline or 0) <= seconds * 1000 + micros // 1000
 
-    def _agent_findings(
+    def agent_findings(
         self, partition: int, stored: dict[str, bytes | None], totals: dict[str, Totals], strays: set[str]
     ) -> Iterator[Finding]:
         rebuilt = {agent: total for agent, total in totals.items() if total != NOTHING}
@@ -653,37 +585,6 @@ def _checkpoint_findings(partition: int, found: Examination) -> Iterator[Finding
                 first_bad_seq=seq,
                 **difference(have, session_view.document(session_view.decode(should))),
             )
-
-
-def finding(
-    code: str,
-    partition: int,
-    *,
-    session: str | None = None,
-    agent: str | None = None,
-    first_bad_seq: int | None = None,
-    stored: Any = None,
-    rebuilt: Any = None,
-    quarantined: bool = False,
-) -> Finding:
-    """A finding of a registered code."""
-    kind = KINDS[code]
-    projection = session_view.NAME if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None
-    return Finding(
-        SCHEMA, code, kind.severity, kind.kind, session, agent, projection, first_bad_seq,
-        stored, rebuilt, kind.remedy, quarantined, partition,
-    )  # fmt: skip
-
-
-def difference(stored: Any, rebuilt: dict[str, Any]) -> dict[str, Any]:
-    """The fields in which two documents differ, as the arguments `stored` and `rebuilt` of a finding."""
-    if not isinstance(stored, dict) or "unreadable" in stored:
-        return {"stored": stored, "rebuilt": rebuilt}
-    names = [name for name in rebuilt if stored.get(name) != rebuilt[name]]
-    return {
-        "stored": {name: stored.get(name) for name in names},
-        "rebuilt": {name: rebuilt[name] for name in names},
-    }
 
 
 def _fields(totals: Totals) -> dict[str, int]:

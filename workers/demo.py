@@ -25,7 +25,8 @@ from domain.errors import Damaged, DeadlineExceeded
 from domain.events import Event
 from domain.log import Receipt, SessionLog
 from projections import session_view
-from projections.drift import Finding, Validator
+from projections.drift import Validator
+from projections.findings import Finding
 from projections.lag import lag
 from projections.store import ProjectionStore
 from workers.importing import Importer, Report

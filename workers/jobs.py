@@ -22,7 +22,8 @@ from msgspec import structs
 
 from domain.errors import Conflict, Misconfigured, MusterError, Unavailable
 from domain.log import SessionLog, connect
-from projections.drift import Finding, Validator
+from projections.drift import Validator
+from projections.findings import Finding
 from projections.lease import RECOVERY_PREFIX
 from projections.own.drift import OwnValidator
 from projections.own.store import DONE as BUILT

@@ -17,7 +17,8 @@ from msgspec import Struct
 from domain.errors import Conflict, Refused
 from domain.log import SessionLog
 from domain.log.contract import EventLog
-from projections.drift import Finding, Validator
+from projections.drift import Validator
+from projections.findings import Finding
 from projections.lease import Leases, held_for_recovery
 from projections.own.catchup import OwnProjector
 from projections.own.store import OwnStore

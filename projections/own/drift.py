@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from domain.errors import Damaged
 from domain.log.contract import EventLog
-from projections.drift import SCHEMA, Finding
+from projections.findings import SCHEMA, Finding
 from projections.own.folding import Folding
 from projections.own.merging import merged
 from projections.own.store import DONE, OwnStore, Stored

@@ -18,7 +18,8 @@ from domain import Append, Event, Receipt
 from domain.codec import parse_line
 from domain.session import Session
 from projections import agent_view, session_view
-from projections.drift import KINDS, Finding, Validator
+from projections.drift import Validator
+from projections.findings import KINDS, Finding
 from tests.chaos.effort import FULL, seeded
 from tests.conftest import DATA, Store
 from tests.projections.world import World, folded

@@ -15,7 +15,8 @@ from domain.codec import chain, encode_body
 from domain.log.protocol import pack_head
 from domain.session import Session
 from projections import agent_view, session_view
-from projections.drift import KINDS, Finding, Validator
+from projections.drift import Validator
+from projections.findings import KINDS, Finding
 from projections.store import Parked, park
 from tests.projections.world import World, did, folded, foreign_append, lying_append, notes, only
 

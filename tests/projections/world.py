@@ -23,7 +23,8 @@ from domain.log.protocol import APPEND_FUNCTION
 from domain.session import gate_after, kind_of
 from projections import agent_view, session_view
 from projections.catchup import Batch
-from projections.drift import Finding, Validator
+from projections.drift import Validator
+from projections.findings import Finding
 from projections.lag import lag
 from projections.lease import Leases
 from projections.queries import Views

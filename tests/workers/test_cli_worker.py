@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from projections.drift import KINDS
+from projections.findings import KINDS
 from tests.conftest import Store
 from tests.projections.world import World, notes, run_cli
 from tests.waiting import wait_until

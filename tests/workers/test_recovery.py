@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from domain import Append, Conflict, Receipt
-from projections.drift import Finding
+from projections.findings import Finding
 from projections.lease import held_for_recovery
 from projections.store import ProjectionStore
 from tests.conftest import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from domain.errors import REGISTRY, NotFound
-from projections.drift import KINDS
+from projections.findings import KINDS
 from workers.cli import arguments, printing
 from workers.settings import Settings
 

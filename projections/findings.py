@@ -1,0 +1,110 @@
+"""Findings: every way in which stored state can break a law, by code; what one says, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+
+from projections import session_view
+
+SCHEMA: Final = "muster.finding/1"
+
+
+class Kind(NamedTuple):
+    """What a code of a finding says: which part drifted, how bad that is, and what to do."""
+
+    kind: str
+    severity: str
+    remedy: str
+
+
+_REPAIR: Final = "muster recover apply"
+_OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
+_ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
+
+#: Every code a finding may carry.
+KINDS: Final[dict[str, Kind]] = {
+    "LOG_GAP": Kind("log", "critical", _OPERATOR),
+    "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
+    "TAIL_LOST": Kind("log", "critical", _OPERATOR),
+    "FORK": Kind("log", "critical", _ACCEPT),
+    "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
+    "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
+    "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
+    "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
+    "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
+    "REGISTRY_DIFFERS": Kind("registry", "error", _REPAIR),
+    "ORPHAN": Kind("view", "warning", _REPAIR),
+    "HEAD_MISSING": Kind("head", "error", _REPAIR),
+    "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
+    "VIEW_MISSING": Kind("view", "error", _REPAIR),
+    "VIEW_UNREADABLE": Kind("view", "error", _REPAIR),
+    "VIEW_DIFFERS": Kind("view", "error", _REPAIR),
+    "VIEW_BEHIND": Kind("view", "error", _REPAIR),
+    "VIEW_AHEAD": Kind("view", "error", _REPAIR),
+    "SESSION_PARKED": Kind("view", "warning", _REPAIR),
+    "FOLD_DIFFERS": Kind(
+        "view", "critical", "a bug in this release's fold, which no rebuild mends: report both readings"
+    ),
+    "CHECKPOINT_MISSING": Kind("checkpoint", "error", _REPAIR),
+    "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", _REPAIR),
+    "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", _REPAIR),
+    "AGENT_MISSING": Kind("agent", "error", _REPAIR),
+    "AGENT_DIFFERS": Kind("agent", "error", _REPAIR),
+    "AGENT_UNEXPECTED": Kind("agent", "error", _REPAIR),
+    "INDEX_DIFFERS": Kind("index", "error", _REPAIR),
+    "CURSOR_MISSING": Kind("cursor", "warning", _REPAIR),
+    "CURSOR_AHEAD": Kind("cursor", "error", _REPAIR),
+    "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
+}
+
+
+class Finding(Struct, frozen=True):
+    """One place where stored state breaks a law. `stored` and `rebuilt` hold only what differs."""
+
+    schema: str
+    code: str
+    severity: str
+    kind: str
+    session: str | None
+    agent: str | None
+    projection: str | None
+    first_bad_seq: int | None
+    stored: Any
+    rebuilt: Any
+    remedy: str
+    quarantined: bool
+    #: Which partition the finding is in; recovery works by partition.
+    partition: int
+
+
+def finding(
+    code: str,
+    partition: int,
+    *,
+    session: str | None = None,
+    agent: str | None = None,
+    first_bad_seq: int | None = None,
+    stored: Any = None,
+    rebuilt: Any = None,
+    quarantined: bool = False,
+) -> Finding:
+    """A finding of a registered code."""
+    kind = KINDS[code]
+    projection = session_view.NAME if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None
+    return Finding(
+        SCHEMA, code, kind.severity, kind.kind, session, agent, projection, first_bad_seq,
+        stored, rebuilt, kind.remedy, quarantined, partition,
+    )  # fmt: skip
+
+
+def difference(stored: Any, rebuilt: dict[str, Any]) -> dict[str, Any]:
+    """The fields in which two documents differ, as the arguments `stored` and `rebuilt` of a finding."""
+    if not isinstance(stored, dict) or "unreadable" in stored:
+        return {"stored": stored, "rebuilt": rebuilt}
+    names = [name for name in rebuilt if stored.get(name) != rebuilt[name]]
+    return {
+        "stored": {name: stored.get(name) for name in names},
+        "rebuilt": {name: rebuilt[name] for name in names},
+    }
