@@ -14,7 +14,7 @@ Every log is read twice: by the fold that builds views, and by one that shares n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -33,7 +33,8 @@ from projections.catchup import advance
 from projections.census import Unlisted, census
 from projections.findings import KINDS, Finding, difference, finding
 from projections.parking import KILLED
-from projections.second_reading import SecondReading, taken_apart
+from projections.proof import NO_PROOFS, Proof, fingerprint
+from projections.second_reading import SecondReading, contributed_by, taken_apart
 from projections.session_view import Folding
 from projections.shortcut import folding_from, holds
 from projections.store import (
@@ -74,6 +75,12 @@ class Snapshot(Struct, frozen=True):
     parked: Parked | None
     #: Whether the registry lists it.
     listed: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of such a session at all."""
+        things = (self.listed, self.packed_head, self.last_seq, self.view, self.checkpoints, self.parked)
+        return not any(things)
 
     @property
     def is_orphan(self) -> bool:
@@ -204,8 +211,10 @@ class Validator:
         views_at: Cursor | None = None,
         totals_at: Cursor | None = None,
         shortcuts: Collection[str] = (),
+        proofs: Mapping[str, Proof] = NO_PROOFS,
     ) -> Iterator[Examination]:
-        """What the log says of sessions of a partition; of those in `shortcuts`, from their checkpoints on.
+        """What the log says of sessions of a partition; of those in `shortcuts`, from their checkpoints on, of those in
+        `proofs` from what was proved of them.
 
         Views and contributions are judged at the stored cursor, as it is when they are read, unless another one is
         given.
@@ -226,12 +235,13 @@ class Validator:
                     pending_since.setdefault(span.session, span.from_seq)
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
-            whole = [session for session in page if session not in shortcuts]
+            whole = [session for session in page if session not in shortcuts and session not in proofs]
             commits_of = dict(zip(whole, self._log.read_each(whole), strict=True))
             for snapshot in snapshots:
                 commits = commits_of.get(snapshot.session)
+                proof = proofs.get(snapshot.session)
                 if commits is None and snapshot.parked is not None:
-                    commits = self._log.read(snapshot.session)
+                    commits, proof = self._log.read(snapshot.session), None
                 if (
                     commits is not None
                     and snapshot.parked is not None
@@ -240,7 +250,7 @@ class Validator:
                 ):
                     commits = _up_to(commits, snapshot.parked)
                 yield self._examine(
-                    snapshot, commits, cursor, pending, pending_since, reports.get(snapshot.session, [])
+                    snapshot, commits, proof, cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
 
     def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
@@ -266,6 +276,7 @@ class Validator:
         self,
         snapshot: Snapshot,
         commits: Iterator[Commit] | None,
+        proof: Proof | None,
         cursor: Cursor,
         pending: dict[str, int],
         pending_since: dict[str, int],
@@ -287,17 +298,20 @@ class Validator:
             contributed_seq = min(view.seq, contributed_seq)
 
         folding = Folding(session_view.initial(session))
-        if commits is None:
+        second = None if self._once else SecondReading(session)
+        if commits is None and proof is not None:
+            folding, second, commits = self._going_on(snapshot, proof, min(expected, contributed_seq))
+        elif commits is None:
             folding = folding_from(snapshot.checkpoints, self._log, session, min(expected, contributed_seq))
             commits = self._log.read(session, after=folding.view.seq)
             kept = {seq: view for seq, view in snapshot.checkpoints.items() if seq <= folding.view.seq}
             folding.checkpoints = dict(sorted(kept.items()))
         begun_at = folding.view.seq
-        reading = Reading(commits, None if self._once else SecondReading(session))
+        reading = Reading(commits, second)
         damage: Parked | None = None
         contributed: dict[str, Totals] | None = None
         view_bytes, checkpoints = b"", dict[int, bytes]()
-        second, disagreement = reading.second, None
+        disagreement = None
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
                 damage = advance(folding, reading.to(stop), stop)
@@ -326,6 +340,27 @@ class Validator:
             return structs.replace(found, loss=self._loss_by_stored_values(found))
         return found
 
+    def _going_on(
+        self, snapshot: Snapshot, proof: Proof, at_most: int
+    ) -> tuple[Folding, SecondReading, Iterator[Commit]]:
+        """Both readings of a session from the checkpoint that was proved right, if it still is what it was and the log
+        still holds it; else from the first event.
+        """
+        session, seq = snapshot.session, proof.checkpoint_seq
+        stored = snapshot.checkpoints.get(seq)
+        view = session_view.readable(stored, session)
+        if stored is not None and view is not None and fingerprint(stored) == proof.checkpoint and seq <= at_most:
+            commits = self._log.read(session, after=seq - 1)
+            try:
+                first = next(commits, None)
+            except Damaged:
+                first = None
+            if first is not None and (first.last_seq, first.digest) == (seq, view.digest):
+                folding = Folding(view)
+                folding.checkpoints = {at: kept for at, kept in sorted(snapshot.checkpoints.items()) if at <= seq}
+                return folding, SecondReading.from_checkpoint(session, seq, folding.checkpoints), commits
+        return Folding(session_view.initial(session)), SecondReading(session), self._log.read(session)
+
     def _is_seen_twice(self, session: str) -> bool:
         """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
         second = SecondReading(session)
@@ -352,6 +387,38 @@ class Validator:
                 code = "TAIL_LOST" if view.seq > ends_at else "FORK"
                 return Loss(session, code, min(view.seq, ends_at + 1), Position(view.seq, view.digest), ())
         return None
+
+    def totals(
+        self, partition: int, unlisted: Unlisted, proved: Callable[[Sequence[str]], Mapping[str, Proof]]
+    ) -> Iterator[Finding]:
+        """The findings about the totals of a partition's agents, by those views that are as they were proved, and by
+        the logs of the other sessions.
+
+        Appends and projections may go on. Nothing is said where nobody can know what a damaged log contributed.
+        """
+        cursor, stored = self._stored_totals(partition)
+        sums: dict[str, Totals] = {}
+        if cursor.position is None:
+            return
+        pages = self._store.member_pages(partition)
+        listed = ([name for name in page if name not in unlisted.sessions] for page in pages)
+        for page in chain([sorted(unlisted.sessions)], listed):
+            proofs, views = proved(page), self._store.views(page)
+            # Asked after the views: whatever moved one of them past the cursor is told of.
+            since = self._store.feed_after(partition, cursor.position)
+            moved = {span.session for entry in since for span in entry.spans}
+            unproved = []
+            for session, view in zip(page, views, strict=True):
+                proof = proofs.get(session)
+                if proof is None or view is None or session in moved or fingerprint(view) != proof.view:
+                    unproved.append(session)
+                else:
+                    _add(sums, {agent: Totals(*part) for agent, part in contributed_by(taken_apart(view)).items()})
+            for found in self.examine(partition, unproved, totals_at=cursor):
+                if found.contributed is None:
+                    return
+                _add(sums, found.contributed)
+        yield from self.agent_findings(partition, stored, sums, unlisted.agents)
 
     def _stored_totals(self, partition: int) -> tuple[Cursor, dict[str, bytes | None]]:
         """The stored totals of all agents of a partition, with the cursor they belong to."""

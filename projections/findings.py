@@ -19,7 +19,8 @@ class Kind(NamedTuple):
     remedy: str
 
 
-_REPAIR: Final = "muster recover apply"
+#: The remedy of what recovery mends.
+REPAIR: Final = "muster recover apply"
 _OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
 _ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
 
@@ -34,28 +35,28 @@ KINDS: Final[dict[str, Kind]] = {
     "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
     "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
-    "REGISTRY_DIFFERS": Kind("registry", "error", _REPAIR),
-    "ORPHAN": Kind("view", "warning", _REPAIR),
-    "HEAD_MISSING": Kind("head", "error", _REPAIR),
-    "HEAD_DIFFERS": Kind("head", "error", _REPAIR),
-    "VIEW_MISSING": Kind("view", "error", _REPAIR),
-    "VIEW_UNREADABLE": Kind("view", "error", _REPAIR),
-    "VIEW_DIFFERS": Kind("view", "error", _REPAIR),
-    "VIEW_BEHIND": Kind("view", "error", _REPAIR),
-    "VIEW_AHEAD": Kind("view", "error", _REPAIR),
-    "SESSION_PARKED": Kind("view", "warning", _REPAIR),
+    "REGISTRY_DIFFERS": Kind("registry", "error", REPAIR),
+    "ORPHAN": Kind("view", "warning", REPAIR),
+    "HEAD_MISSING": Kind("head", "error", REPAIR),
+    "HEAD_DIFFERS": Kind("head", "error", REPAIR),
+    "VIEW_MISSING": Kind("view", "error", REPAIR),
+    "VIEW_UNREADABLE": Kind("view", "error", REPAIR),
+    "VIEW_DIFFERS": Kind("view", "error", REPAIR),
+    "VIEW_BEHIND": Kind("view", "error", REPAIR),
+    "VIEW_AHEAD": Kind("view", "error", REPAIR),
+    "SESSION_PARKED": Kind("view", "warning", REPAIR),
     "FOLD_DIFFERS": Kind(
         "view", "critical", "a bug in this release's fold, which no rebuild mends: report both readings"
     ),
-    "CHECKPOINT_MISSING": Kind("checkpoint", "error", _REPAIR),
-    "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", _REPAIR),
-    "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", _REPAIR),
-    "AGENT_MISSING": Kind("agent", "error", _REPAIR),
-    "AGENT_DIFFERS": Kind("agent", "error", _REPAIR),
-    "AGENT_UNEXPECTED": Kind("agent", "error", _REPAIR),
-    "INDEX_DIFFERS": Kind("index", "error", _REPAIR),
-    "CURSOR_MISSING": Kind("cursor", "warning", _REPAIR),
-    "CURSOR_AHEAD": Kind("cursor", "error", _REPAIR),
+    "CHECKPOINT_MISSING": Kind("checkpoint", "error", REPAIR),
+    "CHECKPOINT_DIFFERS": Kind("checkpoint", "error", REPAIR),
+    "CHECKPOINT_UNEXPECTED": Kind("checkpoint", "warning", REPAIR),
+    "AGENT_MISSING": Kind("agent", "error", REPAIR),
+    "AGENT_DIFFERS": Kind("agent", "error", REPAIR),
+    "AGENT_UNEXPECTED": Kind("agent", "error", REPAIR),
+    "INDEX_DIFFERS": Kind("index", "error", REPAIR),
+    "CURSOR_MISSING": Kind("cursor", "warning", REPAIR),
+    "CURSOR_AHEAD": Kind("cursor", "error", REPAIR),
     "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
 }
 

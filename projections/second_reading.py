@@ -9,6 +9,7 @@ is slower here is slower on purpose; the only thing that counts is that no bug c
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha1
 from typing import Any, Final
 
@@ -37,6 +38,16 @@ class SecondReading:
             "agents": {}, "event_types": {}, "entities": set(), "first_actor": None, "last_type": None,
             "handed_off_by": None, "started_at": 0, "last_at": 0,
         }  # fmt: skip
+
+    @classmethod
+    def from_checkpoint(cls, session: str, seq: int, checkpoints: Mapping[int, bytes]) -> SecondReading:
+        """A reading that goes on from a checkpoint which was found right, with those before it."""
+        reading = cls(session)
+        reading.checkpoints = {at: taken_apart(stored) for at, stored in sorted(checkpoints.items())}
+        told = reading.checkpoints[seq]
+        reading._told = {**told, "agents": dict(told["agents"]), "event_types": dict(told["event_types"])}
+        reading._told["entities"] = set(told["entities"])
+        return reading
 
     def read(self, commit: Commit) -> None:
         """Takes in one commit."""
@@ -74,7 +85,7 @@ class SecondReading:
 
     def contributed(self) -> dict[str, tuple[int, int, int]]:
         """What the session adds to each agent's totals: events, sessions, in how many it is present."""
-        return {agent: (part[0], 1, 1 if part[3] else 0) for agent, part in self._told["agents"].items()}
+        return contributed_by(self._told)
 
     def _event(self, type: str, actor: str, data: Any) -> None:
         told = self._told
@@ -108,6 +119,11 @@ class SecondReading:
     def _count(self, type: str, more: int) -> None:
         counts = self._told["event_types"]
         counts[type] = counts.get(type, 0) + more
+
+
+def contributed_by(told: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """What a session that is told so adds to each agent's totals: events, sessions, in how many it is present."""
+    return {agent: (part[0], 1, 1 if part[3] else 0) for agent, part in told["agents"].items()}
 
 
 def taken_apart(stored: bytes) -> dict[str, Any]:

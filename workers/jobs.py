@@ -23,12 +23,13 @@ from msgspec import structs
 from domain.errors import Conflict, Misconfigured, MusterError, Unavailable
 from domain.log import SessionLog, connect
 from projections.drift import Validator
-from projections.findings import Finding
+from projections.findings import REPAIR, Finding
 from projections.lease import RECOVERY_PREFIX
 from projections.own.drift import OwnValidator
 from projections.own.store import DONE as BUILT
 from projections.own.store import OwnStore
 from projections.projection import Definition
+from projections.scrub import Scrub
 from projections.store import ProjectionStore
 from workers.recovery import Recovery, plan_of, rebuild_own
 from workers.settings import Settings
@@ -64,11 +65,48 @@ def verify(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
     """Reads a partition again and compares: findings by code, and the first of them in full."""
     validator = Validator(bench.store, bench.log)
     found = [finding for finding in validator.partition(partition) if finding.severity != "info"]
+    found += own_findings(bench, partition)
+    return _told(found) | {"sessions": validator.read.sessions, "events": validator.read.events}
+
+
+def scrub(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
+    """Verifies of a partition what is due, with its part of what is left of the round's budget; repairs what it may.
+
+    Own projections are verified when a sweep of the partition is done.
+    """
+    spent = task.result.get("sessions", 0) + task.result.get("events", 0)
+    scrubbing = Scrub(bench.store, bench.log, partition)
+    found = list(scrubbing.round(max(1, (task.options["budget"] - spent) // len(task.left))))
+    kinds = task.options.get("auto_repair", [])
+    if mendable := auto_repairable(found, kinds):
+        recovery = bench.recovery(task)
+        recovery.carry_out(plan_of(bench.log.identity.store, mendable), quarantine=False)
+    if scrubbing.done.sweeps:
+        found += own_findings(bench, partition)
+    read = structs.asdict(scrubbing.done) | {"sessions": scrubbing.read.sessions, "events": scrubbing.read.events}
+    return _told(found) | read | {"repaired": len(mendable)}
+
+
+def auto_repairable(found: Sequence[Finding], kinds: Sequence[str]) -> list[Finding]:
+    """What may be repaired without being asked: findings that recovery mends, of these kinds, about sessions of which
+    nothing else was found.
+    """
+    held = {one.session for one in found if one.kind not in kinds or one.remedy != REPAIR}
+    return [
+        one
+        for one in found
+        if one.kind in kinds and one.remedy == REPAIR and (one.session is None or one.session not in held)
+    ]
+
+
+def own_findings(bench: Bench, partition: int) -> list[Finding]:
+    """What is found in a partition of the own projections that this process knows and that are built."""
+    found: list[Finding] = []
     for definition in bench.definitions:
         store = OwnStore(bench.log.client, bench.log.keyspace, definition)
         if store.builds([partition]) == [BUILT]:
             found += OwnValidator(store, bench.log).partition(partition)
-    return _told(found) | {"sessions": validator.read.sessions, "events": validator.read.events}
+    return found
 
 
 def recover(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
@@ -103,6 +141,7 @@ def holder(task: Task) -> str:
 
 KINDS: Final[Mapping[str, Callable[[Bench, Task, int], dict[str, Any]]]] = {
     "verify": verify,
+    "scrub": scrub,
     "recover": recover,
     "rebuild": rebuild,
 }
@@ -114,6 +153,7 @@ class JobQueue:
     def __init__(self, settings: Settings, log: SessionLog) -> None:
         if settings.jobs.url is None:
             raise Misconfigured("JOBS_OFF", "no database for jobs is named")
+        self._jobs = settings.jobs
         self.tasks = Tasks(log.client, log.keyspace)
         self._keyspace = log.keyspace
         self.client: Any = connect(structs.replace(settings.redis, url=settings.jobs.url, username=None, password=None))
@@ -134,6 +174,12 @@ class JobQueue:
         task = self.tasks.create(kind, self._keyspace.chosen(partitions), options, who)
         self.send(task.id)
         return task
+
+    def ask_scrub(self, who: str) -> Task | None:
+        """Asks for a round of scrubbing, within the budget that is set; None if one has not ended yet."""
+        if any(task.kind == "scrub" for task in self.tasks.open()):
+            return None
+        return self.ask("scrub", who, budget=self._jobs.verify_events, auto_repair=self._jobs.repaired_kinds)
 
     def send(self, id: str) -> None:
         """Sends a message for a task. It may be lost, or be one too many."""

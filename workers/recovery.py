@@ -143,11 +143,15 @@ class Recovery:
         self._progress = progress
         self.repaired = Repaired()
 
-    def apply(self, plan: Plan) -> list[Finding]:
-        """Carries a plan out, verifies what it touched, and returns what is still found there."""
+    def carry_out(self, plan: Plan, *, quarantine: bool = True) -> None:
+        """Carries a plan out. Without `quarantine`, a session whose log is damaged is parked."""
         for number, part in enumerate(plan.partitions, 1):
             self._progress(f"partition {part.partition} ({number} of {len(plan.partitions)})")
-            self._partition(part)
+            self._partition(part, quarantine=quarantine)
+
+    def apply(self, plan: Plan) -> list[Finding]:
+        """Carries a plan out, verifies what it touched, and returns what is still found there."""
+        self.carry_out(plan)
         return list(self._verified(plan.partitions))
 
     def rebuild(self, partitions: Sequence[int]) -> Repaired:

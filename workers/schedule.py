@@ -26,7 +26,7 @@ SEND_AGAIN_MS: Final = 5_000
 
 
 class Schedule:
-    """Sends forsaken tasks again, forgets old ones, and asks for verifications where that is set."""
+    """Sends forsaken tasks again, forgets old ones, and asks for rounds of scrubbing where that is set."""
 
     def __init__(self, queue: JobQueue, client: Any, keyspace: Keyspace, *, verify_every_s: float | None) -> None:
         self._queue = queue
@@ -35,7 +35,7 @@ class Schedule:
         self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         self._add("sweep", SWEEP_EVERY_S, self.sweep)
         if verify_every_s is not None:
-            self._add("verify", verify_every_s, lambda: self._queue.ask("verify", "schedule"))
+            self._add("scrub", verify_every_s, lambda: self._queue.ask_scrub("schedule"))
 
     def start(self) -> None:
         self._scheduler.start()

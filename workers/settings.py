@@ -26,6 +26,9 @@ NOT_SETTINGS: Final = frozenset(
     {"MUSTER_PYTHON", "MUSTER_VENV", "MUSTER_GATES", "MUSTER_CONFIG", "MUSTER_CHAOS", "MUSTER_CHAOS_SEED"}
 )
 
+#: Kinds of findings that may be repaired without being asked.
+REPAIRABLE: Final = ("view", "checkpoint", "agent", "index", "head", "cursor", "registry")
+
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -62,12 +65,28 @@ class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
     #: Jobs one process works on at a time.
     threads: Positive = 1
-    #: How often everything is verified, in seconds; None: only when asked.
+    #: How often a round of scrubbing begins, in seconds; None: only when asked.
     verify_every_s: Annotated[float, Meta(ge=1)] | None = None
+    #: How many events such a round reads, about.
+    verify_events: Positive = 200_000
+    #: Kinds of findings that a round repairs without being asked, separated by commas: view, checkpoint, agent, index,
+    #: head, cursor, registry. None of the log.
+    auto_repair: str = ""
+
+    @property
+    def repaired_kinds(self) -> list[str]:
+        """The kinds that `auto_repair` names. Raises Misconfigured (SETTING_INVALID)."""
+        kinds = [kind.strip() for kind in self.auto_repair.split(",") if kind.strip()]
+        if unknown := [kind for kind in kinds if kind not in REPAIRABLE]:
+            raise Misconfigured(
+                "SETTING_INVALID", f"jobs.auto_repair names {unknown[0]!r}; there are: {', '.join(REPAIRABLE)}"
+            )
+        return kinds
 
     def __repr__(self) -> str:
         url = None if self.url is None else without_password(self.url)
-        return f"JobSettings({url!r}, threads={self.threads}, verify_every_s={self.verify_every_s})"
+        rest = f"verify_every_s={self.verify_every_s}, verify_events={self.verify_events}"
+        return f"JobSettings({url!r}, threads={self.threads}, {rest}, auto_repair={self.auto_repair!r})"
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +139,7 @@ def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, 
         if (jobs.hosts, jobs.path, jobs.service, jobs.db) == (own.hosts, own.path, own.service, own.db):
             raise Misconfigured("SETTING_INVALID", "jobs.url names the store's own database: jobs need another one")
     parse_durability(settings.durability)
+    settings.jobs.repaired_kinds  # noqa: B018 - raises for a kind there is not
     return settings
 
 

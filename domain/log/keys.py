@@ -63,6 +63,10 @@ KEYS: Final = (
     Key("{p}:merged:<projection>@<version>:<key>", "string", KeyClass.DERIVED, "as the cursor; merged over sessions"),
     Key("{p}:keys:<projection>@<version>", "zset", KeyClass.DERIVED, "as the cursor; keys of views, scores 0"),
     Key("{p}:from:<projection>@<version>:<key>", "zset", KeyClass.DERIVED, "as the cursor; who contributes, scores 0"),
+    Key("{p}:proofs", "hash", KeyClass.DERIVED, "for ever; where each session was last found right"),
+    Key("{p}:swept", "zset", KeyClass.DERIVED, "for ever; when each session was last read whole, in server ms"),
+    Key("{p}:drifted", "hash", KeyClass.DERIVED, "entries until the session is found right again"),
+    Key("{p}:scrub", "hash", KeyClass.DERIVED, "for ever; up to where scrubbing has verified the partition"),
     Key("{p}:replaced:<session>", "string", KeyClass.EPHEMERAL, "a week after recovery replaced the view"),
     Key("{store}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, partitions, wire version"),
     Key("{store}:workers", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
@@ -101,6 +105,10 @@ class PartitionKeys:
         self.agents = f"{tag}:index:agents"
         self.audit = f"{tag}:audit"
         self.lost = f"{tag}:lost"
+        self.proofs = f"{tag}:proofs"
+        self.swept = f"{tag}:swept"
+        self.drifted = f"{tag}:drifted"
+        self.scrub = f"{tag}:scrub"
         self._log = f"{tag}:log:"
         self._head = f"{tag}:head:"
         self._hold = f"{tag}:hold:"

@@ -343,6 +343,12 @@ class Ran(NamedTuple):
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
+    def json(self) -> dict[str, Any]:
+        """Its output, one JSON document."""
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+    @property
     def row(self) -> dict[str, Any]:
         """Its output, one JSON line."""
         (row,) = self.rows

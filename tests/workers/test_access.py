@@ -218,6 +218,15 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("reader", "job", "ls").rows[0]["result"]["codes"]
 
+    # what is due is verified by workers that take jobs, and a monitor reads how far they are
+    environ["MUSTER_JOBS__VERIFY_EVERY_S"] = "1"
+    worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
+    try:
+        wait_until(lambda: unread(guarded) == 0, timeout_s=60, message="everything was read once")
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 0
+
     # a server that lost commits is reported by the producer that has receipts for them, and accepted by an operator
     with guarded.open("producer") as log:
         log.append("lost", note("1"))
@@ -230,6 +239,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("operator", "epoch", "show").code == 0
 
     assert guarded.denials() == []
+
+
+def unread(guarded: Guarded) -> int:
+    """How many sessions scrubbing never read, as a monitor sees it."""
+    told: int = guarded.run("monitor", "projection", "lag").rows[0]["verification"]["unread"]
+    return told
 
 
 def damage(guarded: Guarded, session: str) -> None:

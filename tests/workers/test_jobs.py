@@ -282,3 +282,55 @@ def test_jobs_need_a_database_of_their_own(world: World) -> None:
         JobQueue(settings(world), world.log).ask("verify", "me", partitions=[-1])
     assert Tasks(world.log.client, world.keyspace).newest(5) == []
     world.log.append("s-1", did("start"))
+
+
+# -- scrubbing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_of_scrubbing_keeps_to_its_budget_and_repairs_what_it_may(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be repaired is, and is gone in the next round; all else stands in the result, and waits."""
+    monkeypatch.setenv("MUSTER_JOBS__VERIFY_EVENTS", "100000")
+    asked = structs.replace(settings(world), jobs=JobSettings(world.jobs_url, auto_repair="view, checkpoint"))
+    runner = JobRunner(asked, world.log, registered(asked), "runner")
+
+    def scrubbed() -> dict[str, Any]:
+        task = runner.queue.ask_scrub("me")
+        assert task is not None
+        assert runner.queue.ask_scrub("me") is None, "one at a time"
+        runner.run_task(task.id)
+        return runner.queue.tasks.get(task.id).result
+
+    first = scrubbed()
+    assert (first["codes"], first["sessions"], first["events"], first["sweeps"]) == ({}, 200, 600, 32)
+
+    world.redis.delete(world.keyspace.of("s-3").session_view("s-3"))
+    world.redis.delete(world.keyspace.of("s-5").session_view("s-5"), world.keyspace.of("s-5").head("s-5"))
+    world.redis.delete(world.keyspace.of("s-9").log("s-9"), world.keyspace.of("s-9").session_view("s-9"))
+    second = scrubbed()
+    assert second["codes"] == {"VIEW_MISSING": 2, "HEAD_MISSING": 1, "TAIL_LOST": 1}
+    assert second["repaired"] == 1
+    third = scrubbed()
+    assert third["codes"] == {"VIEW_MISSING": 1, "HEAD_MISSING": 1, "TAIL_LOST": 1}
+    assert third["repaired"] == 0
+    assert world.log.head("s-9") is not None, "nobody was quarantined"
+    runner.queue.close()
+
+
+def test_scrubbing_recurs_and_everyone_can_read_how_far_it_is(world: World) -> None:
+    """`projection lag` says up to where, and what was never read; what is appended is verified soon after."""
+    assert run_cli(world, "projection", "lag", output="json").json["verification"]["up_to"] is None
+    with world.workers(1, jobs_url=world.jobs_url, verify_every_s=1.0):
+        wait_until(lambda: verification(world)["unread"] == 0, timeout_s=60, message="everything was read once")
+        world.log.append("s-3", did("broke"))
+        wait_until(lambda: verification(world)["position"] == 601, timeout_s=60, message="what changed is verified")
+    told = verification(world)
+    assert told["drifted"] == told["agents"] == told["events"] == 0
+    assert told["up_to"].endswith("Z")
+
+
+def verification(world: World) -> dict[str, Any]:
+    """What `projection lag` says of verification, with the sum of the positions."""
+    told: dict[str, Any] = run_cli(world, "projection", "lag", output="json").json["verification"]
+    return told | {"position": sum(part["position"] or 0 for part in told["partitions"])}

@@ -23,7 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = arguments.commands(parser)
 
     run = arguments.command(group, "run", "ask for a job; workers that know MUSTER_JOBS__URL do it", run_run)
-    run.add_argument("kind", choices=sorted(KINDS), help="verify: compare all; recover: repair; rebuild: build again")
+    run.add_argument(
+        "kind",
+        choices=sorted(KINDS),
+        help="verify: compare all; scrub: what is due of it; recover: repair; rebuild: build again",
+    )
     run.add_argument("--partition", type=int, action="append", metavar="N", help="only this one; may be repeated")
     run.add_argument("--projection", metavar="NAME[@V]", help="with rebuild: this own projection")
     run.add_argument("--dry-run", action="store_true", help="say how much it would touch")
@@ -55,6 +59,8 @@ def run_run(options: argparse.Namespace, settings: Settings) -> int:
             return 0
         queue = JobQueue(settings, log)
         try:
+            if options.kind == "scrub":
+                asked["budget"] = settings.jobs.verify_events
             task = queue.ask(options.kind, arguments.who(), partitions=options.partition, **asked)
         finally:
             queue.close()
@@ -107,7 +113,7 @@ def shown(task: Task, output: str) -> int:
     if task.state == FAILED:
         return 1
     if task.state == DONE and (task.result.get("codes") or task.result.get("quarantined")):
-        return 1 if task.kind == "verify" else 7
+        return 1 if task.kind in ("verify", "scrub") else 7
     return 0
 
 

@@ -14,6 +14,8 @@ from domain.errors import DeadlineExceeded, Refused
 from projections.drift import Validator
 from projections.lag import MOVING, Lag, eta_s, lag
 from projections.queries import unknown_session
+from projections.scrub import summed, verified
+from projections.session_view import rfc3339
 from projections.store import ProjectionStore
 from workers.cli import arguments, own_projections, printing
 from workers.recovery import Recovery
@@ -82,7 +84,9 @@ def run_lag(options: argparse.Namespace, settings: Settings) -> int:
                 progress(f"{found.events} events behind" + (f"; {idle} partitions have no worker" if idle else ""))
             time.sleep(LOOK_EVERY_S)
         eta = None if options.wait else _eta_s(store, found)
+        verification = None if options.projection else _verification(built_in)
     document: dict[str, Any] = {"schema": "muster.lag/1", "eta_s": eta, **msgspec.to_builtins(found)}
+    document["verification"] = verification
     if options.output == "table":
         behind_rows = [row for row in document["partitions"] if row["events"]]
         printing.rows(behind_rows, "table", columns=LAG_COLUMNS)
@@ -90,9 +94,23 @@ def run_lag(options: argparse.Namespace, settings: Settings) -> int:
         if found.events:
             pace = "not getting fewer" if eta is None else f"caught up in about {eta:.1f} s"
             print(f"{pace}; waiting longest: session {found.session or 'unknown'}")
+        if verification is not None:
+            print(
+                f"verified up to {verification['up_to'] or 'never'}: {verification['events']} events since, "
+                f"{verification['unread']} sessions never read, {verification['drifted']} with findings"
+            )
     else:
         printing.document(document, options.output)
     return 0
+
+
+def _verification(store: ProjectionStore) -> dict[str, Any]:
+    """How far scrubbing has verified the store, with its times as text."""
+    told = summed(verified(store))
+    for part in (told, *told["partitions"]):
+        for name in ("up_to", "oldest_read"):
+            part[name] = None if part[name] is None else rfc3339(part[name])
+    return told
 
 
 def _eta_s(store: ProjectionStore, found: Lag) -> float | None:
