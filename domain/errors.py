@@ -258,6 +258,7 @@ REGISTRY: dict[str, Entry] = {
     "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),
+    "LOG_TRIMMED": Entry(Damaged, _OPERATOR),
     "LOG_ALTERED": Entry(Damaged, _OPERATOR),
     "TAIL_LOST": Entry(Damaged, _ACCEPT),
     "FORK": Entry(Damaged, _ACCEPT),

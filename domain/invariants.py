@@ -74,13 +74,13 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
 
     One that was discarded must follow on and be as it was appended, like any other; what is in it is not looked at.
 
-    LOG_GAP: commits are missing before it. LOG_ALTERED: its content is not what was appended. EVENT_UNREADABLE and
-    EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
+    LOG_GAP: commits are missing before it; LOG_TRIMMED: all before it are. LOG_ALTERED: its content is not what was
+    appended. EVENT_UNREADABLE and EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
     """
     where = f"of session {commit.session}"
     if not is_dense(session.seq, commit):
         return Damaged(
-            "LOG_GAP",
+            "LOG_GAP" if session.seq else "LOG_TRIMMED",
             f"after seq {session.seq} {where} comes seq {commit.first_seq}",
             seq=session.seq + 1,
         )

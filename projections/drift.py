@@ -49,7 +49,7 @@ from projections.store import (
 )
 
 #: What both readings of a log must see.
-_BOTH_SEE: Final = frozenset({"LOG_GAP", "LOG_ALTERED", "EVENT_ILLEGAL"})
+_BOTH_SEE: Final = frozenset({"LOG_GAP", "LOG_TRIMMED", "LOG_ALTERED", "EVENT_ILLEGAL"})
 #: How many sessions are read in one transaction.
 SNAPSHOT_SESSIONS: Final = 128
 

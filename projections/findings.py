@@ -27,6 +27,7 @@ _ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept
 #: Every code a finding may carry.
 KINDS: Final[dict[str, Kind]] = {
     "LOG_GAP": Kind("log", "critical", _OPERATOR),
+    "LOG_TRIMMED": Kind("log", "critical", _OPERATOR),
     "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
     "TAIL_LOST": Kind("log", "critical", _OPERATOR),
     "FORK": Kind("log", "critical", _ACCEPT),

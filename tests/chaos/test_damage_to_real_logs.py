@@ -114,14 +114,14 @@ class Place:
 def a_commit_deleted(place: Place) -> Found:
     at = place.at(high=-1 + len(place.entries))
     place.redis.xdel(place.log, place.entries[at][0])
-    return Found("LOG_GAP", place.first_seq(at))
+    return Found("LOG_GAP" if at else "LOG_TRIMMED", place.first_seq(at))
 
 
 def some_commits_deleted(place: Place) -> Found:
     low = place.at(high=len(place.entries) - 2)
     high = place.at(low + 1, len(place.entries) - 1)
     place.redis.xdel(place.log, *(entry_id for entry_id, _ in place.entries[low : high + 1]))
-    return Found("LOG_GAP", place.first_seq(low))
+    return Found("LOG_GAP" if low else "LOG_TRIMMED", place.first_seq(low))
 
 
 def the_tail_deleted(place: Place) -> Found:
@@ -137,7 +137,7 @@ def the_log_deleted(place: Place) -> Found:
 
 def the_log_trimmed(place: Place) -> Found:
     place.redis.xtrim(place.log, maxlen=place.at(1), approximate=False)
-    return Found("LOG_GAP", 1)
+    return Found("LOG_TRIMMED", 1)
 
 
 def a_byte_altered(place: Place) -> Found:

@@ -60,6 +60,10 @@ def gap(world: World) -> None:
     world.redis.xdel(world.keyspace.of("s-1").log("s-1"), "55-1")
 
 
+def trimmed(world: World) -> None:
+    world.redis.xtrim(world.keyspace.of("s-1").log("s-1"), maxlen=5)
+
+
 def tail_lost(world: World) -> None:
     world.redis.xdel(world.keyspace.of("s-1").log("s-1"), "59-1", "60-1")
 
@@ -337,6 +341,7 @@ class Case(NamedTuple):
 
 CASES: Final = (
     Case(gap, "LOG_GAP", 55, "s-1"),
+    Case(trimmed, "LOG_TRIMMED", 1, "s-1"),
     Case(tail_lost, "TAIL_LOST", 59, "s-1"),
     Case(all_lost, "TAIL_LOST", 1, "s-1"),
     Case(altered, "LOG_ALTERED", 55, "s-1"),

@@ -21,7 +21,7 @@ from workers.recovery import Recovery, plan_of
 __all__ = ["built"]
 #: After recovery these stay findings: an operator decides about them.
 FOR_OPERATORS = {
-    *("LOG_GAP", "LOG_ALTERED", "TAIL_LOST", "FORK"),
+    *("LOG_GAP", "LOG_TRIMMED", "LOG_ALTERED", "TAIL_LOST", "FORK"),
     *("EVENT_ILLEGAL", "EVENT_UNREADABLE", "EVENT_NEWER", "WORKER_KILLED", "QUARANTINED"),
 }
 #: These append something themselves, so that afterwards there is more than before.
