@@ -37,6 +37,7 @@ from projections.proof import NO_PROOFS, Proof, fingerprint
 from projections.second_reading import SecondReading, contributed_by, taken_apart
 from projections.session_view import Folding
 from projections.shortcut import folding_from, holds
+from projections.skipping import AuditedSkips, Forged
 from projections.store import (
     Cursor,
     Parked,
@@ -75,6 +76,8 @@ class Snapshot(Struct, frozen=True):
     parked: Parked | None
     #: Whether the registry lists it.
     listed: bool = True
+    #: What of it is skipped, as it is stored.
+    skips: bytes | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -111,6 +114,8 @@ class Examination(Struct, frozen=True):
     loss_is_reported: bool = False
     #: Where the two readings of the log differ: the seq, and the fields by either.
     disagreement: tuple[int, dict[str, Any]] | None = None
+    #: Skips that nobody is known to have written: what the log says with them is nothing to repair by.
+    forged: Forged | None = None
 
     @property
     def quarantined(self) -> bool:
@@ -158,6 +163,7 @@ class Validator:
         self._daring = daring
         self._once = once
         self.read = Read()
+        self._audited = [AuditedSkips(store.client, keys) for keys in store.keyspace.partitions]
 
     def everything(self) -> Iterator[Finding]:
         """The findings of all partitions."""
@@ -258,17 +264,18 @@ class Validator:
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
         pipe.hmget(keys.parked(session_view.NAME), list(sessions))
+        pipe.hmget(keys.skips, list(sessions))
         for session in sessions:
             pipe.get(keys.head(session))
             pipe.xrevrange(keys.log(session), count=1)
             pipe.get(keys.session_view(session))
             pipe.zscore(keys.sessions, session)
             pipe.hgetall(keys.checkpoints(session))
-        position, parked, *rest = pipe.execute(raise_on_error=False)
-        parked = parked if isinstance(parked, list) else [None] * len(sessions)
+        position, parked, skips, *rest = pipe.execute(raise_on_error=False)
+        parked, skips = (one if isinstance(one, list) else [None] * len(sessions) for one in (parked, skips))
         snapshots = [
-            _snapshot(session, reason, *rest[at * 5 : at * 5 + 5])
-            for at, (session, reason) in enumerate(zip(sessions, parked, strict=True))
+            structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped)
+            for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
         return parse_cursor(position), snapshots
 
@@ -323,7 +330,8 @@ class Validator:
         self.read.sessions += 1
         self.read.events += folding.view.seq - begun_at
         quarantined = snapshot.head is not None and snapshot.head.quarantined
-        if damage is not None and not quarantined and KINDS[damage.code].severity == "critical":
+        forged = self._audited[self._store.keyspace.partition_of(session)].forged(session, snapshot.skips)
+        if forged is not None or (damage is not None and not quarantined and KINDS[damage.code].severity == "critical"):
             # What the missing commits contributed is known by the view alone, if it can be trusted.
             trusted = session_view.readable(snapshot.view, session)
             contributed = contributions(trusted) if trusted is not None else None
@@ -331,9 +339,17 @@ class Validator:
         if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session):
             disagreement = folding.view.seq + 1, {"stored": {"broken": damage.cause}, "rebuilt": {"broken": None}}
         found = Examination(
-            snapshot, expected, view_bytes, checkpoints, contributed, damage, verified, disagreement=disagreement
+            snapshot,
+            expected,
+            view_bytes,
+            checkpoints,
+            contributed,
+            damage,
+            verified,
+            disagreement=disagreement,
+            forged=forged,
         )
-        if damage is None:
+        if damage is None and forged is None:
             for loss in reports:
                 if not holds(self._log, session, loss.last):
                     return structs.replace(found, loss=loss, loss_is_reported=True)
@@ -450,6 +466,14 @@ class Validator:
             yield finding(
                 "REGISTRY_DIFFERS", partition, session=session, stored={"listed": False}, rebuilt={"listed": True}
             )
+        if found.forged is not None:
+            skip = found.forged.first
+            yield finding(
+                "SKIP_FORGED", partition, session=session,
+                first_bad_seq=None if skip is None else skip.from_seq,
+                stored={"unreadable": True} if skip is None else structs.asdict(skip), quarantined=found.quarantined,
+            )  # fmt: skip
+            return
         if found.disagreement is not None:
             seq, fields = found.disagreement
             yield finding("FOLD_DIFFERS", partition, session=session, first_bad_seq=seq, **fields)

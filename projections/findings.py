@@ -31,6 +31,7 @@ KINDS: Final[dict[str, Kind]] = {
     "LOG_ALTERED": Kind("log", "critical", _OPERATOR),
     "TAIL_LOST": Kind("log", "critical", _OPERATOR),
     "FORK": Kind("log", "critical", _ACCEPT),
+    "SKIP_FORGED": Kind("log", "critical", "muster recover apply takes the skip away, so that its commit counts again"),
     "EVENT_ILLEGAL": Kind("log", "error", "find the producer that does not state the kinds of its events truly"),
     "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
     "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),

@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import Final
 
 import msgspec
+import redis
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING
@@ -22,6 +23,7 @@ from domain.log.skips import Skip, with_skip
 from projections import agent_view, session_view
 from projections.drift import Examination, Validator
 from projections.parking import DISCARDABLE
+from projections.skipping import AUDIT_PAGE, DISCARDED
 from projections.store import (
     NO_SPANS,
     Cursor,
@@ -38,8 +40,6 @@ from projections.store import (
 STEP_SESSIONS: Final = 64
 #: How often a head is mended anew that an append moved meanwhile.
 MEND_ATTEMPTS: Final = 10
-#: How many entries of the audit stream are read at a time.
-AUDIT_PAGE: Final = 500
 #: A replaced view is kept for a week.
 REPLACED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
@@ -106,6 +106,7 @@ class Rebuild:
         while page := list(islice(remaining, STEP_SESSIONS)):
             found = self._examine(page, shortcuts)
             self._renew()
+            found = [self._without_forged_skips(examination) for examination in found]
             for examination in found:
                 self._mend_truth(examination)
             changes = [list(self._changes(examination)) for examination in found]
@@ -139,7 +140,7 @@ class Rebuild:
         if skips is None:
             return False
         noted: tuple[object, ...] = (
-            *("*", "who", self._who, "what", "commit discarded", "session", session),
+            *("*", "who", self._who, "what", DISCARDED, "session", session),
             *("seq", skip.from_seq, "to_seq", skip.to_seq, "digest", skip.digest, "code", damage.code, "why", why),
         )
         # The skip first: where the user may not write it, nothing is written.
@@ -242,6 +243,33 @@ class Rebuild:
         )
         return list(found)
 
+    def _without_forged_skips(self, found: Examination) -> Examination:
+        """Takes skips away that nobody is known to have written, where that is allowed; what the log says then.
+
+        Workers leave them to a recovery, as they do a damaged log.
+        """
+        if found.forged is None or not self._quarantine:
+            return found
+        session, kept, first = found.snapshot.session, found.forged.kept, found.forged.first
+        noted: tuple[object, ...] = (
+            *("*", "who", self._who, "what", "forged skip removed", "session", session),
+            *("seq", 0 if first is None else first.from_seq, "skip", found.snapshot.skips),
+        )
+        try:
+            # The skip first: where the user may not write it, nothing is written.
+            self._step(
+                [
+                    Operation("HSET", self._keys.skips, (session, msgspec.json.encode(kept))),
+                    Operation("XADD", self._keys.audit, noted),
+                ]
+            )
+        except redis.ResponseError as denied:
+            if not str(denied).startswith("ACCESS_DENIED"):
+                raise
+            return found
+        (found,) = self._examine([session])
+        return found
+
     def _mend_truth(self, found: Examination) -> None:
         """Quarantines a session with a damaged log; puts a head right whose log is whole."""
         for _ in range(MEND_ATTEMPTS):
@@ -264,6 +292,8 @@ class Rebuild:
     def _changes(self, found: Examination) -> Iterator[Operation]:
         """The writes that make a session's stored state what its log says."""
         snapshot, session = found.snapshot, found.snapshot.session
+        if found.forged is not None and self._quarantine:
+            return
         if snapshot.is_orphan:
             yield Operation("DEL", self._keys.session_view(session))
             yield Operation("DEL", self._keys.checkpoints(session))

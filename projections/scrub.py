@@ -219,7 +219,6 @@ class Scrub:
         pipe = self._client.pipeline(transaction=True)
         if findings:
             pipe.hset(keys.drifted, session, ",".join(sorted({found.code for found in findings})))
-            pipe.hdel(keys.proofs, session)
         else:
             proof = proof_of(examination.verified.seq, examination.verified.digest, snapshot.view, snapshot.checkpoints)
             pipe.hdel(keys.drifted, session)

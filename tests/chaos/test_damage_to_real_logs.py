@@ -12,10 +12,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
 import pytest
 
 from domain import Append, Event, Receipt
 from domain.codec import parse_line
+from domain.log.skips import Skip
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.drift import Validator
@@ -183,6 +185,14 @@ def the_log_of_another_session(place: Place) -> Found:
 def a_commit_forged(place: Place) -> Found:
     place.redis.xadd(place.log, {**place.entries[-1][1], b"d": b"f" * 20}, id=f"{place.last_seq + 1}-1")
     return Found("LOG_ALTERED", place.last_seq + 1)
+
+
+def a_skip_forged(place: Place) -> Found:
+    commit = place.world.log.read(place.session, after=place.first_seq(place.at()) - 1)
+    skipped = next(commit)
+    skip = Skip(skipped.first_seq, skipped.last_seq, skipped.digest, "nobody", "none", 1)
+    place.redis.hset(place.keys.skips, place.session, msgspec.json.encode([skip]))
+    return Found("SKIP_FORGED", skipped.first_seq)
 
 
 def no_commit_at_all(place: Place) -> Found:
@@ -366,7 +376,8 @@ TRUTH: Final[tuple[Callable[[Place], Found], ...]] = (
     the_log_of_another_session, a_commit_forged, no_commit_at_all,
 )  # fmt: skip
 OTHER: Final[tuple[Callable[[Place], Found], ...]] = (
-    unlisted, the_head_deleted, the_head_garbled, the_head_rolled_back, the_head_of_another_gate, the_feed_deleted,
+    a_skip_forged, unlisted, the_head_deleted, the_head_garbled, the_head_rolled_back, the_head_of_another_gate,
+    the_feed_deleted,
     the_total_rolled_back, the_cursor_ahead, the_cursor_deleted, the_view_deleted, the_view_flipped, the_view_truncated,
     the_view_of_another_session, the_view_of_another_type, the_view_rolled_back, the_view_forged,
     an_event_lost_from_the_view, a_checkpoint_deleted, a_checkpoint_flipped, a_checkpoint_of_another_session,

@@ -13,6 +13,7 @@ import pytest
 from domain import Append, Receipt
 from domain.codec import chain, encode_body
 from domain.log.protocol import pack_head
+from domain.log.skips import Skip
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.drift import Validator
@@ -90,6 +91,16 @@ def written_by_hand(world: World) -> None:
     world.redis.xadd(
         world.keyspace.of("s-1").log("s-1"), {"t": "1", "d": "00", "b": encode_body([did("start")])}, id="61-1"
     )
+
+
+def skip_forged(world: World) -> None:
+    commit = next(world.log.read("s-1", after=54))
+    skip = Skip(commit.first_seq, commit.last_seq, commit.digest, "nobody", "none", 1)
+    world.redis.hset(world.keyspace.of("s-1").skips, "s-1", msgspec.json.encode([skip]))
+
+
+def skips_garbled(world: World) -> None:
+    world.redis.hset(world.keyspace.of("s-1").skips, "s-1", b"[{")
 
 
 def illegal(world: World) -> None:
@@ -347,6 +358,8 @@ CASES: Final = (
     Case(altered, "LOG_ALTERED", 55, "s-1"),
     Case(no_commit_at_all, "LOG_ALTERED", 55, "s-1"),
     Case(written_by_hand, "LOG_ALTERED", 61, "s-1"),
+    Case(skip_forged, "SKIP_FORGED", 55, "s-1"),
+    Case(skips_garbled, "SKIP_FORGED", None, "s-1"),
     Case(illegal, "EVENT_ILLEGAL", 62, "s-1"),
     Case(unreadable, "EVENT_UNREADABLE", 61, "s-1"),
     Case(newer, "EVENT_NEWER", 61, "s-1"),

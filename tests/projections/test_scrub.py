@@ -6,9 +6,14 @@ import random
 
 import pytest
 
+from domain.codec import chain, encode_body
+from projections import session_view
+from projections.census import Unlisted
+from projections.drift import Validator
 from projections.findings import Finding
+from projections.proof import read_proofs
 from projections.scrub import DRAWN, Scrub, Verified, verified
-from tests.projections.world import World, did, notes
+from tests.projections.world import World, did, folded, notes
 
 ALL = 1_000_000
 
@@ -69,7 +74,7 @@ def test_changes_are_verified_without_reading_what_was_proved(built: World) -> N
     scrub(built)
     for keys in built.keyspace.partitions:  # so that neither sweep nor draw is due
         built.redis.hset(keys.scrub, "sweep_began", 1)
-    built.log.append("long", notes(3))
+    built.log.append("long", [did("modified", entities=[f"{n}.py"]) for n in range(3)])
     built.project()
     assert told(built).events == 3
 
@@ -137,6 +142,70 @@ def test_a_proof_is_worth_nothing_once_what_it_is_about_is_changed(built: World)
     assert [(one.code, one.first_bad_seq) for one in found] == [("CHECKPOINT_DIFFERS", 3000)]
 
 
+def test_a_checkpoint_forged_after_it_was_proved_is_found_and_blames_no_view(built: World) -> None:
+    """However well it is made: what is gone on from is what was proved, to the byte."""
+    scrub(built)
+    keys = built.keyspace.of("long")
+    forged = folded(built.log, "long", 3000)
+    forged.entities = {"not/in/the/log"}
+    built.redis.hset(keys.checkpoints("long"), 3000, session_view.encode(forged))
+    built.log.append("long", notes(3))
+    built.project()
+
+    found, _ = scrub(built, 1)
+
+    assert [(one.code, one.first_bad_seq) for one in found] == [("CHECKPOINT_DIFFERS", 3000)]
+
+
+def test_a_checkpoint_too_many_is_found_in_what_changed(built: World) -> None:
+    """Those after the proved one are made anew and compared."""
+    scrub(built)
+    built.log.append("long", notes(3))
+    built.project()
+    keys = built.keyspace.of("long")
+    built.redis.hset(keys.checkpoints("long"), 3003, session_view.encode(folded(built.log, "long")))
+
+    found, _ = scrub(built, 1)
+
+    assert [(one.code, one.first_bad_seq) for one in found] == [("CHECKPOINT_UNEXPECTED", 3003)]
+
+
+def test_a_fork_below_what_was_proved_is_found(built: World) -> None:
+    """The last commits are others now, and the head with them: what was proved is nothing to go on from."""
+    scrub(built)
+    keys = built.keyspace.of("long")
+    (entry, fields) = built.redis.xrevrange(keys.log("long"), count=1)[0]
+    before = folded(built.log, "long", 2900)
+    body = encode_body(notes(100, "eve"))
+    digest = chain(before.digest, "long", 2901, 100, int(fields[b"t"]), body)
+    built.redis.delete(keys.log("long") + "x")
+    entries = built.redis.xrange(keys.log("long"))[:-1]
+    built.redis.delete(keys.log("long"))
+    for entry_id, kept in [*entries, (entry, {**fields, b"b": body, b"d": digest.encode()})]:
+        built.redis.xadd(keys.log("long"), kept, id=entry_id)
+    built.redis.set(keys.head("long"), f"3000 {digest} o {int(fields[b't'])} -")
+    built.redis.hset(keys.scrub, "epoch", 0)
+
+    found, _ = scrub(built, 1)
+
+    assert [(one.code, one.session, one.first_bad_seq) for one in found] == [("FORK", "long", 3000)]
+
+
+def test_totals_are_judged_by_views_that_are_as_they_were_proved(built: World) -> None:
+    """One that was forged since is read from its log; the totals of its agents are not blamed for it."""
+    scrub(built)
+    forged = folded(built.log, "s-3")
+    forged.agents = {}
+    keys, part = built.keyspace.of("s-3"), built.keyspace.partition_of("s-3")
+    built.redis.set(keys.session_view("s-3"), session_view.encode(forged))
+    validator = Validator(built.projections, built.log)
+
+    found = validator.totals(part, Unlisted(set(), set()), lambda page: read_proofs(built.redis, keys.proofs, page))
+
+    assert list(found) == []
+    assert validator.read.sessions == 1
+
+
 def test_a_log_that_lost_what_was_proved_is_found(built: World) -> None:
     """Cut below the checkpoint: the session is read whole, and what is missing is named."""
     scrub(built)
@@ -169,6 +238,68 @@ def test_without_the_feed_changes_are_told_by_the_heads(built: World) -> None:
     assert sum(part.events for part in verified(built.projections)) == 0
 
 
+def test_a_raised_epoch_has_every_head_compared(built: World) -> None:
+    """A store that lost a tail gives its numbers again: what the feed tells after them is not all that changed."""
+    scrub(built)
+    built.log.append("s-7", did("broke"))
+    built.project()
+    keys = built.keyspace.of("s-7")
+    total = built.projections.total(built.keyspace.partition_of("s-7"))
+    built.redis.hset(keys.scrub, mapping={"position": total, "epoch": 0, "sweep_began": 1})
+
+    _, done = scrub(built, 1)
+
+    assert sum(one.done.changed for one in done) == 1
+
+
+def test_what_is_not_applied_yet_is_verified_once_it_is(built: World) -> None:
+    """A round verifies up to the cursor; what lies after it stays unverified, and is said to be."""
+    scrub(built)
+    for keys in built.keyspace.partitions:
+        built.redis.hset(keys.scrub, "sweep_began", 1)
+    for session in ("s-1", "s-2", "s-3"):
+        built.log.append(session, did("broke"))
+    assert scrub(built)[0] == []
+    assert sum(part.events for part in verified(built.projections)) == 3
+    built.project()
+    built.redis.setrange(built.keyspace.of("s-2").session_view("s-2"), 20, "?")
+
+    found, done = scrub(built, 1)
+
+    assert [(one.code, one.session) for one in found] == [("VIEW_UNREADABLE", "s-2")]
+    assert sum(one.done.changed for one in done) == 3
+
+
+def test_every_round_draws_some_at_random(built: World) -> None:
+    """Others in each; so damage all over is met long before a sweep gets there."""
+    scrub(built)
+    for session in (f"s-{n}" for n in range(60)):
+        built.redis.delete(built.keyspace.of(session).session_view(session))
+    for keys in built.keyspace.partitions:
+        built.redis.hset(keys.scrub, "sweep_began", 1)
+
+    found, done = scrub(built, 2, rounds=3)
+
+    assert {one.done.drawn for one in done[:4]} == {DRAWN}
+    assert len({one.session for one in found}) > 4 * DRAWN
+
+
+def test_changes_leave_a_part_of_the_budget_to_the_sweep(built: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is appended, what did not change is read in time; and changes are all verified in the end."""
+    monkeypatch.setattr("projections.scrub.GROUP", 2)
+    scrub(built)
+    for session in (f"s-{n}" for n in range(60)):
+        built.log.append(session, notes(10))
+    built.project()
+    _, done = scrub(built, 80)
+    assert all(2 <= one.done.changed <= 10 and one.done.swept for one in done)
+    rounds = 1
+    while sum(part.events for part in verified(built.projections)):
+        scrub(built, 80)
+        rounds += 1
+    assert 1 < rounds < 30
+
+
 def test_a_budget_bounds_a_round_and_rounds_go_on_where_the_last_one_stopped(built: World) -> None:
     """However little each may read, all is read in the end, and it is said what is not yet."""
     rounds = 0
@@ -197,6 +328,7 @@ def test_totals_of_agents_and_lists_are_judged_when_a_sweep_is_done(built: World
     ]
     assert all(one.done.sweeps == 1 for one in done)
     assert verified(built.projections)[part].agents == 1
+    assert built.redis.zscore(keys.swept, "s-3") is None
     assert built.recover() == []
     assert scrub(built)[0] == []
 

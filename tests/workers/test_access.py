@@ -200,6 +200,15 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert guarded.run(role, "projection", "rebuild").code == 7
         assert guarded.run(role, "parked", "retry", "--all").code == 7
 
+    # a skip that nobody is known to have written is left alone by jobs, and taken away by an operator
+    skips = guarded.keyspace.of("s-5").skips
+    guarded.root.hset(skips, "s-5", '[{"from_seq":1,"to_seq":1,"digest":"d","who":"w","why":"y","at":1}]')
+    for role, left in (("jobs", 1), ("operator", 0)):
+        assert guarded.run(role, "recover", "apply").code == 7
+        assert guarded.root.hget(skips, "s-5").count(b"who") == left
+        found = [row["code"] for row in guarded.run("reader", "projection", "verify", "--session", "s-5").rows]
+        assert found == ["SKIP_FORGED"] * left
+
     # a commit that nobody can read is discarded by an operator
     with guarded.open("root") as log:
         poison(log, "poisoned")

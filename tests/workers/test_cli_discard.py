@@ -142,6 +142,26 @@ def test_a_skip_is_kept_with_who_why_and_when_and_audited(world: World) -> None:
     assert skips_of(world, "bad-b") == [skip]
 
 
+def test_a_forged_skip_is_told_from_an_operators(world: World) -> None:
+    """Beside a real one in the same session: recovery takes the forged one away alone, and says so in the audit."""
+    discard(world, LIED)
+    assert world.verify() != []  # the three others are parked still
+    before, views = world.codes(), world.derived()
+    real = skips_of(world, LIED)
+    commit = next(world.log.read(LIED, after=63))
+    forged = Skip(commit.first_seq, commit.last_seq, commit.digest, "me", "an accident", 1)
+    keys = world.keyspace.of(LIED)
+    world.redis.hset(keys.skips, LIED, msgspec.json.encode([*real, forged]))
+    assert world.codes() == sorted([*before, "SKIP_FORGED"])
+
+    assert run_cli(world, "recover", "apply").code == 7
+
+    assert skips_of(world, LIED) == real
+    assert (world.codes(), world.derived()) == (before, views)
+    (noted,) = [entry for _, entry in world.redis.xrange(keys.audit) if entry[b"what"] == b"forged skip removed"]
+    assert (noted[b"session"], noted[b"seq"]) == (LIED.encode(), b"64")
+
+
 def test_a_filter_is_counted_dry_and_discards_all_it_says(world: World) -> None:
     """By fingerprint or code, in all partitions; others stay parked."""
     same = run_cli(world, "parked", "show", "bad-a").row["fingerprint"]
@@ -237,7 +257,10 @@ def test_a_skip_that_does_not_fit_is_not_honoured(world: World) -> None:
     assert run_cli(world, "parked", "retry", LIED).code == 7
 
     assert world.views.session(LIED)["seq"] == 61
-    assert only([f for f in world.verify() if f.session == LIED], "EVENT_ILLEGAL").first_bad_seq == 62
+    forged, *_ = [found for found in world.verify() if found.session == LIED]
+    assert (forged.code, forged.first_bad_seq) == ("SKIP_FORGED", 62)
+    world.recover()
+    assert only([found for found in world.verify() if found.session == LIED], "EVENT_ILLEGAL").first_bad_seq == 62
 
 
 def test_a_skipped_commit_must_be_as_it_was_appended(world: World) -> None:

@@ -234,7 +234,8 @@ def test_old_tasks_are_forgotten_and_open_ones_are_not(
     kept = {task.id for task in queue.tasks.newest(10)}
     assert tasks[0].id in kept
     assert len(kept) == 3
-    refused(lambda: queue.tasks.get(tasks[1].id), NotFound, "TASK_UNKNOWN")
+    gone = next(task.id for task in tasks if task.id not in kept)
+    refused(lambda: queue.tasks.get(gone), NotFound, "TASK_UNKNOWN")
 
 
 def test_results_of_partitions_add_up() -> None:
@@ -315,6 +316,23 @@ def test_a_round_of_scrubbing_keeps_to_its_budget_and_repairs_what_it_may(
     assert third["codes"] == {"VIEW_MISSING": 1, "HEAD_MISSING": 1, "TAIL_LOST": 1}
     assert third["repaired"] == 0
     assert world.log.head("s-9") is not None, "nobody was quarantined"
+    runner.queue.close()
+
+
+def test_a_repair_that_nobody_asked_for_quarantines_nobody(world: World) -> None:
+    """A whole partition is built again; a damaged log in it is parked, and left to an operator."""
+    asked = structs.replace(settings(world), jobs=JobSettings(world.jobs_url, auto_repair="cursor"))
+    runner = JobRunner(asked, world.log, registered(asked), "runner")
+    keys = world.keyspace.of("s-3")
+    world.redis.hset(keys.cursor("sessions", 1), "position", 10**6)
+    world.redis.xdel(keys.log("s-3"), "2-1")
+    task = runner.queue.ask_scrub("me")
+    assert task is not None
+
+    runner.run_task(task.id)
+
+    assert runner.queue.tasks.get(task.id).result["codes"] == {"CURSOR_AHEAD": 1, "LOG_GAP": 1}
+    assert [(one.code, one.quarantined) for one in world.verify()] == [("LOG_GAP", False)]
     runner.queue.close()
 
 
