@@ -45,6 +45,12 @@ def read(done: list[Scrub]) -> tuple[int, int]:
     return sum(one.read.sessions for one in done), sum(one.read.events for one in done)
 
 
+def no_sweep_is_due(world: World) -> None:
+    """As if all had been read whole just now."""
+    for keys in world.keyspace.partitions:
+        world.redis.hset(keys.scrub, "sweep_began", 1)
+
+
 def told(world: World) -> Verified:
     """How far the partition of the long session is verified."""
     return verified(world.projections)[world.keyspace.partition_of("long")]
@@ -72,8 +78,7 @@ def test_the_first_round_reads_everything_and_says_so(built: World) -> None:
 def test_changes_are_verified_without_reading_what_was_proved(built: World) -> None:
     """Three more events in a session of three thousand: what is read of it begins at its newest checkpoint."""
     scrub(built)
-    for keys in built.keyspace.partitions:  # so that neither sweep nor draw is due
-        built.redis.hset(keys.scrub, "sweep_began", 1)
+    no_sweep_is_due(built)
     built.log.append("long", [did("modified", entities=[f"{n}.py"]) for n in range(3)])
     built.project()
     assert told(built).events == 3
@@ -90,6 +95,7 @@ def test_changes_are_verified_without_reading_what_was_proved(built: World) -> N
 def test_damage_to_what_changed_is_found_in_the_next_round(built: World) -> None:
     """However large the store, and however small the budget: the view of a session that moved is compared at once."""
     scrub(built)
+    no_sweep_is_due(built)
     built.log.append("s-7", did("broke"))
     built.project()
     key = built.keyspace.of("s-7").session_view("s-7")
@@ -131,6 +137,7 @@ def test_what_was_found_is_looked_at_in_every_round_until_it_is_mended(built: Wo
 def test_a_proof_is_worth_nothing_once_what_it_is_about_is_changed(built: World) -> None:
     """A checkpoint altered after it was proved is nothing to go on from, nor is a log that does not hold it."""
     scrub(built)
+    no_sweep_is_due(built)
     keys = built.keyspace.of("long")
     other = built.redis.hget(keys.checkpoints("long"), 2900)
     built.redis.hset(keys.checkpoints("long"), 3000, other)
@@ -145,6 +152,7 @@ def test_a_proof_is_worth_nothing_once_what_it_is_about_is_changed(built: World)
 def test_a_checkpoint_forged_after_it_was_proved_is_found_and_blames_no_view(built: World) -> None:
     """However well it is made: what is gone on from is what was proved, to the byte."""
     scrub(built)
+    no_sweep_is_due(built)
     keys = built.keyspace.of("long")
     forged = folded(built.log, "long", 3000)
     forged.entities = {"not/in/the/log"}
@@ -160,6 +168,7 @@ def test_a_checkpoint_forged_after_it_was_proved_is_found_and_blames_no_view(bui
 def test_a_checkpoint_too_many_is_found_in_what_changed(built: World) -> None:
     """Those after the proved one are made anew and compared."""
     scrub(built)
+    no_sweep_is_due(built)
     built.log.append("long", notes(3))
     built.project()
     keys = built.keyspace.of("long")
@@ -173,6 +182,7 @@ def test_a_checkpoint_too_many_is_found_in_what_changed(built: World) -> None:
 def test_a_fork_below_what_was_proved_is_found(built: World) -> None:
     """The last commits are others now, and the head with them: what was proved is nothing to go on from."""
     scrub(built)
+    no_sweep_is_due(built)
     keys = built.keyspace.of("long")
     (entry, fields) = built.redis.xrevrange(keys.log("long"), count=1)[0]
     before = folded(built.log, "long", 2900)
@@ -209,6 +219,7 @@ def test_totals_are_judged_by_views_that_are_as_they_were_proved(built: World) -
 def test_a_log_that_lost_what_was_proved_is_found(built: World) -> None:
     """Cut below the checkpoint: the session is read whole, and what is missing is named."""
     scrub(built)
+    no_sweep_is_due(built)
     keys = built.keyspace.of("long")
     built.log.append("long", notes(3))
     built.project()
@@ -222,8 +233,7 @@ def test_a_log_that_lost_what_was_proved_is_found(built: World) -> None:
 def test_without_the_feed_changes_are_told_by_the_heads(built: World) -> None:
     """A feed that was trimmed past what was verified, or a raised epoch, hides nothing."""
     scrub(built)
-    for keys in built.keyspace.partitions:
-        built.redis.hset(keys.scrub, "sweep_began", 1)
+    no_sweep_is_due(built)
     built.log.append("s-7", did("broke"))
     built.log.append("new", did("start"))
     built.project()
@@ -255,8 +265,7 @@ def test_a_raised_epoch_has_every_head_compared(built: World) -> None:
 def test_what_is_not_applied_yet_is_verified_once_it_is(built: World) -> None:
     """A round verifies up to the cursor; what lies after it stays unverified, and is said to be."""
     scrub(built)
-    for keys in built.keyspace.partitions:
-        built.redis.hset(keys.scrub, "sweep_began", 1)
+    no_sweep_is_due(built)
     for session in ("s-1", "s-2", "s-3"):
         built.log.append(session, did("broke"))
     assert scrub(built)[0] == []
@@ -275,8 +284,7 @@ def test_every_round_draws_some_at_random(built: World) -> None:
     scrub(built)
     for session in (f"s-{n}" for n in range(60)):
         built.redis.delete(built.keyspace.of(session).session_view(session))
-    for keys in built.keyspace.partitions:
-        built.redis.hset(keys.scrub, "sweep_began", 1)
+    no_sweep_is_due(built)
 
     found, done = scrub(built, 2, rounds=3)
 
