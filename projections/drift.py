@@ -153,15 +153,25 @@ class Reading:
 class Validator:
     """Verifies stored state against the log, partition by partition.
 
-    A commit that workers died of is not folded, unless `daring`. Logs are read a second time, unless `once`: then
-    nothing is known of what sessions contribute to the totals of agents.
+    `went_through` is told of each session how many events were read. A commit that workers died of is not folded,
+    unless `daring`. Logs are read a second time, unless `once`: then nothing is known of what sessions contribute to
+    the totals of agents.
     """
 
-    def __init__(self, store: ProjectionStore, log: CommitReader, *, daring: bool = False, once: bool = False) -> None:
+    def __init__(
+        self,
+        store: ProjectionStore,
+        log: CommitReader,
+        *,
+        daring: bool = False,
+        once: bool = False,
+        went_through: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._log = log
         self._daring = daring
         self._once = once
+        self._went_through = went_through
         self.read = Read()
         self._audited = [AuditedSkips(store.client, keys) for keys in store.keyspace.partitions]
 
@@ -329,6 +339,7 @@ class Validator:
                 disagreement = None if second is None else _disagreement(view_bytes, checkpoints, second)
         self.read.sessions += 1
         self.read.events += folding.view.seq - begun_at
+        self._went_through(folding.view.seq - begun_at)
         quarantined = snapshot.head is not None and snapshot.head.quarantined
         forged = self._audited[self._store.keyspace.partition_of(session)].forged(session, snapshot.skips)
         if forged is not None or (damage is not None and not quarantined and KINDS[damage.code].severity == "critical"):

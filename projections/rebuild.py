@@ -45,12 +45,13 @@ REPLACED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
 
 class Swapped(Struct, frozen=True):
-    """What became of a session: whether something was replaced, and what is still wrong with it."""
+    """What became of a session: whether something was replaced, what is still wrong with it, how long its log is."""
 
     session: str
     changed: bool
     damage: Parked | None
     quarantined: bool
+    events: int
 
 
 class Rebuild:
@@ -83,7 +84,7 @@ class Rebuild:
         self._who = who
         self._quarantine = quarantine
         self._retry = retry
-        self._renew = renew
+        self.renew = renew
         store.mend_total(partition)
         self._cursor = store.cursor(partition)
         # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
@@ -105,7 +106,7 @@ class Rebuild:
         remaining = iter(sessions)
         while page := list(islice(remaining, STEP_SESSIONS)):
             found = self._examine(page, shortcuts)
-            self._renew()
+            self.renew()
             found = [self._without_forged_skips(examination) for examination in found]
             for examination in found:
                 self._mend_truth(examination)
@@ -117,6 +118,7 @@ class Rebuild:
                     bool(change),
                     examination.damage,
                     examination.quarantined or (self._quarantine and examination.log_is_damaged),
+                    examination.verified.seq,
                 )
 
     def discard(self, session: str, why: str) -> bool:
@@ -133,7 +135,7 @@ class Rebuild:
         commit = next(self._log.read(session, after=verified.seq), None)
         if commit is None or not is_dense(verified.seq, commit) or not is_chained(verified.digest, commit):
             return False
-        self._renew()
+        self.renew()
         skip = Skip(commit.first_seq, commit.last_seq, commit.digest, self._who, why, self._store.server_ms())
         stored = self._store.skips(self.partition, session)
         skips = with_skip(stored, skip)
@@ -189,7 +191,7 @@ class Rebuild:
         Of agents that a view or the index names, and of those in `also`. Only right once every view in the partition is
         right.
         """
-        self._renew()
+        self.renew()
         should = self._store.summed_totals(self.partition)
         indexed = {agent for page in self._store.member_pages(self.partition, agents=True) for agent in page}
         agents = sorted(should.keys() | indexed | set(also))

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.errors import Conflict, Refused
 from domain.log import SessionLog
@@ -25,6 +25,7 @@ from projections.own.store import OwnStore
 from projections.parking import DISCARDABLE
 from projections.rebuild import Rebuild
 from projections.store import MEMBER_PAGE, Parked, ProjectionStore
+from workers.pacing import Pace
 
 PLAN_SCHEMA: Final = "muster.recovery-plan/1"
 #: How long a recovery waits for another one that holds the same partition, in seconds.
@@ -48,6 +49,8 @@ class PartitionPlan(Struct, frozen=True):
     whole: bool
     agents: list[str] = []
     shortcuts: list[str] = []
+    #: How many events these sessions have: at most so many are read.
+    events: int = 0
 
 
 class Plan(Struct, frozen=True):
@@ -57,6 +60,10 @@ class Plan(Struct, frozen=True):
     store: str
     partitions: list[PartitionPlan]
     findings: list[Finding]
+    #: How many sessions and events are gone through, and how long that takes at the pace they were verified at.
+    sessions: int = 0
+    events: int = 0
+    seconds: float | None = None
 
 
 class Repaired(Struct):
@@ -108,6 +115,34 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
 
 
+def sized(plan: Plan, store: ProjectionStore, per_s: float | None) -> Plan:
+    """The plan with how much it goes through, and how long that takes at so many events a second."""
+    parts, sessions = [], 0
+    for part in plan.partitions:
+        if part.whole:
+            sessions += store.client.zcard(store.keys(part.partition).sessions)
+            events = store.total(part.partition)
+        else:
+            sessions += len(part.sessions)
+            heads = store.heads(part.sessions)
+            events = sum(head.seq for head in heads if head is not None)
+        parts.append(structs.replace(part, events=events))
+    total = sum(part.events for part in parts)
+    seconds = round(total / per_s, 1) if per_s else None
+    return structs.replace(plan, partitions=parts, sessions=sessions, events=total, seconds=seconds)
+
+
+def being_built(store: ProjectionStore, leases: Leases) -> list[int]:
+    """Partitions without a cursor that a worker holds: it builds them from their logs, as all workers do at once."""
+    now = store.server_ms()
+    standing = store.standing(range(store.keyspace.count))
+    return [
+        partition
+        for partition, owner in enumerate(leases.owners())
+        if owner is not None and owner[1] > now and standing[partition][0] is None and standing[partition][1]
+    ]
+
+
 def _with_right_checkpoints(findings: Sequence[Finding]) -> list[str]:
     """The sessions of which nothing but the view was found wrong."""
     wrong = {finding.session for finding in findings if finding.code not in _VIEW_ALONE}
@@ -134,9 +169,21 @@ def rebuild_own(
 
 
 class Recovery:
-    """Carries plans out. `who` is noted in the audit stream, `progress` is told what happens."""
+    """Carries plans out. `who` is noted in the audit stream, `progress` is told what happens.
 
-    def __init__(self, store: ProjectionStore, log: SessionLog, *, who: str, progress: Callable[[str], None]) -> None:
+    `pace` counts the events gone through; it may slow the work down, or end it (Stopped).
+    """
+
+    def __init__(
+        self,
+        store: ProjectionStore,
+        log: SessionLog,
+        *,
+        who: str,
+        progress: Callable[[str], None],
+        pace: Pace | None = None,
+    ) -> None:
+        self._pace = pace or Pace(lambda _: None, verb="")
         self._store = store
         self._log = log
         self._leases = Leases(store.client, store.keyspace, who)
@@ -266,6 +313,7 @@ class Recovery:
             self.repaired.sessions += 1
             self.repaired.changed += swapped.changed
             self.repaired.quarantined += swapped.quarantined
+            self._pace.took(swapped.events, rebuild.renew)
         if not part.whole:
             self.repaired.totals += rebuild.totals(part.agents)
 

@@ -18,7 +18,9 @@ from domain.session import Session
 from projections import agent_view, session_view
 from projections.drift import Validator
 from projections.findings import KINDS, Finding
+from projections.scrub import Scrub
 from projections.store import Parked, park
+from tests.chaos.effort import FULL
 from tests.projections.world import World, did, folded, foreign_append, lying_append, notes, only
 
 
@@ -536,7 +538,7 @@ def test_a_verification_says_what_it_read(built: World) -> None:
 
 
 def test_traffic_makes_no_findings(world: World) -> None:
-    """While appends and projections go on, verification finds nothing, however often it looks."""
+    """While appends and projections go on, verification finds nothing, however often it looks; nor does scrubbing."""
     world.sessions(60)
     world.project()
     stop = Flag()
@@ -571,8 +573,9 @@ def test_traffic_makes_no_findings(world: World) -> None:
         thread.start()
     try:
         found: list[Finding] = []
-        for _ in range(8):
+        for number in range(100 if FULL else 8):
             found += world.verify()
+            found += [one for part in range(4) for one in Scrub(world.projections, world.log, part).round(200 * number)]
     finally:
         stop.set()
         for thread in threads:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from tests.conftest import Store
 from tests.projections.world import World, did, run_cli
+from tests.waiting import wait_until
+from workers.child_process import start_child
+
+MUSTER = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 
 
 @pytest.fixture
@@ -61,7 +68,8 @@ def test_a_dry_run_and_a_plan_change_nothing(world: World, tmp_path: Path) -> No
     dry = run_cli(world, "recover", "apply", "--dry-run")
     plan = run_cli(world, "recover", "plan", "--file", str(path))
 
-    assert dry.row == plan.row == json.loads(path.read_bytes())
+    assert {**dry.row, "seconds": 0} == {**plan.row, "seconds": 0}
+    assert plan.row == json.loads(path.read_bytes())
     assert plan.row["partitions"] == [
         {
             "partition": world.keyspace.partition_of("s-1"),
@@ -69,6 +77,7 @@ def test_a_dry_run_and_a_plan_change_nothing(world: World, tmp_path: Path) -> No
             "whole": False,
             "agents": [],
             "shortcuts": ["s-1"],
+            "events": 3,
         }
     ]
     assert world.store.snapshot() == before
@@ -148,3 +157,63 @@ def test_undo_is_refused_once_the_session_moved_on(world: World) -> None:
     assert (refused.code, "VIEW_MOVED" in refused.err) == (6, True)
     assert world.derived() == before
     assert run_cli(world, "recover", "undo", "nobody").code == 4
+
+
+# -- long work ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_how_much_and_how_long(world: World) -> None:
+    """Sessions and events that are gone through, of single sessions and of whole partitions, and an estimate."""
+    whole = world.keyspace.partition_of("s-2")
+    elsewhere = next(f"s-{n}" for n in range(12) if world.keyspace.partition_of(f"s-{n}") != whole)
+    lose_view(world, elsewhere)
+    world.redis.delete(world.keyspace.of("s-2").feed)
+    in_whole = sum(world.keyspace.partition_of(f"s-{n}") == whole for n in range(12))
+
+    plan = run_cli(world, "recover", "plan").row
+
+    assert (plan["sessions"], plan["events"]) == (1 + in_whole, 3 + 3 * in_whole)
+    assert plan["seconds"] >= 0
+    assert "events, about" in run_cli(world, "recover", "plan", output="table").out
+
+
+def test_apply_goes_no_faster_than_it_may_and_stops_between_steps(world: World) -> None:
+    """Told to stop, it says so and exits 7; the partitions it came to are right, and the next one does the rest."""
+    right = world.derived()
+    for number in range(12):
+        lose_view(world, f"s-{number}")
+    child = start_child(
+        [*MUSTER, "recover", "apply", "--rate", "2", "-o", "jsonl"], env=world.environ(), stdout=PIPE, stderr=PIPE
+    )
+    assert child.stdout is not None
+    wait_until(lambda: any(world.projections.views([f"s-{n}" for n in range(12)])), message="it has begun")
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+
+    assert child.returncode == 7
+    told = json.loads(out)
+    assert (told["stopped"], told["repaired"], told["found"]) == (True, None, 12)
+    assert 0 < told["sessions"] < 12, "it was told to go slowly"
+    assert b"stopped" in err
+    assert 0 < len(world.verify()) < 12
+    assert run_cli(world, "recover", "apply").code == 0
+    assert world.derived() == right
+    assert run_cli(world, "recover", "apply", "--rate", "0").code == 9
+
+
+def test_from_nothing_all_workers_build_at_once_and_apply_waits_for_them(world: World) -> None:
+    """Every derived key deleted while workers live: each builds its partitions; without workers `apply` does."""
+    right = world.derived()
+    with world.workers(2) as children:
+        world.wait_until_shared(children)
+        world.redis.delete(*right)
+        ran = run_cli(world, "recover", "apply")
+        assert (ran.code, ran.row["left"]) == (0, [])
+        assert world.derived() == right
+    for keys in world.keyspace.partitions:
+        world.redis.hset(keys.owner("sessions"), "deadline", 1)
+    world.redis.delete(*right)
+
+    assert run_cli(world, "recover", "apply").code == 0
+
+    assert world.derived() == right

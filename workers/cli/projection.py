@@ -18,6 +18,7 @@ from projections.scrub import summed, verified
 from projections.session_view import rfc3339
 from projections.store import ProjectionStore
 from workers.cli import arguments, own_projections, printing
+from workers.pacing import Pace
 from workers.recovery import Recovery
 from workers.settings import Settings
 
@@ -124,7 +125,8 @@ def _eta_s(store: ProjectionStore, found: Lag) -> float | None:
 
 def run_verify(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
-        validator = Validator(store, log)
+        pace = Pace(printing.Progress(), verb="verified", total=lag(store).total if options.all else 0)
+        validator = Validator(store, log, went_through=pace.took)
         if options.session is not None and not store.is_registered(options.session):
             raise unknown_session(options.session)
         findings = validator.everything() if options.all else validator.session(options.session)
@@ -151,7 +153,9 @@ def run_rebuild(options: argparse.Namespace, settings: Settings) -> int:
             printing.say(f"dry run: would rebuild {sessions} sessions in {len(partitions)} partitions")
             return 0
         progress = printing.Progress()
-        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=progress)
+        total = sum(store.total(partition) for partition in partitions)
+        pace = Pace(progress, verb="rebuilt", total=total)
+        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=progress, pace=pace)
         began = time.monotonic()
         done = recovery.rebuild(partitions)
         seconds = round(time.monotonic() - began, 3)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
+from threading import Event
+from typing import Final
 
 import msgspec
 
-from domain.errors import Misconfigured, NotFound
+from domain.errors import Misconfigured, NotFound, Refused
 from domain.log import SessionLog
 from projections.drift import Validator
+from projections.findings import Finding
+from projections.lease import Leases
 from projections.queries import unknown_session
 from projections.store import ProjectionStore
 from workers.cli import arguments, printing
-from workers.recovery import Plan, Recovery, plan_of
+from workers.fleet import until_stopped
+from workers.pacing import Pace, Stopped
+from workers.recovery import Plan, Recovery, being_built, plan_of, sized
 from workers.settings import Settings
 
 FINDING_COLUMNS = ("code", "kind", "session", "agent", "first_bad_seq", "partition")
+#: How often it is looked whether workers have built everything, in seconds.
+LOOK_EVERY_S: Final = 0.1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--file", type=Path, help="write the plan here, for `recover apply PLAN`")
     apply = arguments.command(group, "apply", "verify, plan and repair; or carry out a plan", run_apply)
     apply.add_argument("plan", nargs="?", type=Path, help="a plan made by `recover plan --file`")
+    apply.add_argument("--rate", type=float, metavar="N", help="go through at most so many events a second")
     apply.add_argument("--dry-run", action="store_true", help="only print the plan")
     undo = arguments.command(group, "undo", "put back the view that recovery replaced, within a week", run_undo)
     undo.add_argument("session", help="the session whose view it is")
@@ -55,35 +65,51 @@ def run_plan(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def run_apply(options: argparse.Namespace, settings: Settings) -> int:
+    if options.rate is not None and not options.rate > 0:
+        raise Refused("USAGE", f"--rate must be more than 0, not {options.rate:g}")
     began = time.monotonic()
     with arguments.opened(settings) as (log, store):
         plan = made_plan(log, store) if options.plan is None else read_plan(options.plan, log)
         if options.dry_run:
             show(plan, options.output)
             return 0
-        recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress())
-        left = recovery.apply(plan)
-        done = recovery.repaired
-    printing.document(
-        {
-            "schema": "muster.recovery/1",
-            "found": len(plan.findings),
-            "repaired": len(plan.findings) - len(left),
-            "quarantined": done.quarantined,
-            "left": msgspec.to_builtins(left),
-            "seconds": round(time.monotonic() - began, 3),
-        },
-        options.output,
-    )
-    return 7 if left else 0
+        stop = Event()
+        with until_stopped(stop) as impatient:
+            impatient(lambda: os._exit(130))
+            pace = Pace(printing.Progress(), verb="went through", total=plan.events, per_s=options.rate, stop=stop)
+            recovery = Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress(), pace=pace)
+            try:
+                left: list[Finding] | None = recovery.apply(plan)
+            except Stopped:
+                printing.say("stopped: what is done is done; the next `muster recover apply` goes on with the rest")
+                left = None
+    document = {
+        "schema": "muster.recovery/1",
+        "found": len(plan.findings),
+        "repaired": None if left is None else len(plan.findings) - len(left),
+        "quarantined": recovery.repaired.quarantined,
+        "left": msgspec.to_builtins(left),
+        "sessions": recovery.repaired.sessions,
+        "changed": recovery.repaired.changed,
+        "stopped": left is None,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    printing.document(document, options.output)
+    return 0 if left == [] else 7
 
 
 def made_plan(log: SessionLog, store: ProjectionStore) -> Plan:
-    """The plan for everything that is found now."""
-    validator = Validator(store, log)
+    """The plan for everything that is found now, once workers have built what they are building from nothing."""
+    leases, progress = Leases(log.client, log.keyspace, ""), printing.Progress()
+    while partitions := being_built(store, leases):
+        progress(f"workers build {len(partitions)} partitions from their logs")
+        time.sleep(LOOK_EVERY_S)
+    total = sum(count for _, count in store.standing(range(store.keyspace.count)).values())
+    pace = Pace(progress, verb="verified", total=total)
+    validator = Validator(store, log, went_through=pace.took)
     plan = plan_of(log.identity.store, validator.everything())
     printing.say(f"verified {validator.read.sessions} sessions: {len(plan.findings)} findings")
-    return plan
+    return sized(plan, store, pace.per_s)
 
 
 def read_plan(path: Path, log: SessionLog) -> Plan:
@@ -105,5 +131,7 @@ def show(plan: Plan, output: str) -> None:
         whole = sum(part.whole for part in plan.partitions)
         sessions = sum(len(part.sessions) for part in plan.partitions)
         print(f"{len(plan.findings)} findings; would rebuild {sessions} sessions and {whole} whole partitions")
+        if plan.seconds is not None:
+            print(f"{plan.sessions} sessions, {plan.events} events, about {plan.seconds:g} s")
     else:
         printing.document(msgspec.to_builtins(plan), output)
