@@ -167,6 +167,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "LEASE_TAKEN": Entry(Conflict, "another process holds the partition now; it goes on from the cursor"),
     "CURSOR_MOVED": Entry(Conflict, "read the cursor again and go on from there"),
+    "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
     ),
@@ -177,6 +178,9 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
+    "NOT_QUARANTINED": Entry(
+        NotFound, "nothing is to be accepted; a session with a damaged log is quarantined by `muster recover apply`"
+    ),
     "NOTHING_REPLACED": Entry(NotFound, "nothing: recovery replaced no view of it, or did more than a week ago"),
     "TASK_UNKNOWN": Entry(
         NotFound, "look it up with `muster job ls`; of those that ended the newest thousand are kept"
@@ -252,7 +256,9 @@ REGISTRY: dict[str, Entry] = {
         Misconfigured, "name the projection's class in MUSTER_PROJECTIONS (package.module:Class) for this process too"
     ),
     # -- stored state breaks a law -----------------------------------------------------------------------------------
-    "QUARANTINED": Entry(Damaged, "read the verified prefix; an operator decides about the damaged rest of the log"),
+    "QUARANTINED": Entry(
+        Damaged, "read the verified prefix; an operator decides about the rest: `muster recover accept`"
+    ),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "KEY_DAMAGED": Entry(Damaged, _OPERATOR),
     "STORE_DAMAGED": Entry(Damaged, _OPERATOR),

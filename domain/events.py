@@ -29,6 +29,8 @@ BARE_TYPE: Final = re.compile(r"[a-z0-9_]+\Z")
 #: The actor and the prefix of types that are Muster's own.
 OWN_ACTOR: Final = "muster"
 OWN_TYPE_PREFIX: Final = "muster."
+#: An operator accepted that a session lost what followed here; data: code, first_bad_seq, given_up_to, who, why.
+LOG_REPAIRED: Final = "muster.log_repaired"
 
 #: Data that nests deeper is no data: beyond what any limit of a producer's library should be set to.
 _READABLE_DEPTH: Final = 500

@@ -2,8 +2,9 @@
 
 Two tables are the whole of it. GATE says which kinds of events a session takes, given whether it is open, completed or
 expired; the append function on the server refuses by the same table. ENTERS says which state an event leads to. One
-rule stands beside them: while a session is coordinating, an event by any agent but the one that handed off makes it
-working first, then the event's own rule applies. A session begins with whatever event comes first.
+rule stands beside them: while a session is coordinating, an event by any agent but the one that handed off (Muster
+itself is none) makes it working first, then the event's own rule applies. A session begins with whatever event comes
+first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from domain.errors import Damaged
-from domain.events import BUILT_IN, NO_DATA, OWN_ACTOR, Event
+from domain.events import BUILT_IN, LOG_REPAIRED, NO_DATA, OWN_ACTOR, Event
 
 WORKING: Final = "working"
 BROKEN: Final = "broken"
@@ -41,6 +42,8 @@ KIND: Final[Mapping[str, str]] = {
     "completed": "c",
     "expired": "x",
     **dict.fromkeys(("joined", "modified", "broke", "test_pass", "handoff", "extended"), "b"),
+    # Muster's own, in any state, and no state changes: the append function takes none of this kind.
+    LOG_REPAIRED: "r",
 }
 DOTTED_KIND: Final = "."
 
@@ -50,13 +53,13 @@ EXPIRED_GATE: Final = "e"
 
 #: gate → kind → the gate after it; a kind that is not listed is refused.
 GATE: Final[Mapping[str, Mapping[str, str]]] = {
-    OPEN_GATE: {"s": "o", "l": "o", "k": "o", "b": "o", ".": "o", "c": "c", "x": "e"},
-    COMPLETED_GATE: {"s": "o", "l": "c", "k": "c", ".": "c", "x": "e"},
-    EXPIRED_GATE: {"s": "o"},
+    OPEN_GATE: {"s": "o", "l": "o", "k": "o", "b": "o", ".": "o", "c": "c", "x": "e", "r": "o"},
+    COMPLETED_GATE: {"s": "o", "l": "c", "k": "c", ".": "c", "x": "e", "r": "c"},
+    EXPIRED_GATE: {"s": "o", "r": "e"},
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
 
-assert set(KIND) == set(BUILT_IN)
+assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
 
 
 def kind_of(type: str) -> str:
@@ -132,7 +135,7 @@ class Session(Struct, array_like=True):
         """`apply` for an event that is known to be legal, and whose entities were read already."""
         type, actor = event.type, event.actor
         state = self.state
-        if state == COORDINATING and actor != self.handed_off_by:
+        if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
             state = WORKING
         self.state = ENTERS.get(type, state)
         if type == "handoff":

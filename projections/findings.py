@@ -21,7 +21,7 @@ class Kind(NamedTuple):
 
 #: The remedy of what recovery mends.
 REPAIR: Final = "muster recover apply"
-_OPERATOR: Final = "muster recover apply quarantines the session; an operator then decides about the rest of its log"
+_OPERATOR: Final = "muster recover apply quarantines the session; then muster recover accept gives the damaged end up"
 _ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
 
 #: Every code a finding may carry.
@@ -36,7 +36,7 @@ KINDS: Final[dict[str, Kind]] = {
     "EVENT_UNREADABLE": Kind("log", "error", "find the producer that wrote what cannot be decoded"),
     "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
     "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
-    "QUARANTINED": Kind("log", "warning", "the log verifies to its end again: an operator may lift the quarantine"),
+    "QUARANTINED": Kind("log", "warning", "the log verifies to its end: muster recover accept lifts the quarantine"),
     "REGISTRY_DIFFERS": Kind("registry", "error", REPAIR),
     "ORPHAN": Kind("view", "warning", REPAIR),
     "HEAD_MISSING": Kind("head", "error", REPAIR),

@@ -91,11 +91,11 @@ class SecondReading:
         told = self._told
         told["seq"] += 1
         state, is_dotted = told["state"], "." in type
-        if state == "expired" and type != "start":
+        if state == "expired" and type not in ("start", "muster.log_repaired"):
             self.broken = f"{type} at seq {told['seq']} follows the session's expiry"
         elif state == "completed" and not is_dotted and type not in _AFTER_COMPLETED:
             self.broken = f"{type} at seq {told['seq']} follows the session's completion"
-        if state == "coordinating" and actor != told["handed_off_by"]:
+        if state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
             state = "working"
         if type in ("start", "test_pass"):
             state = "working"

@@ -894,6 +894,104 @@ local function mend_total(keys, args)
   return integer(last)
 end
 
+-- The first of the writes of a repair that its caller may not do; nil if he may do all.
+local function may_not_repair(keys)
+  local may = redis.acl_check_cmd
+  for _, write in ipairs({
+    { 'RENAME', keys[4], keys[9] }, { 'XADD', keys[4], '*', 'b', '' }, { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' },
+    { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' }, { 'HSET', keys[1], 'total', '' },
+    { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' },
+  }) do
+    if not may(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- muster_repair_1: an operator accepts that a quarantined session lost what follows its longest verified prefix. The log as it
+-- was is put aside; the session goes on after the prefix, with one event that says so.
+--   KEYS meta sessions feed log head hold lost audit aside
+--   ARGV store epoch session, id of the log's last entry ("" for no log); seq, digest and gate of the prefix; body (one event),
+--        who, why
+--   Reply {REPAIRED seq digest ms}, or {MOVED} if it is not quarantined or not what it was when it was read
+local function repair(keys, args)
+  local problem = miscounted(keys, args, 9, 10)
+  if problem then
+    return problem
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session, seq, digest, gate, body, ms = args[3], whole(args[5]), args[6], args[7], args[8], 0
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[4] ~= tag .. 'log:' .. session or keys[5] ~= tag .. 'head:' .. session or keys[6] ~= tag .. 'hold:' .. session then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not (seq and GATE[gate]) or seq == 0 and digest ~= string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) then
+    return redis.error_reply('ARGUMENTS_INVALID the prefix needs a seq, its digest and a gate')
+  end
+  local denial = may_not_repair(keys)
+  if denial then
+    return denial
+  end
+  local kind, head = redis.call('TYPE', keys[4]).ok, read_head(keys[5])
+  local is_there = kind == 'stream'
+  local last = is_there and redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)[1]
+  if not head or not has(head, 'q') or (last and last[1] or '') ~= args[4] or not is_there and kind ~= 'none' then
+    return { 'MOVED' }
+  end
+  if seq > 0 then
+    local found = redis.call('XREVRANGE', keys[4], integer(seq), integer(seq), 'COUNT', 1)[1]
+    ms = found and whole(field(found, 't'))
+    if not ms or field(found, 'd') ~= digest then
+      return { 'MOVED' }
+    end
+  end
+  -- All that can fail, before anything is written.
+  redis.call('XLEN', keys[3])
+  redis.call('ZCARD', keys[2])
+  redis.call('XLEN', keys[8])
+  redis.call('HLEN', keys[6])
+  local reports = redis.call('HGETALL', keys[7])
+  if redis.call('EXISTS', keys[9]) == 1 then
+    return redis.error_reply('ARGUMENTS_INVALID a log was put aside under this name before')
+  end
+
+  if is_there then
+    redis.call('RENAME', keys[4], keys[9])
+  end
+  local from = '-'
+  while seq > 0 and from do
+    local page = redis.call('XRANGE', keys[9], from, integer(seq), 'COUNT', 512)
+    for _, entry in ipairs(page) do
+      redis.call('XADD', keys[4], entry[1], unpack(entry[2]))
+      from = '(' .. entry[1]
+    end
+    from = #page == 512 and from or nil
+  end
+  local now = server_ms()
+  local at = math.max(now, ms)
+  local chained = digest .. '|1|' .. session .. '|' .. integer(seq + 1) .. '|1|' .. integer(at) .. '|' .. body
+  local after = string.sub(redis.sha1hex(chained), 1, DIGEST_LENGTH)
+  redis.call('XADD', keys[4], integer(seq + 1) .. '-1', 't', integer(at), 'd', after, 'b', body)
+  head.seq, head.digest, head.gate, head.ms = seq + 1, after, gate, at
+  with_flag(head, 'q', false)
+  redis.call('SET', keys[5], pack_head(head))
+  redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
+  redis.call('ZADD', keys[2], 0, session)
+  feed(keys[1], keys[3], meta.total, 1, now, cmsgpack.pack({ { session, seq + 1, seq + 1, #body } }))
+  for index = 1, #reports, 2 do
+    if string.match(reports[index], '^%S+') == session then
+      redis.call('XADD', keys[8], '*', 'who', args[9], 'what', 'loss accepted', 'session', session, 'report', reports[index + 1])
+      redis.call('HDEL', keys[7], reports[index])
+    end
+  end
+  redis.call('XADD', keys[8], '*', 'who', args[9], 'what', 'log repaired', 'session', session, 'seq', integer(seq + 1),
+    'digest', after, 'aside', is_there and keys[9] or '', 'why', args[10])
+  return { 'REPAIRED', integer(seq + 1), after, integer(at) }
+end
+
+redis.register_function { function_name = 'muster_repair_1', callback = repair }
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }

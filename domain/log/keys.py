@@ -39,6 +39,12 @@ class Key(NamedTuple):
 KEYS: Final = (
     Key("{p}:log:<session>", "stream", KeyClass.TRUTH, "until archived by retention"),
     Key("{p}:sessions", "zset", KeyClass.TRUTH, "for ever; all scores 0, ordered by id"),
+    Key(
+        "{p}:damaged:<ms>:<session>",
+        "stream",
+        KeyClass.TRUTH,
+        "for ever; a log as it was before it was repaired",
+    ),
     Key("{p}:skips", "hash", KeyClass.TRUTH, "as long as the logs; what of a session an operator discarded"),
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
     Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
@@ -119,6 +125,9 @@ class PartitionKeys:
 
     def log(self, session: str) -> str:
         return self._log + session
+
+    def damaged(self, at_ms: int, session: str) -> str:
+        return f"{self._tag}:damaged:{at_ms}:{session}"
 
     def head(self, session: str) -> str:
         return self._head + session

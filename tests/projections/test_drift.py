@@ -64,7 +64,7 @@ def gap(world: World) -> None:
 
 
 def trimmed(world: World) -> None:
-    world.redis.xtrim(world.keyspace.of("s-1").log("s-1"), maxlen=5)
+    world.redis.xtrim(world.keyspace.of("s-1").log("s-1"), maxlen=5, approximate=False)
 
 
 def tail_lost(world: World) -> None:

@@ -43,7 +43,13 @@ FOLD: Final = [
     Bug("an agent's last seq is off by one", session.Session, "move", "part.last_seq = seq", "part.last_seq = seq - 1"),
     Bug("an agent that left stays present", session.Session, "move", 'part.present = type != "left"', "pass"),
     Bug("an agent begins at 0", session.Session, "move", "Participation(1, seq, seq", "Participation(1, 0, seq"),
-    Bug("the wrong agent ends coordinating", session.Session, "move", "actor != self.handed", "actor == self.handed"),
+    Bug(
+        "the wrong agent ends coordinating",
+        session.Session,
+        "move",
+        "actor not in (self.handed",
+        "actor in (self.handed",
+    ),
     Bug(
         "the state before the rule", session.Session, "move", "ENTERS.get(type, state)", "ENTERS.get(type, self.state)"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE
@@ -187,6 +188,8 @@ def test_apply_goes_no_faster_than_it_may_and_stops_between_steps(world: World) 
     )
     assert child.stdout is not None
     wait_until(lambda: any(world.projections.views([f"s-{n}" for n in range(12)])), message="it has begun")
+    time.sleep(1)  # of the eighteen seconds that 36 events take at this rate
+    assert child.poll() is None
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=60)
 

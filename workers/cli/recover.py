@@ -13,12 +13,14 @@ import msgspec
 
 from domain.errors import Misconfigured, NotFound, Refused
 from domain.log import SessionLog
+from projections.accepting import accept, given_up
 from projections.drift import Validator
 from projections.findings import Finding
 from projections.lease import Leases
 from projections.queries import unknown_session
 from projections.store import ProjectionStore
 from workers.cli import arguments, printing
+from workers.cli.parked import checked_why
 from workers.fleet import until_stopped
 from workers.pacing import Pace, Stopped
 from workers.recovery import Plan, Recovery, being_built, plan_of, sized
@@ -40,6 +42,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     undo = arguments.command(group, "undo", "put back the view that recovery replaced, within a week", run_undo)
     undo.add_argument("session", help="the session whose view it is")
     undo.add_argument("--dry-run", action="store_true", help="say how much it would touch")
+    accept = arguments.command(
+        group,
+        "accept",
+        "give up the damaged end of a quarantined log: the session goes on",
+        run_accept,
+    )
+    accept.add_argument("session", help="the session whose log it is")
+    accept.add_argument("--why", required=True, metavar="TEXT", help="the reason, which is kept with the log")
+    accept.add_argument("--dry-run", action="store_true", help="say what would be given up")
 
 
 def run_undo(options: argparse.Namespace, settings: Settings) -> int:
@@ -52,6 +63,20 @@ def run_undo(options: argparse.Namespace, settings: Settings) -> int:
             return 0
         Recovery(store, log, who=f"recovery:{arguments.who()}", progress=printing.Progress()).undo(options.session)
     printing.document({"schema": "muster.undone/1", "session": options.session, "views": 1}, options.output)
+    return 0
+
+
+def run_accept(options: argparse.Namespace, settings: Settings) -> int:
+    why = checked_why(options.why)
+    with arguments.opened(settings) as (log, store):
+        if not store.is_registered(options.session) and store.heads([options.session]) == [None]:
+            raise unknown_session(options.session)
+        if options.dry_run:
+            done, _ = given_up(store, log, options.session)
+            printing.say(f"dry run: would give up {done.given_up} commits after seq {done.prefix}")
+        else:
+            done = accept(store, log, options.session, who=f"recovery:{arguments.who()}", why=why)
+    printing.document({"schema": "muster.accepted-loss/1", **msgspec.to_builtins(done)}, options.output)
     return 0
 
 
