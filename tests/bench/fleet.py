@@ -82,8 +82,9 @@ def running() -> Iterator[tuple[Stack, SessionLog, ProjectionStore]]:
             stack.stop()
 
 
-def visibility(log: SessionLog, store: ProjectionStore) -> list[Figure]:
-    """From an append's reply until its view is there, against the append itself, at a steady pace.
+def paced(log: SessionLog, store: ProjectionStore, is_over: Callable[[int], bool]) -> tuple[list[float], list[float]]:
+    """Appends at a steady pace until it is over, given how many there were; how long each took, and until it was
+    visible after its reply, in seconds.
 
     The same thread appends, then asks for the view again and again: what is measured is late by half a question.
     """
@@ -91,7 +92,7 @@ def visibility(log: SessionLog, store: ProjectionStore) -> list[Figure]:
     appends: list[float] = []
     visible: list[float] = []
     due = time.perf_counter()
-    for _ in range(PACED):
+    while not is_over(len(appends)):
         due += 1 / PACE
         time.sleep(max(0.0, due - time.perf_counter()))
         session = f"paced-{chance.randrange(SESSIONS)}"
@@ -108,6 +109,12 @@ def visibility(log: SessionLog, store: ProjectionStore) -> list[Figure]:
                     break
         visible.append(time.perf_counter() - replied)
         appends.append(replied - began)
+    return appends, visible
+
+
+def visibility(log: SessionLog, store: ProjectionStore) -> list[Figure]:
+    """From an append's reply until its view is there, against the append itself, at a steady pace."""
+    appends, visible = paced(log, store, lambda count: count == PACED)
     figures = []
     for name, at, goal in (("p50", 49, 4.0), ("p99", 98, 8.0)):
         trip, seen_s = quantiles(appends, n=100)[at], quantiles(visible, n=100)[at]
