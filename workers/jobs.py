@@ -264,6 +264,9 @@ class JobRunner:
             task = self._tasks.get(task.id)
         if task.state != CANCELLED:
             self._tasks.end(task, token, DONE)
+        if codes := task.result.get("codes"):
+            told = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+            logger.warning("task %s (%s) found %s: muster job show %s", task.id, task.kind, told, task.id)
         self._tasks.release(task.id, token)
 
     def _keep(self, id: str, token: str, done: Event) -> None:

@@ -289,7 +289,7 @@ def test_jobs_need_a_database_of_their_own(world: World) -> None:
 
 
 def test_a_round_of_scrubbing_keeps_to_its_budget_and_repairs_what_it_may(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What may be repaired is, and is gone in the next round; all else stands in the result, and waits."""
     monkeypatch.setenv("MUSTER_JOBS__VERIFY_EVENTS", "100000")
@@ -312,6 +312,7 @@ def test_a_round_of_scrubbing_keeps_to_its_budget_and_repairs_what_it_may(
     second = scrubbed()
     assert second["codes"] == {"VIEW_MISSING": 2, "HEAD_MISSING": 1, "TAIL_LOST": 1}
     assert second["repaired"] == 1
+    assert "found 1 HEAD_MISSING, 1 TAIL_LOST, 2 VIEW_MISSING: muster job show" in caplog.text
     third = scrubbed()
     assert third["codes"] == {"VIEW_MISSING": 1, "HEAD_MISSING": 1, "TAIL_LOST": 1}
     assert third["repaired"] == 0
