@@ -93,6 +93,8 @@ class Following:
         try:
             self._project(batch)
         except PASSING as error:
+            if isinstance(error, Conflict) and error.code == "LEASE_TAKEN":
+                self.keeper.look_now()
             self._hindrances.met(f"partition {batch.partition} of {self.store.owned} cannot be projected", error)
             raise
         except Exception:

