@@ -40,6 +40,7 @@ from projections.shortcut import folding_from, holds
 from projections.skipping import AuditedSkips, Forged
 from projections.store import (
     Cursor,
+    FeedEntry,
     Parked,
     ProjectionStore,
     parse_checkpoints,
@@ -548,6 +549,41 @@ class Validator:
         elif cursor.position is None and total > 0 and self._is_forsaken(partition):
             # Nobody can say which views should be there: this finding stands for all that may be missing.
             yield finding("CURSOR_MISSING", partition, rebuilt={"position": total})
+        elif (reached := self.views_are_at(partition, cursor)) is not None:
+            stored = {"position": cursor.position}
+            yield finding("CURSOR_BEHIND", partition, stored=stored, rebuilt={"position": reached})
+
+    def views_are_at(self, partition: int, cursor: Cursor) -> int | None:
+        """The position up to which the views of a partition hold the feed, where that is beyond its cursor; else None.
+
+        Views, totals and cursor move in one step. So where the next entry is in the views, and the totals are those of
+        the views, it is the cursor that was put back.
+        """
+        if cursor.position is None or not (following := self._store.oldest_after(partition, cursor.position)):
+            return None
+        if not self._hold(partition, following):
+            return None
+        indexed, stored = self._stored_totals(partition)
+        summed = {agent: totals for agent, totals in self._store.summed_totals(partition).items() if totals != NOTHING}
+        is_theirs = stored == {agent: agent_view.encode(agent, totals) for agent, totals in summed.items()}
+        if not is_theirs or not indexed == cursor == self._store.cursor(partition):
+            return None
+        reached = cursor.position
+        for entry in self._store.feed_after(partition, cursor.position):
+            if not self._hold(partition, entry):
+                break
+            reached = entry.position
+        return reached
+
+    def _hold(self, partition: int, entry: FeedEntry) -> bool:
+        """Whether the views hold what a feed entry tells of; parked sessions hold nothing more."""
+        sessions = [span.session for span in entry.spans]
+        stored = zip(entry.spans, self._store.views(sessions), self._store.parked(partition, sessions), strict=True)
+        return all(
+            parked is not None
+            or ((view := session_view.readable(kept, span.session)) is not None and view.seq >= span.to_seq)
+            for span, kept, parked in stored
+        )
 
     def _is_forsaken(self, partition: int) -> bool:
         """Whether somebody held the partition once and nobody does now.

@@ -59,6 +59,7 @@ KINDS: Final[dict[str, Kind]] = {
     "INDEX_DIFFERS": Kind("index", "error", REPAIR),
     "CURSOR_MISSING": Kind("cursor", "warning", REPAIR),
     "CURSOR_AHEAD": Kind("cursor", "error", REPAIR),
+    "CURSOR_BEHIND": Kind("cursor", "warning", REPAIR),
     "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
 }
 

@@ -90,7 +90,10 @@ class Rebuild:
         # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
         # cursor is set at the end.
         total = store.total(partition)
-        self._target = self._cursor if store.feed_covers(partition, self._cursor, total) else Cursor(total)
+        is_right = store.feed_covers(partition, self._cursor, total)
+        if is_right and self._validator.views_are_at(partition, self._cursor) is not None:
+            is_right = False  # it was put back: no view goes back with it
+        self._target = self._cursor if is_right else Cursor(total)
 
     def everything(self, agents: Iterable[str] = ()) -> Iterator[Swapped]:
         """Rebuilds all sessions, then the totals, of these agents too, then sets the cursor."""

@@ -250,6 +250,13 @@ def the_cursor_ahead(place: Place) -> Found:
     return Found("CURSOR_AHEAD", session="")
 
 
+def the_cursor_rolled_back(place: Place) -> Found:
+    feed = place.redis.xrange(place.keys.feed)
+    before = feed[place.chance.randrange(len(feed) - 1)][0].partition(b"-")[0]
+    place.redis.hset(place.keys.cursor("sessions", 1), "position", before)
+    return Found("CURSOR_BEHIND", session="")
+
+
 def the_cursor_deleted(place: Place) -> Found:
     place.redis.delete(place.keys.cursor("sessions", 1))
     return Found("CURSOR_MISSING", session="")
@@ -378,7 +385,8 @@ TRUTH: Final[tuple[Callable[[Place], Found], ...]] = (
 OTHER: Final[tuple[Callable[[Place], Found], ...]] = (
     a_skip_forged, unlisted, the_head_deleted, the_head_garbled, the_head_rolled_back, the_head_of_another_gate,
     the_feed_deleted,
-    the_total_rolled_back, the_cursor_ahead, the_cursor_deleted, the_view_deleted, the_view_flipped, the_view_truncated,
+    the_total_rolled_back, the_cursor_ahead, the_cursor_rolled_back, the_cursor_deleted, the_view_deleted,
+    the_view_flipped, the_view_truncated,
     the_view_of_another_session, the_view_of_another_type, the_view_rolled_back, the_view_forged,
     an_event_lost_from_the_view, a_checkpoint_deleted, a_checkpoint_flipped, a_checkpoint_of_another_session,
     a_checkpoint_too_many, an_agents_totals_deleted, an_agents_totals_flipped, an_agents_totals_applied_twice,

@@ -262,6 +262,11 @@ def cursor_ahead(world: World) -> None:
     world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", 10**6)
 
 
+def cursor_behind(world: World) -> None:
+    feed = world.redis.xrevrange(world.keyspace.of("s-1").feed, count=3)
+    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", feed[-1][0].partition(b"-")[0])
+
+
 def feed_cut(world: World) -> None:
     world.log.append("s-1", did("modified", "zoe"))
     feed = world.keyspace.of("s-1").feed
@@ -396,6 +401,7 @@ CASES: Final = (
     Case(index_lists, "INDEX_DIFFERS", agent="nobody"),
     Case(cursor_missing, "CURSOR_MISSING"),
     Case(cursor_ahead, "CURSOR_AHEAD"),
+    Case(cursor_behind, "CURSOR_BEHIND"),
     Case(feed_cut, "FEED_DIFFERS"),
     Case(feed_gone, "FEED_DIFFERS"),
     Case(feed_gap, "FEED_DIFFERS"),
