@@ -77,9 +77,7 @@ class Scrub:
 
         for_changes = int(budget * FOR_CHANGES)
         yield from self._again(for_changes)
-        if stands_wrong or cursor.position is None:
-            self._note(at=began)
-        else:
+        if cursor.position is not None and not stands_wrong:
             yield from self._changed(cursor.position, for_changes, began)
         yield from self._draw(budget)
         yield from self._sweep(budget, began)
@@ -159,8 +157,11 @@ class Scrub:
             pipe.zrange(self._keys.sessions, rank, rank)
         drawn = [name.decode("utf-8", "replace") for (name,) in filter(None, pipe.execute())]
         drawn = [session for session in drawn if session not in self._told]
-        self.done.drawn += len(drawn)
-        yield from self._verify(drawn)
+        for session in drawn:
+            self.done.drawn += 1
+            yield from self._verify([session])
+            if self._cost >= limit:
+                return
 
     def _sweep(self, limit: int, began: int) -> Iterator[Finding]:
         """Those that were read whole longest ago, one after another; at least one, else a sweep might never end."""
