@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +23,7 @@ from tests.conftest import ENVIRONMENT, Servers, Store, missing
 from tests.projections.world import World
 
 DOCS: Final = Path(__file__).parents[3] / "docs"
+JAVASCRIPT: Final = Path(__file__).parent / "javascript"
 CONFORMANCE: Final = json.loads((DOCS / "conformance.json").read_text("utf-8"))
 #: The ten arguments of a commit, in their order.
 ARGUMENTS: Final = (
@@ -26,28 +31,95 @@ ARGUMENTS: Final = (
 )
 
 
-class Foreign:
-    """A client made from the page: hashes, keys, one command."""
+Reply = str | list[list[str]]
+"""The rows of a reply, or the text of an error."""
 
-    def __init__(self, store: Store) -> None:
-        self._client: Any = redis.Redis.from_url(store.url)
-        self._tag = f"{{{ENVIRONMENT}:{store.namespace}:"
-        fields: list[Any] = self._client.hmget(f"{self._tag}store}}:meta", "store", "epoch", "partitions")
-        self.store, self.epoch, self.count = fields[0].decode(), int(fields[1]), int(fields[2])
 
-    def append(self, commits: list[dict[str, str]], *, store: str, epoch: int, partition: int) -> list[list[str]]:
-        """Sends one call; returns the rows of its reply."""
-        tag = f"{self._tag}{partition}}}"
-        keys = [f"{tag}:{name}" for name in ("meta", "sessions", "feed")]
-        arguments: list[Any] = [store, epoch]
-        for commit in commits:
-            keys += [f"{tag}:{name}:{commit['session']}" for name in ("log", "head", "hold")]
-            arguments += [commit.get(name, "any" if name == "expected" else "") for name in ARGUMENTS]
-        rows = self._client.fcall("muster_append_1", len(keys), *keys, *arguments)
-        return [[value.decode() for value in row] for row in rows]
+def by_python(store: Store, calls: list[dict[str, Any]]) -> list[Reply]:
+    """Sends calls with redis-py, and with nothing of ours."""
+    client: Any = redis.Redis.from_url(store.url)
+    try:
+        return [_sent(call, lambda command: client.execute_command(*command), client, store) for call in calls]
+    finally:
+        client.close()
 
-    def close(self) -> None:
-        self._client.close()
+
+def _sent(call: dict[str, Any], send: Callable[[list[Any]], Any], client: Any, store: Store) -> Reply:
+    tag = f"{{{ENVIRONMENT}:{store.namespace}:"
+    identity, epoch, count = client.hmget(f"{tag}store}}:meta", "store", "epoch", "partitions")
+    partition = call.get("partition", partition_of(call["append"][0]["session"], int(count)))
+    keys = [f"{tag}{partition}}}:{name}" for name in ("meta", "sessions", "feed")]
+    arguments: list[Any] = [call.get("store", identity.decode()), call.get("epoch", int(epoch))]
+    for commit in call["append"]:
+        keys += [f"{tag}{partition}}}:{name}:{commit['session']}" for name in ("log", "head", "hold")]
+        arguments += [commit.get(name, "any" if name == "expected" else "") for name in ARGUMENTS]
+    try:
+        rows = send(["FCALL", "muster_append_1", len(keys), *keys, *arguments])
+    except redis.ResponseError as error:
+        return str(error)
+    return [[value.decode() for value in row] for row in rows]
+
+
+def by_redis_cli(store: Store, calls: list[dict[str, Any]]) -> list[Reply]:
+    """Sends calls with redis-cli, one process each."""
+    needed("redis-cli")
+    client: Any = redis.Redis.from_url(store.url)
+
+    def send(command: list[Any]) -> list[list[bytes]]:
+        words = ["redis-cli", "-u", store.url, "--json", *map(str, command)]
+        ran = subprocess.run(words, capture_output=True, text=True, check=False)
+        if ran.stdout[:1] != "[":  # how an error is printed differs from one release to the next
+            (told,) = re.findall(r"[A-Z]+_[A-Z]+ .*", ran.stdout + ran.stderr)
+            raise redis.ResponseError(told)
+        return [[value.encode() for value in row] for row in json.loads(ran.stdout)]
+
+    try:
+        return [_sent(call, send, client, store) for call in calls]
+    finally:
+        client.close()
+
+
+def by_javascript(store: Store, calls: list[dict[str, Any]]) -> list[Reply]:
+    """Sends calls with npm's redis, one process for all."""
+    tag = f"{{{ENVIRONMENT}:{store.namespace}:"
+    script = (JAVASCRIPT / "conformance.js").read_text("utf-8")
+    replies: list[Reply] = json.loads(javascript(script, store.url, tag, json.dumps(calls)))
+    return replies
+
+
+@cache
+def node_modules() -> Path:
+    """Where npm's redis is, by the lock beside the script: installed once a run."""
+    needed("node")
+    needed("npm")
+    directory = Path(tempfile.mkdtemp(prefix="muster-node-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(JAVASCRIPT / name, directory)
+    words = ["npm", "ci", "--no-audit", "--no-fund", "--silent", "--cache", str(directory / "cache")]
+    ran = subprocess.run(words, cwd=directory, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        missing(f"npm could not install redis: {(ran.stderr or ran.stdout).strip()[-300:]}")
+    return directory / "node_modules"
+
+
+def javascript(script: str, *arguments: str, **environ: str) -> str:
+    """What a script prints."""
+    ran = subprocess.run(
+        ["node", "-", *arguments],
+        input=script,
+        env={**os.environ, **environ, "NODE_PATH": str(node_modules())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def needed(program: str) -> None:
+    if shutil.which(program) is None:
+        missing(f"there is no {program} on the PATH")
 
 
 def hashed(text: str) -> str:
@@ -74,34 +146,28 @@ def test_hashes_are_those_of_the_conformance_file() -> None:
         one["digest"] = digest
 
 
+@pytest.mark.parametrize("client", [by_python, by_redis_cli, by_javascript], ids=lambda client: client.__name__)
 @pytest.mark.parametrize("server", ["valkey", "redis7"])
 @pytest.mark.parametrize("case", CONFORMANCE["cases"], ids=lambda case: case["name"])
 def test_a_client_that_read_the_page_gets_the_replies_that_stand_there(
-    request: pytest.FixtureRequest,
     servers: Servers,
     make_store: Callable[..., Store],
+    client: Callable[[Store, list[dict[str, Any]]], list[Reply]],
     server: str,
     case: dict[str, Any],
 ) -> None:
     """Each case of the file, on a store of its own with four partitions; digests are computed and compared."""
-    store = make_store(servers.url(server), partitions=4)
-    client = Foreign(store)
-    request.addfinalizer(client.close)
+    replies = client(make_store(servers.url(server), partitions=4), case["calls"])
+
     names: dict[str, str] = {}
     stands: dict[str, str] = {}
-    for call in case["calls"]:
-        commits = call["append"]
-        where = {
-            "store": call.get("store", client.store),
-            "epoch": call.get("epoch", client.epoch),
-            "partition": call.get("partition", partition_of(commits[0]["session"], client.count)),
-        }
+    for call, rows in zip(case["calls"], replies, strict=True):
         if "error" in call:
-            with pytest.raises(redis.ResponseError, match=f"^{call['error']}"):
-                client.append(commits, **where)
+            assert isinstance(rows, str)
+            assert rows.startswith(call["error"])
             continue
-        rows = client.append(commits, **where)
-        for commit, row, should in zip(commits, rows, call["reply"], strict=True):
+        assert not isinstance(rows, str), rows
+        for commit, row, should in zip(call["append"], rows, call["reply"], strict=True):
             if row[0] == "APPENDED":
                 first, last, digest, at_ms = int(row[1]), int(row[2]), row[3], int(row[4])
                 previous = stands.get(commit["session"], hashed(commit["session"])[:20])
@@ -116,39 +182,63 @@ def test_a_client_that_read_the_page_gets_the_replies_that_stand_there(
             ]
 
 
-@pytest.fixture
-def by_cli(server_url: str, make_store: Callable[..., Store]) -> tuple[World, str]:
-    """A store in which the example of the page was run with redis-cli; what it printed."""
-    if shutil.which("redis-cli") is None:
-        missing("there is no redis-cli on the PATH")
-    world = World(make_store(server_url))
-    (example,) = re.findall(r"```bash\n(.*?)```", (DOCS / "wire.md").read_text("utf-8"), re.DOTALL)
-    environ = {
-        **{"PATH": "/usr/local/bin:/usr/bin:/bin", "URL": world.store.url},
-        **{"ENVIRONMENT": ENVIRONMENT, "NAMESPACE": world.store.namespace},
-    }
-    ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", example], env=environ, capture_output=True, text=True, check=True
+def example(world: World, language: str) -> tuple[str, dict[str, str]]:
+    """The example of the page in a language, and the environment it asks for."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / "wire.md").read_text("utf-8"), re.DOTALL)
+    return found, {"URL": world.store.url, "ENVIRONMENT": ENVIRONMENT, "NAMESPACE": world.store.namespace}
+
+
+def append_the_same(world: World) -> None:
+    """The events of the examples, by our library."""
+    world.log.append(
+        "ours",
+        [
+            Event.of("start", actor="shell", id="1"),
+            Event.of("tool.called", actor="shell", id="2", data={"tool": "ls"}),
+        ],
     )
-    return world, ran.stdout
-
-
-def test_what_redis_cli_appends_is_not_to_be_told_from_ours(by_cli: tuple[World, str]) -> None:
-    """The example runs as it stands, a repeat is recognised, and the view is that of the same events by our library."""
-    world, printed = by_cli
-    rows = re.findall(r"^(APPENDED|DUPLICATE)\n(\d+)\n(\d+)$", printed, re.MULTILINE)
-    assert rows == [("APPENDED", "1", "2"), ("APPENDED", "3", "3"), ("DUPLICATE", "3", "3")]
-
-    world.log.append("ours", [Event.of("start", actor="shell", id="1"), Event.of("tool.called", actor="shell", id="2")])
     change = {"change": {"entity_ids": ["a.sh"]}}
     world.log.append("ours", Event.of("modified", actor="shell", id="3", data=change))
     world.project()
 
-    theirs, ours = world.views.session("cli-1"), world.views.session("ours")
+
+def assert_not_to_be_told(world: World, session: str) -> None:
+    """The session's view is that of the same events by our library, and our library goes on with it."""
+    append_the_same(world)
+    theirs, ours = world.views.session(session), world.views.session("ours")
     for view in (theirs, ours):
         assert view.pop("digest")
         for name in ("session", "started_at", "last_at"):
             view.pop(name)
     assert theirs == ours
     assert world.verify() == []
-    assert world.log.append("cli-1", Event.of("left", actor="shell"), expected=3).first_seq == 4
+    events = [[event for commit in world.log.read(name) for event in commit.events] for name in (session, "ours")]
+    assert events[0] == events[1]
+    assert world.log.append(session, Event.of("left", actor="shell"), expected=3).first_seq == 4
+
+
+@pytest.fixture
+def world(server_url: str, make_store: Callable[..., Store]) -> World:
+    return World(make_store(server_url))
+
+
+def test_what_redis_cli_appends_is_not_to_be_told_from_ours(world: World) -> None:
+    """The example runs as it stands, and a repeat is recognised."""
+    needed("redis-cli")
+    script, environ = example(world, "bash")
+    words = ["bash", "-euo", "pipefail", "-c", script]
+    ran = subprocess.run(words, env={**os.environ, **environ}, capture_output=True, text=True, check=True)
+
+    rows = re.findall(r"^(APPENDED|DUPLICATE)\n(\d+)\n(\d+)$", ran.stdout, re.MULTILINE)
+    assert rows == [("APPENDED", "1", "2"), ("APPENDED", "3", "3"), ("DUPLICATE", "3", "3")]
+    assert_not_to_be_told(world, "cli-1")
+
+
+def test_what_javascript_appends_is_not_to_be_told_from_ours(world: World) -> None:
+    """The example runs as it stands, and a repeat is recognised."""
+    script, environ = example(world, "js")
+
+    printed = javascript(script, **environ)
+
+    assert re.findall(r"duplicate: (\w+)", printed) == ["false", "true"]
+    assert_not_to_be_told(world, "js-1")
