@@ -146,8 +146,11 @@ def test_hashes_are_those_of_the_conformance_file() -> None:
         one["digest"] = digest
 
 
-@pytest.mark.parametrize("client", [by_python, by_redis_cli, by_javascript], ids=lambda client: client.__name__)
-@pytest.mark.parametrize("server", ["valkey", "redis7"])
+@pytest.mark.parametrize(
+    ("client", "server"),
+    [(by_python, "valkey"), (by_python, "redis7"), (by_redis_cli, "redis7"), (by_javascript, "valkey")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 @pytest.mark.parametrize("case", CONFORMANCE["cases"], ids=lambda case: case["name"])
 def test_a_client_that_read_the_page_gets_the_replies_that_stand_there(
     servers: Servers,
