@@ -290,8 +290,7 @@ def verified(store: ProjectionStore) -> list[Verified]:
         pipe.zcount(keys.swept, 1, "+inf")
         pipe.zrange(keys.swept, 0, 0, withscores=True)
         pipe.hlen(keys.drifted)
-    seconds, micros = store.client.time()
-    now = seconds * 1000 + micros // 1000
+    now = store.server_ms()
     replies = [unless_of_another_type(reply) for reply in pipe.execute(raise_on_error=False)]
     found = []
     for partition in range(store.keyspace.count):
