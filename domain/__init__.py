@@ -13,7 +13,7 @@ from domain.errors import (
     Unavailable,
 )
 from domain.events import Event
-from domain.log import Append, AsyncSessionLog, Head, MemoryLog, Receipt, SessionLog
+from domain.log import Append, AsyncSessionLog, Delivery, Head, MemoryLog, Receipt, SessionLog
 from domain.session import Session
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Conflict",
     "Damaged",
     "DeadlineExceeded",
+    "Delivery",
     "Event",
     "Head",
     "Limits",

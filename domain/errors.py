@@ -141,6 +141,9 @@ REGISTRY: dict[str, Entry] = {
     "COMMIT_EMPTY": Entry(Refused, "append at least one event"),
     "EXPECTED_INVALID": Entry(Refused, "expect `any`, `new`, or the seq the session stands at"),
     "GATE_REFUSED": Entry(Refused, "reopen the session with `start` first, or append to another session"),
+    "POSITION_INVALID": Entry(
+        Refused, "give the position that a subscription to the same gave (`str(subscription.position)`), or a seq"
+    ),
     "EXPECTED_REQUIRED": Entry(Refused, "read the session, decide, and append with the seq it stands at as `expected`"),
     "LEASE_REQUIRED": Entry(Refused, "take the session's lease first: `with log.lease(session, agent)`"),
     "TOO_LATE": Entry(Refused, "the attempt is past its not_after: decide again and append anew"),

@@ -22,6 +22,7 @@ from domain.agent import NOTHING, Totals, contributions, difference, merge
 from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Position
+from domain.log.feed import Span
 from projections import agent_view, session_view
 from projections.careful import CarefulReader
 from projections.parking import KILLED, fingerprint
@@ -31,7 +32,6 @@ from projections.store import (
     Operation,
     Parked,
     ProjectionStore,
-    Span,
     park,
     write_checkpoints,
     write_totals,

@@ -25,6 +25,7 @@ from domain.agent import NOTHING, Totals, contributions
 from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
+from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
 from domain.log.witness import Loss
 from domain.session import OPEN_GATE
@@ -40,12 +41,10 @@ from projections.shortcut import folding_from, holds
 from projections.skipping import AuditedSkips, Forged
 from projections.store import (
     Cursor,
-    FeedEntry,
     Parked,
     ProjectionStore,
     parse_checkpoints,
     parse_cursor,
-    parse_feed_position,
     parse_parked,
     readable_head,
 )

@@ -17,6 +17,7 @@ from domain.agent import NOTHING, Totals, contributions, merge
 from domain.codec import Commit
 from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
+from domain.log.feed import FeedEntry, Span, parse_feed_entry, parse_feed_position
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
 from domain.log.skips import marked, parse_skips
@@ -30,28 +31,6 @@ FEED_PAGE: Final = 512
 NO_SPANS: Final = b"\x90"
 #: How many names of a registry or an index are read at a time.
 MEMBER_PAGE: Final = 256
-
-
-class Span(Struct, frozen=True, gc=False):
-    """New commits of a session: from the first seq of the first to the last seq of the last, and their bytes."""
-
-    session: str
-    from_seq: int
-    to_seq: int
-    size: int = 0
-
-
-class FeedEntry(Struct, frozen=True):
-    """One call of the append function, as the feed tells it. `position` is the running total of events after it."""
-
-    position: int
-    at_ms: int
-    spans: list[Span]
-
-    @property
-    def events(self) -> int:
-        """How many events it tells of."""
-        return sum(span.to_seq - span.from_seq + 1 for span in self.spans)
 
 
 class Cursor(Struct, frozen=True):
@@ -87,28 +66,7 @@ class Operation(Struct, frozen=True):
     arguments: tuple[Any, ...] = ()
 
 
-_SPANS = msgspec.msgpack.Decoder(list[tuple[str, int, int, int]])
 _PARKED = msgspec.json.Decoder(Parked)
-
-
-def parse_feed_entry(entry: tuple[bytes, dict[bytes, bytes]]) -> FeedEntry:
-    """A feed entry as the append function packs it.
-
-    One that cannot be read comes out without spans: then the positions do not add up, which is what gaps are known by.
-    """
-    entry_id, fields = entry
-    position = int(entry_id.partition(b"-")[0])
-    try:
-        return FeedEntry(position, int(fields[b"t"]), [Span(*packed) for packed in _SPANS.decode(fields[b"c"])])
-    except (KeyError, ValueError, TypeError, msgspec.MsgspecError):
-        return FeedEntry(position, 0, [])
-
-
-def parse_feed_position(info: Any) -> int:
-    """The position of the last entry that a feed was given, from the reply to XINFO STREAM; 0 where there is no
-    feed.
-    """
-    return int(info["last-generated-id"].partition(b"-")[0]) if isinstance(info, dict) else 0
 
 
 class ProjectionStore:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from domain.log.feed import parse_feed_entry
 from projections.own.publishing import Publications, positions
-from projections.store import ProjectionStore, parse_feed_entry
+from projections.store import ProjectionStore
 
 #: How many of the oldest entries of a feed are looked at in one round trip.
 LOOK_AT: Final = 512

@@ -20,8 +20,9 @@ from dramatiq import Message, MessageProxy
 from dramatiq.broker import Consumer
 from dramatiq.brokers.redis import RedisBroker
 
+from domain.log.feed import FeedEntry, Span, parse_feed_entry
 from projections.catchup import Batch
-from projections.store import FeedEntry, ProjectionStore, Span, parse_feed_entry
+from projections.store import ProjectionStore
 from workers.hindrances import Hindrances
 from workers.partitions import HeldPartition, HeldPartitions
 

@@ -4,18 +4,24 @@ from domain.log.connection import Connecting, connect
 from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
 from domain.log.memory import MemoryLog
 from domain.log.redis_streams import AsyncSessionLog, SessionLog, create_store
+from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
+from domain.log.subscribing.subscription import AsyncSubscription, Subscription
 
 __all__ = [
     "Append",
     "AsyncEventLog",
     "AsyncSessionLog",
+    "AsyncSubscription",
     "Connecting",
+    "Delivery",
     "EventLog",
     "Expected",
     "Head",
     "MemoryLog",
     "Receipt",
     "SessionLog",
+    "Subscription",
+    "SubscriptionPosition",
     "connect",
     "create_store",
 ]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from domain.events import Event
 
 if TYPE_CHECKING:
     from domain.log.lease import AsyncLease, Lease
+    from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription
 
 #: Where a commit must land: anywhere (`any`), at the beginning (`new`), or right after this seq.
 Expected: TypeAlias = Literal["any", "new"] | int
@@ -225,8 +226,28 @@ class EventLog(CommitReader, Protocol):
         """
         ...
 
+    def subscribe(
+        self,
+        session: str | None = None,
+        *,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: After = "now",
+    ) -> Subscription:
+        """Being told of the events of one session, or of all, each seq once and in the order of its session.
+
+        Of the events, those of certain types (`tool.*`: all that begin so), actors or with one of certain tags.
+        `after`: `now`, `beginning`, a seq or receipt of the one session, or a position (also as text) that a
+        subscription to the same had. It goes on by itself after disconnections, restarts and trims of the feed.
+
+        Raises Refused (SESSION_INVALID, TYPE_UNKNOWN, ACTOR_INVALID, FIELD_INVALID, POSITION_INVALID, USAGE),
+        Misconfigured (STORE_CHANGED: a position in another store).
+        """
+        ...
+
     def close(self) -> None:
-        """Gives the connection back."""
+        """Ends the log's subscriptions and gives the connections back."""
         ...
 
 
@@ -265,5 +286,15 @@ class AsyncEventLog(Protocol):
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]: ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]: ...
+
+    def subscribe(
+        self,
+        session: str | None = None,
+        *,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: After = "now",
+    ) -> AsyncSubscription: ...
 
     async def close(self) -> None: ...

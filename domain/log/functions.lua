@@ -4,7 +4,8 @@
 -- written before it. Their names end in the wire version; what a version means never changes.
 --
 -- Keys (all of one partition, so of one slot):
---   meta      hash    store, epoch, partition, partitions, total (running number of events), max_events, max_bytes
+--   meta      hash    store, epoch, partition, partitions, total (running number of events), at (server ms of the last of them),
+--                     max_events, max_bytes
 --   sessions  zset    every session, score 0
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
@@ -99,7 +100,8 @@ end
 
 -- The store here, or an error reply: none, another one, or at another epoch.
 local function open_store(key, store, epoch)
-  local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes')
+  local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes',
+    'at')
   if not stored[1] then
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
@@ -113,11 +115,18 @@ local function open_store(key, store, epoch)
     total = whole(stored[5]) or 0, -- the feed knows better, see there
     max_events = whole(stored[6]),
     max_bytes = whole(stored[7]),
+    at = whole(stored[8]) or 0,
   }
   if not (meta.partition and meta.partitions and meta.partitions > 0 and meta.max_events and meta.max_bytes) then
     return nil, redis.error_reply('STORE_DAMAGED ' .. key .. ' lacks a number')
   end
   return meta
+end
+
+-- When what is written now is written: by the server's clock, and never before what the partition holds already. So times grow in
+-- the order of the feed, and tell what came after a place in it. If the clock was set back, each call is one ms after the last.
+local function written_at(meta, now)
+  return now >= meta.at and now or meta.at + 1
 end
 
 -- The head of a session without events; or nil and why there can be none.
@@ -291,7 +300,7 @@ local function decide(commit, head, meta, now)
     end
   end
 
-  local ms = math.max(now, head.ms)
+  local ms = math.max(written_at(meta, now), head.ms)
   local first, last = seq + 1, seq + count
   local chained = head.digest .. '|1|' .. commit.session .. '|' .. integer(first) .. '|' .. integer(count) .. '|'
     .. integer(ms) .. '|' .. commit.body
@@ -353,12 +362,12 @@ end
 
 -- Adds one entry to the feed and moves the running total. A total that was rolled back behind the feed must not lose the
 -- entry of commits that are written already: then the total is taken from the feed.
-local function feed(meta, stream, total, count, now, packed)
-  if type(redis.pcall('XADD', stream, integer(total + count) .. '-0', 't', integer(now), 'c', packed)) == 'table' then
+local function feed(meta, stream, total, count, at, packed)
+  if type(redis.pcall('XADD', stream, integer(total + count) .. '-0', 't', integer(at), 'c', packed)) == 'table' then
     total = feed_end(stream)
-    redis.call('XADD', stream, integer(total + count) .. '-0', 't', integer(now), 'c', packed)
+    redis.call('XADD', stream, integer(total + count) .. '-0', 't', integer(at), 'c', packed)
   end
-  redis.call('HSET', meta, 'total', integer(total + count))
+  redis.call('HSET', meta, 'total', integer(total + count), 'at', integer(at))
 end
 
 -- muster_append_1: appends commits, each on its own, in the order given.
@@ -433,7 +442,7 @@ local function append(keys, args)
     return redis.error_reply('STORE_DAMAGED the feed or the registry is of another type')
   end
 
-  local fed, failed, events_fed = {}, {}, 0
+  local fed, failed, events_fed, at = {}, {}, 0, 0
   for _, item in ipairs(accepted) do
     local commit, reply = item.commit, item.reply
     local events = #commit.kinds
@@ -456,11 +465,12 @@ local function append(keys, args)
         redis.call('HSET', commit.hold, 'holder', lease.holder, 'token', lease.token, 'deadline', integer(lease.deadline))
       end
       events_fed = events_fed + events
+      at = math.max(at, tonumber(reply[5]))
       fed[#fed + 1] = { commit.session, tonumber(reply[2]), tonumber(reply[3]), #commit.body }
     end
   end
   if events_fed > 0 then
-    feed(keys[1], keys[3], meta.total, events_fed, now, cmsgpack.pack(fed))
+    feed(keys[1], keys[3], meta.total, events_fed, at, cmsgpack.pack(fed))
   end
   return replies
 end
@@ -969,8 +979,7 @@ local function repair(keys, args)
     end
     from = #page == 512 and from or nil
   end
-  local now = server_ms()
-  local at = math.max(now, ms)
+  local at = math.max(written_at(meta, server_ms()), ms)
   local chained = digest .. '|1|' .. session .. '|' .. integer(seq + 1) .. '|1|' .. integer(at) .. '|' .. body
   local after = string.sub(redis.sha1hex(chained), 1, DIGEST_LENGTH)
   redis.call('XADD', keys[4], integer(seq + 1) .. '-1', 't', integer(at), 'd', after, 'b', body)
@@ -979,7 +988,7 @@ local function repair(keys, args)
   redis.call('SET', keys[5], pack_head(head))
   redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
   redis.call('ZADD', keys[2], 0, session)
-  feed(keys[1], keys[3], meta.total, 1, now, cmsgpack.pack({ { session, seq + 1, seq + 1, #body } }))
+  feed(keys[1], keys[3], meta.total, 1, at, cmsgpack.pack({ { session, seq + 1, seq + 1, #body } }))
   for index = 1, #reports, 2 do
     if string.match(reports[index], '^%S+') == session then
       redis.call('XADD', keys[8], '*', 'who', args[9], 'what', 'loss accepted', 'session', session, 'report', reports[index + 1])

@@ -7,7 +7,7 @@ tests, but keeps nothing: when the process ends, its events are gone.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
@@ -19,9 +19,11 @@ from domain.events import Event
 from domain.log.blocking import BlockingReads
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.exchange import new_id
+from domain.log.feed import FeedEntry, Span
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
+    FeedRequest,
     HeadRequest,
     LeaseRequest,
     PolicyRequest,
@@ -31,6 +33,8 @@ from domain.log.protocol import (
     Request,
     Searching,
     SkipsRequest,
+    Standing,
+    StandingRequest,
     TimeRequest,
     Unsettled,
     append_flow,
@@ -51,6 +55,10 @@ from domain.log.protocol import (
     with_ids,
 )
 from domain.log.skips import NO_SKIPS, Skips
+from domain.log.store import Identity
+from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.listening import Listeners
+from domain.log.subscribing.subscription import After, Subscription, begin_flow
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")
@@ -75,10 +83,13 @@ class MemoryLog(BlockingReads):
         self.limits = limits
         self._clock_ms = clock_ms
         self._commits: dict[str, list[Commit]] = {}
+        self._feeds: list[list[FeedEntry]] = [[] for _ in range(partitions)]
         self._heads: dict[str, Head] = {}
         self._holds: dict[str, _Hold] = {}
         self._skips: dict[str, Skips] = {}
         self.tokens = Tokens()
+        self.identity = Identity("memory", 1, partitions)
+        self._listeners = Listeners(self.keyspace)
 
     def another(self) -> MemoryLog:
         """Another producer's log on the same sessions."""
@@ -126,6 +137,19 @@ class MemoryLog(BlockingReads):
         """Discards the commit that ends at `seq` with `digest`, as an operator does on a server."""
         self._skips[session] = self._skips.get(session, NO_SKIPS) | {(seq, digest)}
 
+    def subscribe(
+        self,
+        session: str | None = None,
+        *,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: After = "now",
+    ) -> Subscription:
+        wanted = Wanted.of(session, types, actors, tags)
+        beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
+        return Subscription(self, self._listeners, session, beginning)
+
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         found = self.run(resolve_flow(doubt))
         assert not isinstance(found, Unsettled), "in memory there is no delay"
@@ -166,6 +190,13 @@ class MemoryLog(BlockingReads):
                     if self.keyspace.partition_of(session) == partition and (after is None or session > after)
                 )
                 return here[:count]
+            case StandingRequest(partition):
+                last = self._feeds[partition][-1:]
+                return Standing(last[0].position, last[0].at_ms, 1) if last else Standing(0, 0, 1)
+            case FeedRequest(partition, position, count):
+                feed = self._feeds[partition]
+                begin = bisect_left(feed, position + 1, key=_position)
+                return feed[begin : begin + count]
 
     def _append(self, request: AppendRequest) -> Receipt | Searching | MusterError:
         session, kinds, body = request.session, request.kinds, request.body
@@ -190,11 +221,15 @@ class MemoryLog(BlockingReads):
             return gate_refused(session, refused + 1, head.gate, head.seq)
 
         first, last = head.seq + 1, head.seq + len(kinds)
-        at_ms = max(self._clock_ms(), head.at_ms)
+        feed = self._feeds[self.keyspace.partition_of(session)]
+        at_ms = max(self._clock_ms(), feed[-1].at_ms if feed else 0)
         digest = chain(head.digest, session, first, len(kinds), at_ms, body)
         commit = Commit(session, first, last, at_ms, digest, body, request.traceparent)
         self._commits.setdefault(session, []).append(commit)
         self._heads[session] = Head(last, digest, gate, at_ms, head.flags)
+        total = (feed[-1].position if feed else 0) + len(kinds)
+        feed.append(FeedEntry(total, at_ms, [Span(session, first, last, len(body))]))
+        self._listeners.tell(self.keyspace.partition_of(session), (session,))
         hold = self._holds.get(session)
         if head.policy == "leased" and hold is not None:
             hold.deadline = self._clock_ms() + hold.ttl_ms
@@ -279,6 +314,10 @@ class MemoryLog(BlockingReads):
             if commit.body == request.body and (request.expected == "any" or commit.first_seq == after + 1):
                 return commit
         return None
+
+
+def _position(entry: FeedEntry) -> int:
+    return entry.position
 
 
 def _last_seq(commit: Commit) -> int:

@@ -19,6 +19,7 @@ from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprin
 from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused, Unavailable
 from domain.events import Event, check_actor, check_session, is_identifier
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.feed import parse_feed_entry
 from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.skips import Skips, marked, parse_skips
 from domain.session import gate_after, kinds_of
@@ -110,8 +111,31 @@ class RegistryRequest(Struct, frozen=True):
     count: int
 
 
+class StandingRequest(Struct, frozen=True):
+    """Where a partition stands. Answered by a Standing."""
+
+    partition: int
+
+
+class FeedRequest(Struct, frozen=True):
+    """What a partition's feed tells of events after a running total. Answered by a list of at most `count` entries."""
+
+    partition: int
+    after: int
+    count: int
+
+
+class Standing(Struct, frozen=True):
+    """The running total of a partition's events, the server ms at which the last of them was written, the epoch."""
+
+    total: int
+    at_ms: int
+    epoch: int
+
+
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest
-Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest
+Feeding: TypeAlias = StandingRequest | FeedRequest
+Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest | Feeding
 Request: TypeAlias = AppendRequest | Holding | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
@@ -214,7 +238,9 @@ class Protocol:
                 command = ["FCALL", name, 1, hold, token, *more]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
 
-    def _single(self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest) -> Call:
+    def _single(
+        self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest | Feeding
+    ) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
@@ -234,6 +260,18 @@ class Protocol:
                 low = "-" if after is None else "(" + after
                 command = ["ZRANGEBYLEX", keys.sessions, low, "+", "LIMIT", 0, count]
                 return Call(command, [place], lambda reply: [[member.decode() for member in reply]])
+            case StandingRequest(partition):
+                command = ["HMGET", self.keyspace.partitions[partition].meta, "total", "at", "epoch"]
+                return Call(command, [place], lambda reply: [Standing(*(_number(value) for value in reply))])
+            case FeedRequest(partition, position, count):
+                feed = self.keyspace.partitions[partition].feed
+                command = ["XRANGE", feed, f"{position + 1}-0", "+", "COUNT", count]
+                return Call(command, [place], lambda reply: [[parse_feed_entry(entry) for entry in reply]])
+
+
+def _number(value: bytes | None) -> int:
+    """The number a field holds; 0 for none, or for what is no number."""
+    return int(value) if value is not None and value.isdigit() else 0
 
 
 def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching | MusterError:

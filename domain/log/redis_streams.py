@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
@@ -52,6 +52,9 @@ from domain.log.protocol import (
     resolve_flow,
 )
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
+from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.listening import FollowingTask, FollowingThread
+from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
 from domain.log.witness import Loss
 
 T = TypeVar("T")
@@ -97,6 +100,7 @@ class SessionLog(Exchanges, BlockingReads):
         self.client = client
         self.connecting = connecting
         self._appends = ThreadGrouping(self._send_requests)
+        self._follower = FollowingThread(keyspace, self._drive, connecting.timeout_s)
 
     @classmethod
     def open(
@@ -139,6 +143,7 @@ class SessionLog(Exchanges, BlockingReads):
         self.close()
 
     def close(self) -> None:
+        self._follower.close()
         self.client.close()
 
     def append(
@@ -175,6 +180,19 @@ class SessionLog(Exchanges, BlockingReads):
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
         return self._drive(self._all_acknowledged(answers))
+
+    def subscribe(
+        self,
+        session: str | None = None,
+        *,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: After = "now",
+    ) -> Subscription:
+        wanted = Wanted.of(session, types, actors, tags)
+        beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
+        return Subscription(self, self._follower, session, beginning)
 
     def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
@@ -254,6 +272,7 @@ class AsyncSessionLog(Exchanges):
         self.client = client
         self.connecting = connecting
         self._appends = TaskGrouping(self._send_requests)
+        self._follower = FollowingTask(keyspace, self._drive, connecting.timeout_s)
 
     @classmethod
     async def open(
@@ -288,6 +307,7 @@ class AsyncSessionLog(Exchanges):
         await self.close()
 
     async def close(self) -> None:
+        await self._follower.close()
         await self.client.aclose()
 
     async def append(
@@ -324,6 +344,19 @@ class AsyncSessionLog(Exchanges):
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
         return await self._drive(self._all_acknowledged(answers))
+
+    def subscribe(
+        self,
+        session: str | None = None,
+        *,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: After = "now",
+    ) -> AsyncSubscription:
+        wanted = Wanted.of(session, types, actors, tags)
+        beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
+        return AsyncSubscription(self, self._follower, session, beginning)
 
     async def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.

@@ -22,6 +22,7 @@ from msgspec import Struct
 from domain.codec import Commit
 from domain.errors import Conflict
 from domain.log.contract import CommitReader
+from domain.log.feed import Span
 from projections.careful import CarefulReader
 from projections.catchup import Batch
 from projections.own.folding import Folding, failure
@@ -29,7 +30,7 @@ from projections.own.merging import Doubt, Views, merged
 from projections.own.store import DONE, VIEWS, OwnStore, Stored, after, resumes_after
 from projections.parking import ANOTHER_MAY_KNOW, KILLED, fingerprint
 from projections.projection import Fold
-from projections.store import Operation, Parked, Span
+from projections.store import Operation, Parked
 
 logger = logging.getLogger(__name__)
 

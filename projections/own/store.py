@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from domain.codec import Commit
 from domain.log.contract import Head
+from domain.log.feed import Span
 from domain.log.keys import Keyspace
 from domain.log.protocol import parse_entry
 from domain.log.skips import marked, parse_skips
@@ -27,7 +28,6 @@ from projections.store import (
     Operation,
     Parked,
     ProjectionStore,
-    Span,
     pages_of,
     park,
     parse_parked,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from domain import Event, MemoryLog
 from domain.agent import Totals, contributions, merge
 from domain.codec import Commit
+from domain.log.feed import Span
 from projections import catchup, session_view
 from projections.catchup import Batch, fold_span
-from projections.store import Span
 from tests.projections.world import World, did, folded, foreign_append, histories, lying_append, memory_log, notes
 
 #: What may have become of a session's view before a batch: each as seqs of the log, and what else happened to it.

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from domain import Event, MemoryLog
 from domain.agent import Totals, contributions, merge
 from domain.codec import Commit
+from domain.log.feed import Span
 from domain.log.keys import Keyspace
 from projections import session_view
 from projections.catchup import fold_span, from_log
 from projections.session_view import CHECKPOINTS_KEPT, Folding, is_checkpoint
-from projections.store import Span, write_checkpoints
+from projections.store import write_checkpoints
 from tests.projections.world import did, folded, histories, memory_log, notes
 
 KEYS = Keyspace("test", "none", 1).partitions[0]

@@ -11,10 +11,10 @@ from typing import Final
 import pytest
 
 from domain.codec import Commit
+from domain.log.feed import Span
 from projections import session_view
 from projections.catchup import fold_span
 from projections.session_view import Folding
-from projections.store import Span
 from tests.projections.world import World, did, folded, memory_log, notes
 
 EVENTS: Final = 1500

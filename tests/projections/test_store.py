@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from domain import Conflict
 from domain.agent import NOTHING, Totals
+from domain.log.feed import parse_feed_entry
 from domain.log.keys import Keyspace
 from projections.session_view import CHECKPOINTS_KEPT
 from projections.store import (
@@ -19,7 +20,6 @@ from projections.store import (
     Operation,
     Parked,
     park,
-    parse_feed_entry,
     unpark,
     write_checkpoints,
     write_totals,

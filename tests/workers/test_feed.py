@@ -11,7 +11,7 @@ from dramatiq.middleware import Retries
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.store import FeedEntry, Span
+from domain.log.feed import FeedEntry, Span
 from tests.conftest import Store
 from tests.projections.world import World, did, foreign_append, notes
 from tests.waiting import wait_until

@@ -16,6 +16,8 @@ from domain.log import EventLog, Expected
 from domain.log.contract import AppendRequest, Policy, Position
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
 from domain.log.protocol import Flow, Request
+from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
+from domain.log.subscribing.subscription import AsyncSubscription
 
 T = TypeVar("T")
 _NUMBERS = count(1)
@@ -90,6 +92,9 @@ class Blocking:
     def run(self, flow: Flow[T]) -> T:
         return self._runner.run(self._log.run(flow))
 
+    def subscribe(self, session: str | None = None, **options: Any) -> Any:
+        return BlockingSubscription(self._runner, self._log.subscribe(session, **options))
+
     def close(self) -> None:
         self._runner.run(self._log.close())
         self._runner.close()
@@ -130,6 +135,42 @@ class BlockingLease:
 
     def handoff(self, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = "") -> Receipt:
         return self._runner.run(self._lease.handoff(to, data=data, event_id=event_id))
+
+
+class BlockingSubscription:
+    """An asyncio log's subscription behind the blocking face. Between two calls its event loop stands still."""
+
+    def __init__(self, runner: asyncio.Runner, subscription: AsyncSubscription) -> None:
+        self._runner = runner
+        self._subscription = subscription
+        runner.run(subscription.__aenter__())
+
+    def __enter__(self) -> BlockingSubscription:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Delivery]:
+        while (delivery := self.get()) is not None:
+            yield delivery
+
+    def get(self, timeout_s: float | None = None) -> Delivery | None:
+        return self._runner.run(self._subscription.get(timeout_s))
+
+    @property
+    def position(self) -> SubscriptionPosition:
+        return self._subscription.position
+
+    @property
+    def is_caught_up(self) -> bool:
+        return self._subscription.is_caught_up
+
+    def accept_loss(self) -> None:
+        self._runner.run(self._subscription.accept_loss())
+
+    def close(self) -> None:
+        self._runner.run(self._subscription.close())
 
 
 class MakeLog(Protocol):

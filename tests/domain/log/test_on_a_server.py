@@ -482,16 +482,31 @@ def test_a_quarantined_session_is_read_and_not_written(case: Case) -> None:
     assert case.log.append("s", notes("1", "2"), expected=0).duplicates == 2
 
 
-def test_time_never_runs_backwards_in_a_session(case: Case) -> None:
-    """When the server's clock jumps back, commits carry the time of the one before them."""
+def test_time_never_runs_backwards_in_a_partition(case: Case) -> None:
+    """When the server's clock jumps back, each call is one ms later than the one before it, in logs and feed."""
     future = case.log.append("s", note("1")).at_ms + 3_600_000
-    key = case.store.keyspace.of("s").head("s")
-    seq, digest, gate, _, flags = cast("bytes", case.store.client.get(key)).decode().split(" ")
-    case.store.client.set(key, f"{seq} {digest} {gate} {future} {flags}")
+    keys = case.store.keyspace.of("s")
+    case.store.client.hset(keys.meta, "at", future)
+    other = next(name for name in (f"s{i}" for i in range(1000)) if case.store.keyspace.of(name) is keys)
 
-    receipts = [case.log.append("s", note()) for _ in range(3)]
+    receipts = [case.log.append(session, note()) for session in ("s", other, "s")]
 
-    assert [receipt.at_ms for receipt in receipts] == [future] * 3
+    assert [receipt.at_ms for receipt in receipts] == [future + 1, future + 2, future + 3]
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", case.store.client.xrange(keys.feed))
+    assert [int(fields[b"t"]) for _, fields in entries[1:]] == [future + 1, future + 2, future + 3]
+
+
+def test_a_commit_bears_the_time_of_its_feed_entry(case: Case) -> None:
+    """By these times a subscriber whose place in the feed is gone tells what it was given."""
+    receipts = case.log.append_many([Append(f"s{number % 7}", (note(),)) for number in range(50)])
+
+    written = {(r.session, r.last_seq): r.at_ms for r in receipts if isinstance(r, Receipt)}
+    assert len(written) == 50
+    for keys in case.store.keyspace.partitions:
+        for _, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", case.store.client.xrange(keys.feed)):
+            for session, _, last, _ in msgspec.msgpack.decode(fields[b"c"]):
+                assert int(fields[b"t"]) == written.pop((session, last))
+    assert not written
 
 
 # -- the feed --------------------------------------------------------------------------------------------------------

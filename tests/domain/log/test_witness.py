@@ -16,12 +16,13 @@ from domain.log import Connecting, connect, connection, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
 from domain.log.exchange import ServerSeen
+from domain.log.feed import Span
 from domain.log.protocol import encode_append
 from domain.log.witness import Loss, Witness
 from projections.catchup import Batch
 from projections.drift import Validator
 from projections.lease import Leases
-from projections.store import ProjectionStore, Span
+from projections.store import ProjectionStore
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import ids, note, refused
 from workers.embedded import EmbeddedServer
