@@ -15,6 +15,8 @@ from domain.events import Event, check_actor, check_session, check_type, shorten
 
 #: How many of the commits delivered last a place holds, so that a loss can be named and gone back behind.
 REMEMBERED: Final = 64
+#: How many of the newest of these a text holds.
+KEPT: Final = 8
 
 
 class Delivery(Struct, frozen=True):
@@ -142,12 +144,12 @@ _UNPACKER = msgspec.msgpack.Decoder(SubscriptionPosition)
 
 
 def thinned(anchors: Sequence[Anchor]) -> list[Anchor]:
-    """Of the commits delivered last those that are kept: the newest, and ever fewer of the older ones; oldest first."""
-    kept, distance = [], 1
+    """Of the commits delivered last those that are kept in a text: the newest, and ever fewer of the older ones."""
+    kept, distance = list(anchors[-KEPT:]), 2 * KEPT
     while distance <= len(anchors):
-        kept.append(anchors[-distance])
+        kept.insert(0, anchors[-distance])
         distance *= 2
-    return kept[::-1]
+    return kept
 
 
 def lost_error(lost: Sequence[Anchor], *, is_replaced: bool) -> Damaged:

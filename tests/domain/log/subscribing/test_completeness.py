@@ -1,0 +1,291 @@
+"""Nothing is missed and nothing repeated, whatever becomes of the feed and of the connections; what is lost is told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+import pytest
+import redis
+
+from domain import Damaged, Delivery, SessionLog
+from domain.log import Connecting, create_store
+from tests.conftest import Servers, Store
+from tests.domain.log.logs import Blocking, RunnableLog, note, refused
+from tests.domain.log.subscribing.test_subscribing import everything, fleet, rest, seqs, some
+from tests.own_server import OwnServer
+
+
+class World:
+    """A store, a log on it, and what befalls them."""
+
+    def __init__(self, store: Store, log: RunnableLog, seed: int) -> None:
+        self.store = store
+        self.log = log
+        self.chance = random.Random(seed)
+        self.seed = seed * 1000
+
+    def append(self) -> None:
+        self.seed += 1
+        fleet(self.log, self.seed % 3, commits=self.chance.randint(1, 12), sessions=5)
+
+    def trim(self) -> None:
+        """Of some feeds the beginning, or all."""
+        for keys in self.store.keyspace.partitions:
+            if self.chance.random() < 0.5:
+                entries = cast("list[Any]", self.store.client.xrange(keys.feed))
+                if entries:
+                    keep_from = self.chance.choice(entries)[0] if self.chance.random() < 0.7 else b"99999999-0"
+                    self.store.client.xtrim(keys.feed, minid=keep_from, approximate=False)
+
+    def delete_feeds(self) -> None:
+        for keys in self.store.keyspace.partitions:
+            if self.chance.random() < 0.3:
+                self.store.client.delete(keys.feed)
+
+    def set_the_clock_back(self) -> None:
+        """As far as times go: what was written last is an hour from now."""
+        for keys in self.store.keyspace.partitions:
+            if self.chance.random() < 0.3:
+                at = int(cast("bytes", self.store.client.hget(keys.meta, "at") or 0))
+                self.store.client.hset(keys.meta, "at", at + 3_600_000)
+
+    def cut_connections(self) -> None:
+        self.store.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+@pytest.fixture(params=["valkey", "valkey-async", "redis7"])
+def world(
+    request: pytest.FixtureRequest, servers: Servers, make_store: Callable[..., Store], seed: int
+) -> Iterator[World]:
+    server, _, face = request.param.partition("-")
+    store = make_store(servers.url(server), partitions=4)
+    log = Blocking(store.open_async) if face else store.open()
+    yield World(store, log, seed)
+    log.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_trims_cuts_and_restarts_lose_and_repeat_nothing(world: World) -> None:
+    """A subscriber that is handed on as text now and then, while feeds are trimmed, deleted and connections cut."""
+    befalls = [world.append] * 4 + [world.trim, world.delete_feeds, world.cut_connections, world.set_the_clock_back]
+    found: list[Delivery] = []
+    subscription: Any = world.log.subscribe(after="beginning")
+    for _ in range(60):
+        world.chance.choice(befalls)()
+        taken = [subscription.get(timeout_s=0) for _ in range(world.chance.randint(0, 25))]
+        found += [delivery for delivery in taken if delivery is not None]
+        if world.chance.random() < 0.3:
+            position = str(subscription.position)
+            subscription.close()
+            subscription = world.log.subscribe(after=position)
+    found += rest(subscription)
+    subscription.close()
+
+    assert seqs(found) == everything(world.log)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_subscriber_to_what_comes_now_is_as_complete(world: World) -> None:
+    """From now on, though the feed it began in is gone before it looks."""
+    for _ in range(5):
+        world.append()
+    before = {session: len(found) for session, found in everything(world.log).items()}
+    subscription: Any = world.log.subscribe(after="now")
+    subscription.get(timeout_s=0)
+    for _ in range(4):
+        world.append()
+        world.trim()
+        world.delete_feeds()
+    found = rest(subscription)
+    subscription.close()
+
+    expected = {session: found[before.get(session, 0) :] for session, found in everything(world.log).items()}
+    assert seqs(found) == {session: found for session, found in expected.items() if found}
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_long_session_is_found_again_after_a_trim(world: World) -> None:
+    """Where the place is within it is found by halving, not by reading it all."""
+    receipts = [world.log.append("long", note()) for _ in range(700)]
+    with world.log.subscribe(after="beginning") as subscription:
+        assert len(some(subscription, 650)) == 650
+        for keys in world.store.keyspace.partitions:
+            world.store.client.delete(keys.feed)
+        world.log.append("long", note())
+        position = str(subscription.position)
+    with world.log.subscribe(after=position) as again:
+        assert [delivery.seq for delivery in rest(again)] == list(range(651, len(receipts) + 2))
+
+
+def test_a_waiting_subscriber_outlives_its_server(tmp_path: Path) -> None:
+    """The server is killed and started again, twice; who waits hears of what is appended afterwards, and of all."""
+    server = OwnServer(tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always", kind="valkey")
+    server.start()
+    try:
+        with server.client() as client:
+            create_store(client, environment="test", partitions=4)
+        connecting = Connecting(server.url, timeout_s=2.0, retry_for_s=60.0)
+        found: list[Delivery] = []
+        with (
+            SessionLog.open(connecting, environment="test") as log,
+            log.subscribe() as everywhere,
+            log.subscribe("s") as one,
+        ):
+            waiting = [
+                Thread(target=lambda subscription=subscription: found.extend(some(subscription, 3)))
+                for subscription in (everywhere, one)
+            ]
+            for thread in waiting:
+                thread.start()
+            for _ in range(2):
+                log.append("s", note())
+                server.kill()
+                server.start()
+            log.append("s", note())
+            for thread in waiting:
+                thread.join(60)
+            assert sorted(delivery.seq for delivery in found) == [1, 1, 2, 2, 3, 3]
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[OwnServer]:
+    """A server that keeps what it last saved, and nothing else."""
+    server = OwnServer(tmp_path / "server", kind="valkey")
+    server.start()
+    with server.client() as client:
+        create_store(client, environment="test", partitions=2)
+    yield server
+    server.stop()
+
+
+def forget(server: OwnServer) -> None:
+    server.kill()
+    server.start()
+
+
+def save(server: OwnServer) -> None:
+    with server.client() as client:
+        client.save()
+
+
+def opened(server: OwnServer) -> SessionLog:
+    return SessionLog.open(Connecting(server.url, retry_for_s=30.0), environment="test")
+
+
+@pytest.mark.parametrize("with_others_in_its_place", [False, True])
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("session", ["s1", None])
+def test_a_lost_tail_is_told_until_it_is_accepted(
+    forgetful: OwnServer, session: str | None, *, is_resumed: bool, with_others_in_its_place: bool
+) -> None:
+    """Then the subscription goes on after what the store still holds: nothing of what came since is missed.
+
+    One that was kept as text remembers fewer commits, and may be given some again from before what was lost.
+    """
+    with opened(forgetful) as log, opened(forgetful) as other:
+        for number in range(30):
+            log.append(f"s{number % 3}", note())
+        subscription = log.subscribe(session, after="beginning")
+        kept = rest(subscription)
+        save(forgetful)
+        for number in range(9):
+            log.append(f"s{number % 3}", note())
+        lost = rest(subscription)
+        assert len(lost) == (9 if session is None else 3)
+        forget(forgetful)
+        if with_others_in_its_place:
+            for number in range(12):
+                other.append(f"s{number % 3}", note())
+        if is_resumed:
+            subscription = other.subscribe(session, after=str(subscription.position))
+        code = "FORK" if with_others_in_its_place else "TAIL_LOST"
+        refused(lambda: rest(subscription), Damaged, code)
+        error = refused(lambda: rest(subscription), Damaged, code)
+        assert {(delivery.session, delivery.seq) for delivery in lost} >= set(error.facts["lost"])
+        assert error.facts["lost"]
+
+        subscription.accept_loss()
+        other.append("s1", note())
+        since = rest(subscription)
+        subscription.close()
+
+        known = {(delivery.session, delivery.seq, delivery.digest) for delivery in kept}
+        repeated = [one for one in since if (one.session, one.seq, one.digest) in known]
+        assert is_resumed or not repeated
+        held = everything(other)
+        assert seqs([*kept, *(one for one in since if one not in repeated)]) == (
+            held if session is None else {session: held[session]}
+        )
+
+
+def test_a_place_from_before_a_loss_that_it_did_not_see_just_goes_on(forgetful: OwnServer) -> None:
+    """What was lost was never delivered, so there is nothing to tell."""
+    with opened(forgetful) as log, log.subscribe(after="beginning") as subscription:
+        log.append("s", note())
+        found = rest(subscription)
+        save(forgetful)
+        log.append("s", note())
+        position = str(subscription.position)
+        forget(forgetful)
+    with opened(forgetful) as other, other.subscribe(after=position) as again:
+        other.append("s", [note(), note()])
+        found += rest(again)
+        assert seqs(found) == {"s": [1, 2, 3]}
+
+
+def test_what_the_feed_tells_of_and_the_log_lacks_is_told_and_others_go_on(store: Store) -> None:
+    """One delivery says so, whatever is wanted; the trouble of a session stays its own."""
+    with store.open() as log, log.subscribe(after="beginning", actors="agent-1") as subscription:
+        log.append("s", [note(), note()])
+        log.append("s", note())
+        log.append("other", note())
+        store.client.xdel(store.keyspace.of("s").log("s"), "2-2")
+        found = rest(subscription)
+
+    broken = [delivery for delivery in found if delivery.error is not None]
+    assert [(delivery.session, delivery.seq, delivery.event) for delivery in broken] == [("s", 1, None)]
+    assert isinstance(broken[0].error, Damaged)
+    assert broken[0].error.code == "LOG_GAP"
+    assert seqs(delivery for delivery in found if delivery.error is None) == {"s": [3], "other": [1]}
+
+
+def test_one_session_is_delivered_up_to_where_its_log_is_damaged(store: Store) -> None:
+    with store.open() as log:
+        for number in range(6):
+            log.append("gap", note(f"g{number}"))
+            log.append("changed", note(f"c{number}"))
+        key = store.keyspace.of("changed").log("changed")
+        entry = dict(cast("list[tuple[bytes, dict[bytes, bytes]]]", store.client.xrange(key, "4", "4"))[0][1])
+        store.client.xdel(store.keyspace.of("gap").log("gap"), "4-1")
+        store.client.delete("elsewhere")
+        rewritten = cast("list[tuple[bytes, dict[bytes, bytes]]]", store.client.xrange(key))
+        store.client.delete(key)
+        for entry_id, fields in rewritten:
+            if entry_id == b"4-1":
+                fields = entry | {b"b": entry[b"b"].replace(b"c3", b"cX")}
+            store.client.xadd(key, cast("Any", fields), entry_id)
+        for session, code in (("gap", "LOG_GAP"), ("changed", "LOG_ALTERED")):
+            with log.subscribe(session, after=0) as subscription:
+                assert [delivery.seq for delivery in some(subscription, 3)] == [1, 2, 3]
+                refused(subscription.get, Damaged, code)
+                refused(subscription.get, Damaged, code)
+
+
+def test_who_may_not_read_is_told_so(store: Store) -> None:
+    """An outage passes and is waited for; a missing right does not."""
+    with store.open() as log, log.subscribe(after="beginning") as subscription:
+        log.append("s", note())
+        cast("Any", store.client).execute_command("ACL", "SETUSER", "default", "-xrange")
+        try:
+            with pytest.raises(Exception, match="ACCESS_DENIED") as raised:
+                subscription.get(timeout_s=5)
+            assert not isinstance(raised.value, redis.RedisError)
+        finally:
+            cast("Any", store.client).execute_command("ACL", "SETUSER", "default", "+xrange")
+        assert seqs(rest(subscription)) == {"s": [1]}
