@@ -141,6 +141,11 @@ REGISTRY: dict[str, Entry] = {
     "COMMIT_EMPTY": Entry(Refused, "append at least one event"),
     "EXPECTED_INVALID": Entry(Refused, "expect `any`, `new`, or the seq the session stands at"),
     "GATE_REFUSED": Entry(Refused, "reopen the session with `start` first, or append to another session"),
+    "SUBSCRIPTION_INVALID": Entry(Refused, "use 1 to 64 of the characters A-Z a-z 0-9 . _ -"),
+    "SUBSCRIPTION_DIFFERS": Entry(
+        Refused, "subscribe for what it wants, take another name, or drop it: `muster subscription drop`"
+    ),
+    "SUBSCRIPTION_IN_USE": Entry(Refused, "close the members first; one that died is counted out within seconds"),
     "POSITION_INVALID": Entry(
         Refused, "give the position that a subscription to the same gave (`str(subscription.position)`), or a seq"
     ),
@@ -170,6 +175,10 @@ REGISTRY: dict[str, Entry] = {
     ),
     "LEASE_TAKEN": Entry(Conflict, "another process holds the partition now; it goes on from the cursor"),
     "CURSOR_MOVED": Entry(Conflict, "read the cursor again and go on from there"),
+    "SHARE_LOST": Entry(
+        Conflict,
+        "go on with what comes: other members are given what was not acknowledged of the partitions named",
+    ),
     "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
@@ -179,6 +188,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     # -- not there ---------------------------------------------------------------------------------------------------
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
+    "SUBSCRIPTION_UNKNOWN": Entry(NotFound, "look the subscriptions up with `muster subscription ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
     "NOT_QUARANTINED": Entry(
@@ -265,6 +275,9 @@ REGISTRY: dict[str, Entry] = {
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "KEY_DAMAGED": Entry(Damaged, _OPERATOR),
     "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
+    "SUBSCRIPTION_DAMAGED": Entry(
+        Damaged, "drop it with `muster subscription drop`, and subscribe again from the beginning"
+    ),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),
     "LOG_TRIMMED": Entry(Damaged, _OPERATOR),

@@ -57,6 +57,9 @@ KEYS: Final = (
     ),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
+    Key("{p}:place:<subscription>", "string", KeyClass.CONTROL, "until dropped; up to where it is acknowledged"),
+    Key("{p}:acked:<subscription>", "hash", KeyClass.CONTROL, "as the place; its position in the feed"),
+    Key("{p}:subowner:<subscription>", "hash", KeyClass.CONTROL, "as the place; which member holds it"),
     Key("{p}:lost", "hash", KeyClass.CONTROL, "until the loss is accepted; what witnesses reported lost"),
     Key("{p}:audit", "stream", KeyClass.CONTROL, "for ever"),
     Key("{p}:cursor:<projection>@<version>", "hash", KeyClass.DERIVED, "as long as the projection version"),
@@ -80,6 +83,9 @@ KEYS: Final = (
     Key("{store}:works:<projection>@<version>", "zset", KeyClass.EPHEMERAL, "as `workers`: who works on it"),
     Key("{store}:projections", "zset", KeyClass.CONTROL, "until dropped; the user's own, scores the published version"),
     Key("{store}:projection:<projection>", "hash", KeyClass.CONTROL, "until dropped; its versions, which are paused"),
+    Key("{store}:subscriptions", "zset", KeyClass.CONTROL, "until dropped; names of durable subscriptions, scores 0"),
+    Key("{store}:subscription:<subscription>", "hash", KeyClass.CONTROL, "until dropped; what it wants"),
+    Key("{store}:members:<subscription>", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
     Key("{store}:tasks", "zset", KeyClass.CONTROL, "for ever; ids of jobs, scores when they were asked for"),
     Key("{store}:opentasks", "zset", KeyClass.CONTROL, "until the job has ended"),
     Key(
@@ -168,6 +174,15 @@ class PartitionKeys:
     def owner(self, projection: str) -> str:
         return f"{self._tag}:owner:{projection}"
 
+    def place(self, subscription: str) -> str:
+        return f"{self._tag}:place:{subscription}"
+
+    def acked(self, subscription: str) -> str:
+        return f"{self._tag}:acked:{subscription}"
+
+    def subscription_owner(self, subscription: str) -> str:
+        return f"{self._tag}:subowner:{subscription}"
+
     def parked(self, projection: str) -> str:
         return f"{self._tag}:parked:{projection}"
 
@@ -191,6 +206,7 @@ class Keyspace:
         self._worker = f"{store}:worker:"
         self._works = f"{store}:works:"
         self._projection = f"{store}:projection:"
+        self.subscriptions = f"{store}:subscriptions"
         self.tasks = f"{store}:tasks"
         self.open_tasks = f"{store}:opentasks"
         self._store = store
@@ -215,6 +231,12 @@ class Keyspace:
     def workers_of(self, owned: str) -> str:
         """Who works on a projection of the user's own."""
         return f"{self._works}{owned}"
+
+    def subscription(self, name: str) -> str:
+        return f"{self._store}:subscription:{name}"
+
+    def members(self, name: str) -> str:
+        return f"{self._store}:members:{name}"
 
     def task(self, task: str) -> str:
         return f"{self._store}:task:{task}"

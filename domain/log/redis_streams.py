@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 import redis
@@ -53,7 +53,11 @@ from domain.log.protocol import (
 )
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
 from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.durable import check_name
 from domain.log.subscribing.listening import FollowingTask, FollowingThread
+from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubscription
+from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
+from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
 from domain.log.witness import Loss
 
@@ -100,7 +104,7 @@ class SessionLog(Exchanges, BlockingReads):
         self.client = client
         self.connecting = connecting
         self._appends = ThreadGrouping(self._send_requests)
-        self._follower = FollowingThread(keyspace, self._drive, connecting.timeout_s)
+        self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
 
     @classmethod
     def open(
@@ -163,7 +167,7 @@ class SessionLog(Exchanges, BlockingReads):
         else:
             append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        return self._drive(self._acknowledged(self.run(flow)))
+        return self.drive(self._acknowledged(self.run(flow)))
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
@@ -172,14 +176,14 @@ class SessionLog(Exchanges, BlockingReads):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        return self._drive(self._acknowledged(self.run(append_flow(append, self.limits))))
+        return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        return self._drive(self._all_acknowledged(answers))
+        return self.drive(self._all_acknowledged(answers))
 
     def subscribe(
         self,
@@ -194,13 +198,35 @@ class SessionLog(Exchanges, BlockingReads):
         beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
         return Subscription(self, self._follower, session, beginning)
 
+    def subscribe_as(
+        self,
+        name: str,
+        *,
+        sessions: str | Collection[str] | None = None,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: Literal["now", "beginning"] = "now",
+        member: str | None = None,
+        ttl_ms: int = MEMBER_TTL_MS,
+    ) -> DurableSubscription:
+        """Becomes a member of a durable subscription, which is made if there is none of this name.
+
+        Its members share its partitions, and what one does not acknowledge (`ack`) before it ends, or is counted out
+        for having given no sign of life for `ttl_ms`, another is given. `after` is where it begins when it is made.
+        Otherwise as `subscribe`. Raises Refused (SUBSCRIPTION_INVALID, SUBSCRIPTION_DIFFERS) too.
+        """
+        check_name(name)
+        membership = Membership(self.keyspace, name, Wanted.of(sessions, types, actors, tags), member, ttl_ms)
+        return DurableSubscription(self, self._follower, membership, after)
+
     def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
 
         It happens by itself when the server changed. What is lost is reported into the store (`muster epoch show`).
         """
         self._server.changed = True
-        return self._drive(self._comparing())
+        return self.drive(self._comparing())
 
     def compare_if_changed(self) -> list[Loss]:
         """As `compare`, if connections lead to another server, or to one that started again, since the last time."""
@@ -236,9 +262,9 @@ class SessionLog(Exchanges, BlockingReads):
             raise
 
     def _send_requests(self, requests: list[Request]) -> list[Any]:
-        return self._drive(self._answering(requests))
+        return self.drive(self._answering(requests))
 
-    def _drive(self, wire: Wire[T]) -> T:
+    def drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""
         try:
             sending = next(wire)
@@ -272,7 +298,7 @@ class AsyncSessionLog(Exchanges):
         self.client = client
         self.connecting = connecting
         self._appends = TaskGrouping(self._send_requests)
-        self._follower = FollowingTask(keyspace, self._drive, connecting.timeout_s)
+        self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
 
     @classmethod
     async def open(
@@ -327,7 +353,7 @@ class AsyncSessionLog(Exchanges):
         else:
             append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
-        return await self._drive(self._acknowledged(await self.run(flow)))
+        return await self.drive(self._acknowledged(await self.run(flow)))
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
         return AsyncLease(self, session, agent, ttl_ms, new_id())
@@ -336,14 +362,14 @@ class AsyncSessionLog(Exchanges):
         self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
     ) -> Receipt:
         append = self._completed(handing_off(session, agent, to, data, event_id))
-        return await self._drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
+        return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        return await self._drive(self._all_acknowledged(answers))
+        return await self.drive(self._all_acknowledged(answers))
 
     def subscribe(
         self,
@@ -358,13 +384,30 @@ class AsyncSessionLog(Exchanges):
         beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
         return AsyncSubscription(self, self._follower, session, beginning)
 
+    def subscribe_as(
+        self,
+        name: str,
+        *,
+        sessions: str | Collection[str] | None = None,
+        types: str | Collection[str] | None = None,
+        actors: str | Collection[str] | None = None,
+        tags: str | Collection[str] | None = None,
+        after: Literal["now", "beginning"] = "now",
+        member: str | None = None,
+        ttl_ms: int = MEMBER_TTL_MS,
+    ) -> AsyncDurableSubscription:
+        """As `SessionLog.subscribe_as`."""
+        check_name(name)
+        membership = Membership(self.keyspace, name, Wanted.of(sessions, types, actors, tags), member, ttl_ms)
+        return AsyncDurableSubscription(self, self._follower, membership, after)
+
     async def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
 
         It happens by itself when the server changed. What is lost is reported into the store (`muster epoch show`).
         """
         self._server.changed = True
-        return await self._drive(self._comparing())
+        return await self.drive(self._comparing())
 
     async def compare_if_changed(self) -> list[Loss]:
         """As `compare`, if connections lead to another server, or to one that started again, since the last time."""
@@ -436,9 +479,9 @@ class AsyncSessionLog(Exchanges):
             raise
 
     async def _send_requests(self, requests: list[Request]) -> list[Any]:
-        return await self._drive(self._answering(requests))
+        return await self.drive(self._answering(requests))
 
-    async def _drive(self, wire: Wire[T]) -> T:
+    async def drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""
         try:
             sending = next(wire)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Generator
 from threading import Condition, Lock
-from typing import Any, Final, Literal, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -20,12 +20,16 @@ from domain.errors import Misconfigured, MusterError, Refused, Unavailable
 from domain.events import check_session
 from domain.log.connection import PASSES
 from domain.log.contract import Position, Receipt
+from domain.log.exchange import Wire
 from domain.log.keys import Keyspace
 from domain.log.protocol import Flow, Request, Standing, StandingRequest, TimeRequest, head_flow, taken
 from domain.log.store import Identity
 from domain.log.subscribing.delivery import Anchor, Delivery, Place, SubscriptionPosition, Wanted, thinned
 from domain.log.subscribing.listening import FollowingTask, FollowingThread, Listeners
 from domain.log.subscribing.readers import FeedReader, Item, PartitionReader, SessionReader
+
+if TYPE_CHECKING:
+    from domain.log.memory import MemoryLog
 
 T = TypeVar("T")
 
@@ -48,11 +52,15 @@ class SubscribedLog(_OpenLog, Protocol):
 
     def run(self, flow: Flow[T]) -> T: ...
 
+    def drive(self, wire: Wire[T]) -> T: ...
+
 
 class AsyncSubscribedLog(_OpenLog, Protocol):
     """What an asyncio subscription needs of its log."""
 
     async def run(self, flow: Flow[T]) -> T: ...
+
+    async def drive(self, wire: Wire[T]) -> T: ...
 
 
 def begin_flow(
@@ -122,9 +130,15 @@ def _places_now(partitions: Collection[int]) -> Flow[dict[int, Place]]:
 
 
 class Reading(Struct, frozen=True):
-    """What a subscription wants to be run."""
+    """A flow that a subscription wants to be run."""
 
     flow: Flow[Any]
+
+
+class Driving(Struct, frozen=True):
+    """A wire that a subscription wants to be run."""
+
+    wire: Wire[Any]
 
 
 class Waiting(Struct, frozen=True):
@@ -134,7 +148,7 @@ class Waiting(Struct, frozen=True):
     or_until_heard: bool
 
 
-Steps: TypeAlias = Generator[Reading | Waiting, Any, Delivery | None]
+Steps: TypeAlias = Generator[Reading | Driving | Waiting, Any, T]
 
 
 class Subscribing:
@@ -150,6 +164,7 @@ class Subscribing:
         self._has_heard = True
         self._is_at_end = False
         self._listens = False
+        self._looks_after_s = LOOKS_AFTER_S
         self.is_closed = False
 
     @property
@@ -189,38 +204,58 @@ class Subscribing:
             self._reader.news.update(rumours)
         return has_heard
 
-    def _getting(self, timeout_s: float | None) -> Steps:
+    def _settling(self) -> Steps[None]:
+        """What is to be done between two deliveries."""
+        yield from ()
+
+    def _took(self, item: Item) -> None:
+        """A delivery is handed out."""
+
+    def _getting(self, timeout_s: float | None) -> Steps[Delivery | None]:
         """The steps to the next delivery; None at the timeout, or when closed."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failures = 0
         if not self._listens:
             self._note(None)  # nobody tells it of anything before it waits for the first time
         while not self.is_closed:
-            while self._page:
-                if (delivery := self._page.popleft().take()) is not None:
+            wait = Waiting(self._looks_after_s, or_until_heard=True)
+            try:
+                yield from self._settling()
+                if (delivery := self._next_of_page()) is not None:
                     return delivery
-            wait = Waiting(LOOKS_AFTER_S, or_until_heard=True)
-            if self._look_at_what_was_heard() or not self._is_at_end:
-                self._is_at_end = False
-                try:
-                    page = yield Reading(self._begun.next_page())
-                except Unavailable as error:
-                    if error.code not in PASSES:
-                        raise
-                    failures += 1
-                    wait = Waiting(_pause_s(failures), or_until_heard=False)
-                else:
-                    failures = 0
-                    self._is_at_end = page is None
-                    if page is not None:
-                        self._page.extend(page)
-                        continue
+                if (yield from self._read_on()):
+                    continue
+                failures = 0
+            except Unavailable as error:
+                if error.code not in PASSES:
+                    raise
+                failures += 1
+                self._note(None)
+                wait = Waiting(_pause_s(failures), or_until_heard=False)
             left = wait.seconds if deadline is None else min(wait.seconds, deadline - time.monotonic())
             if left <= 0:
                 return None
             if not (yield Waiting(left, wait.or_until_heard)):
                 self._note(None)  # it heard nothing for long: it looks for itself
         return None
+
+    def _next_of_page(self) -> Delivery | None:
+        while self._page:
+            item = self._page.popleft()
+            if (delivery := item.take()) is not None:
+                self._took(item)
+                return delivery
+        return None
+
+    def _read_on(self) -> Steps[bool]:
+        """Reads the next page, if there may be one; returns whether more may follow at once."""
+        if not self._look_at_what_was_heard() and self._is_at_end:
+            return False
+        self._is_at_end = False
+        page = yield Reading(self._begun.next_page())
+        self._is_at_end = page is None
+        self._page.extend(page or ())
+        return page is not None
 
 
 def _pause_s(failures: int) -> float:
@@ -236,7 +271,7 @@ class Subscription(Subscribing):
 
     def __init__(
         self,
-        log: SubscribedLog,
+        log: SubscribedLog | MemoryLog,
         follower: FollowingThread | Listeners,
         session: str | None,
         beginning: Flow[SessionReader | FeedReader],
@@ -274,7 +309,7 @@ class Subscription(Subscribing):
                     step = steps.send(self._wait(step))
                     continue
                 try:
-                    page = self._log.run(step.flow)
+                    page = self._log.run(step.flow) if isinstance(step, Reading) else self._log.drive(step.wire)
                 except MusterError as error:
                     step = steps.throw(error)
                 else:
@@ -364,7 +399,10 @@ class AsyncSubscription(Subscribing):
                     step = steps.send(await self._wait(step))
                     continue
                 try:
-                    page = await self._run(step.flow)
+                    if isinstance(step, Reading):
+                        page = await self._run(step.flow)
+                    else:
+                        page = await self._log.drive(step.wire)
                 except MusterError as error:
                     step = steps.throw(error)
                 else:

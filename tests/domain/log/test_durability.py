@@ -160,11 +160,11 @@ def test_only_what_the_server_has_is_proved(server: EmbeddedServer) -> None:
         client: Any = log.client
         client.config_set("appendfsync", "always")
 
-        assert log._drive(log._proving([receipt])) == "local"
+        assert log.drive(log._proving([receipt])) == "local"
         for other in ({"digest": "0" * 20}, {"session": "t"}, {"last_seq": 2}):
-            assert log._drive(log._proving([structs.replace(receipt, **other)])) == "memory"
+            assert log.drive(log._proving([structs.replace(receipt, **other)])) == "memory"
         client.hset(log.keyspace.of("s").meta, "touched", "no number")
-        assert log._drive(log._proving([receipt])) == "memory"
+        assert log.drive(log._proving([receipt])) == "memory"
 
 
 @pytest.mark.parametrize("which", range(3))

@@ -54,7 +54,7 @@ class World:
                 self.store.client.hset(keys.meta, "at", at + 3_600_000)
 
     def cut_connections(self) -> None:
-        self.store.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        cast("Any", self.store.client).execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
 @pytest.fixture(params=["valkey", "valkey-async", "redis7"])

@@ -1,0 +1,149 @@
+"""Durable subscriptions: named, with a place in each partition that the store keeps, for members that come and go.
+
+A place moves by being acknowledged, in the same step that checks the lease of whoever acknowledges. So a member that
+was taken for dead, and whose share another has, cannot move it back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from domain.errors import Damaged, NotFound, Refused
+from domain.events import shortened
+from domain.log.connection import raised
+from domain.log.exchange import Sending, Wire
+from domain.log.keys import Keyspace
+from domain.log.protocol import Command
+from domain.log.subscribing.delivery import Place, Wanted, thinned
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_PLACE = msgspec.msgpack.Decoder(Place)
+_PACKER = msgspec.msgpack.Encoder()
+_WANTED = msgspec.json.Decoder(Wanted)
+
+
+def check_name(name: object) -> None:
+    """Refuses what is no name of a subscription (SUBSCRIPTION_INVALID)."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise Refused("SUBSCRIPTION_INVALID", f"{shortened(name)} is no name of a subscription")
+
+
+def pack_place(place: Place) -> bytes:
+    place.recent = thinned(place.recent)
+    return _PACKER.encode(place)
+
+
+def read_place(name: str, partition: int, stored: bytes | None) -> Place:
+    """A place as the store keeps it. Raises Damaged (SUBSCRIPTION_DAMAGED) where there is none that can be read."""
+    try:
+        return _PLACE.decode(stored or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Damaged(
+            "SUBSCRIPTION_DAMAGED", f"the place of subscription {name} in partition {partition} cannot be read"
+        ) from None
+
+
+class Durable(Struct, frozen=True):
+    """What the store knows of a durable subscription. Places that cannot be read are None."""
+
+    name: str
+    wanted: Wanted
+    partitions: list[int]
+    places: dict[int, Place | None]
+    members: list[str]
+
+
+class DurableSubscriptions:
+    """The durable subscriptions of a store. Each method is a wire."""
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+
+    def create(self, name: str, wanted: Wanted, places: dict[int, Place]) -> Wire[None]:
+        """Makes it, or finishes making it, unless it is there: then its places stay as they are.
+
+        Raises Refused (SUBSCRIPTION_DIFFERS) if it is there and wants something else.
+        """
+        about = self._keyspace.subscription(name)
+        asked = msgspec.json.encode(wanted, order="deterministic")
+        made = raised((yield Sending([["HSETNX", about, "wanted", asked]]))[0])
+        (stored,) = yield Sending([["HGET", about, "wanted"]])
+        if _WANTED.decode(raised(stored)) != wanted:
+            raise Refused(
+                "SUBSCRIPTION_DIFFERS",
+                f"subscription {name} exists and wants {raised(stored).decode()}, not {asked.decode()}",
+            )
+        (is_ready,) = yield Sending([["HGET", about, "ready"]])
+        if raised(is_ready) and not made:
+            return
+        commands: list[Command] = [["ZADD", self._keyspace.subscriptions, 0, name]]
+        commands += [
+            ["SET", self._keyspace.partitions[partition].place(name), pack_place(place), "NX"]
+            for partition, place in places.items()
+        ]
+        commands.append(["HSET", about, "ready", 1])
+        for reply in (yield Sending(commands)):
+            raised(reply)
+
+    def is_made(self, name: str) -> Wire[bool]:
+        """Whether its places are there."""
+        (reply,) = yield Sending([["HGET", self._keyspace.subscription(name), "ready"]])
+        return raised(reply) is not None
+
+    def names(self) -> Wire[list[str]]:
+        """The names of all, by name."""
+        (reply,) = yield Sending([["ZRANGE", self._keyspace.subscriptions, 0, -1]])
+        return [name.decode() for name in raised(reply)]
+
+    def show(self, name: str) -> Wire[Durable]:
+        """What the store knows of one. Raises NotFound (SUBSCRIPTION_UNKNOWN)."""
+        stored, now, members = yield Sending(
+            [
+                ["HGET", self._keyspace.subscription(name), "wanted"],
+                ["TIME"],
+                ["ZRANGE", self._keyspace.members(name), 0, -1, "WITHSCORES"],
+            ]
+        )
+        if raised(stored) is None:
+            raise NotFound("SUBSCRIPTION_UNKNOWN", f"there is no subscription {shortened(name)}")
+        wanted = _WANTED.decode(stored)
+        partitions = partitions_of(self._keyspace, wanted)
+        replies = yield Sending([["GET", self._keyspace.partitions[at].place(name)] for at in partitions])
+        places: dict[int, Place | None] = {}
+        for partition, reply in zip(partitions, replies, strict=True):
+            try:
+                places[partition] = read_place(name, partition, raised(reply))
+            except Damaged:
+                places[partition] = None
+        now_ms = int(raised(now)[0]) * 1000
+        scored = zip(raised(members)[::2], members[1::2], strict=True)
+        living = [member.decode() for member, deadline in scored if float(deadline) > now_ms]
+        return Durable(name, wanted, partitions, places, living)
+
+    def drop(self, name: str) -> Wire[None]:
+        """Forgets it, places and all. Raises NotFound (SUBSCRIPTION_UNKNOWN), Refused (SUBSCRIPTION_IN_USE)."""
+        found = yield from self.show(name)
+        if found.members:
+            raise Refused("SUBSCRIPTION_IN_USE", f"subscription {name} has members: {', '.join(found.members)}")
+        commands: list[Command] = [["HDEL", self._keyspace.subscription(name), "ready"]]
+        for partition in found.partitions:
+            keys = self._keyspace.partitions[partition]
+            commands += [["DEL", key] for key in (keys.place(name), keys.acked(name), keys.subscription_owner(name))]
+        commands += [
+            ["DEL", self._keyspace.members(name)],
+            ["ZREM", self._keyspace.subscriptions, name],
+            ["DEL", self._keyspace.subscription(name)],
+        ]
+        for reply in (yield Sending(commands)):
+            raised(reply)
+
+
+def partitions_of(keyspace: Keyspace, wanted: Wanted) -> list[int]:
+    """The partitions a subscriber reads."""
+    if wanted.sessions is None:
+        return list(range(keyspace.count))
+    return sorted({keyspace.partition_of(session) for session in wanted.sessions})
