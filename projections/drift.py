@@ -48,6 +48,7 @@ from projections.store import (
     parse_parked,
     readable_head,
 )
+from projections.subscriptions import durable_places
 
 #: What both readings of a log must see.
 _BOTH_SEE: Final = frozenset({"LOG_GAP", "LOG_TRIMMED", "LOG_ALTERED", "EVENT_ILLEGAL"})
@@ -205,8 +206,11 @@ class Validator:
         views_at = unknown if where_it_stands else None
         listed = (name for page in self._store.member_pages(partition) for name in page)
         sessions = chain(sorted(unlisted.sessions), (name for name in listed if name not in unlisted.sessions))
+        damaged: set[str] = set()
         for examination in self.examine(partition, sessions, views_at=views_at, totals_at=views_at or cursor):
-            yield from self.session_findings(partition, examination)
+            for found in self.session_findings(partition, examination):
+                damaged |= {str(found.session)} if found.kind == "log" else set()
+                yield found
             if examination.contributed is None:
                 judged = False
             else:
@@ -216,6 +220,30 @@ class Validator:
                 yield _loss_finding(partition, loss, quarantined=False)
         if judged:
             yield from self.agent_findings(partition, stored, totals, unlisted.agents)
+        yield from self.subscription_findings(partition, damaged)
+
+    def subscription_findings(self, partition: int, damaged: Collection[str]) -> Iterator[Finding]:
+        """The durable subscriptions whose place cannot be read, or whose last acknowledged commit the log lacks.
+
+        Not where the log of that session is `damaged` by findings of its own: that is one cause.
+        """
+        for name, place in durable_places(self._store.client, self._store.keyspace, [partition])[partition]:
+            if place is None:
+                yield finding("SUBSCRIPTION_DAMAGED", partition, subscription=name)
+                continue
+            last = place.recent[-1] if place.recent else None
+            if last is None or last.session in damaged:
+                continue
+            commits = self._log.read(last.session, after=last.seq - 1, to=last.seq)
+            held = [commit.digest for commit in commits if commit.last_seq == last.seq]
+            if held != [last.digest]:
+                yield finding(
+                    "SUBSCRIPTION_LOST",
+                    partition,
+                    stored={"session": last.session, "seq": last.seq, "digest": last.digest},
+                    rebuilt={"digest": held[0] if held else None},
+                    subscription=name,
+                )
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,14 @@ KINDS: Final[dict[str, Kind]] = {
     "CURSOR_MISSING": Kind("cursor", "warning", REPAIR),
     "CURSOR_AHEAD": Kind("cursor", "error", REPAIR),
     "CURSOR_BEHIND": Kind("cursor", "warning", REPAIR),
+    "SUBSCRIPTION_DAMAGED": Kind(
+        "cursor", "error", "muster subscription drop, then subscribe under the name again, from the beginning"
+    ),
+    "SUBSCRIPTION_LOST": Kind(
+        "cursor",
+        "critical",
+        "its members are told, and go on by accept_loss; or bring the server back that holds it",
+    ),
     "FEED_DIFFERS": Kind("feed", "error", "muster projection rebuild, then look for whoever writes to the feed"),
 }
 
@@ -93,10 +101,13 @@ def finding(
     stored: Any = None,
     rebuilt: Any = None,
     quarantined: bool = False,
+    subscription: str | None = None,
 ) -> Finding:
-    """A finding of a registered code."""
+    """A finding of a registered code; one about a durable subscription names it as `projection`."""
     kind = KINDS[code]
     projection = session_view.NAME if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None
+    if subscription is not None:
+        projection = f"subscription:{subscription}"
     return Finding(
         SCHEMA, code, kind.severity, kind.kind, session, agent, projection, first_bad_seq,
         stored, rebuilt, kind.remedy, quarantined, partition,

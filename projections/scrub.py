@@ -198,6 +198,8 @@ class Scrub:
             agents += 1
             yield found
         self._note(agents=agents)
+        damaged = [name.decode("utf-8", "replace") for name in self._client.hkeys(self._keys.drifted)]
+        yield from self._validator.subscription_findings(self._partition, damaged)
 
     # -- what comes of it --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Final
 from domain.log.feed import parse_feed_entry
 from projections.own.publishing import Publications, positions
 from projections.store import ProjectionStore
+from projections.subscriptions import durable_places
 
 #: How many of the oldest entries of a feed are looked at in one round trip.
 LOOK_AT: Final = 512
@@ -23,10 +24,10 @@ ROUNDS: Final = 32
 def trim_feeds(store: ProjectionStore, partitions: Iterable[int], *, keep_s: float, pin_s: float = 0.0) -> int:
     """Drops the entries of feeds that are behind the cursor and older than `keep_s`; returns how many.
 
-    The cursors of own projections pin what is after them for `pin_s`, if that is longer: whoever needs more time finds
-    out by the positions, and reads registry and log. The newest entry that could go stays, so that a feed always tells
-    where it was cut. Ages are server time: a validator that began before a cursor moved on still finds what it compares
-    with.
+    The cursors of own projections, and the places of durable subscriptions, pin what is after them for `pin_s`, if that
+    is longer: whoever needs more time finds out by the positions, and reads registry and log. The newest entry that
+    could go stays, so that a feed always tells where it was cut. Ages are server time: a validator that began before a
+    cursor moved on still finds what it compares with.
     """
     seconds, micros = store.client.time()
     now = seconds * 1000 + micros // 1000
@@ -34,6 +35,9 @@ def trim_feeds(store: ProjectionStore, partitions: Iterable[int], *, keep_s: flo
     versions = Publications(store.client, store.keyspace).versions()
     pins = positions(store.client, store.keyspace, versions) if versions else {}
     dropped, pending = 0, list(partitions)
+    for partition, places in durable_places(store.client, store.keyspace, pending).items():
+        acknowledged = [place.total for _, place in places if place is not None and place.total >= 0]
+        pins[partition] = [*pins.get(partition, ()), *acknowledged]
     for _ in range(ROUNDS):
         if not pending:
             break

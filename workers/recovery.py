@@ -33,6 +33,8 @@ BUSY_WAIT_S: Final = 30.0
 
 #: Kinds of findings that call for building a whole partition again.
 _WHOLE: Final = frozenset({"cursor", "feed"})
+#: Cursors of subscriptions, which nothing is built by.
+_NOTHING_DERIVED: Final = frozenset({"SUBSCRIPTION_DAMAGED", "SUBSCRIPTION_LOST"})
 #: Conflicts that end when whoever holds the partition, or moves its cursor, has finished.
 _PASSING: Final = frozenset({"PARTITION_BUSY", "LEASE_TAKEN", "CURSOR_MOVED"})
 _VIEW_ALONE: Final = frozenset({"VIEW_MISSING", "VIEW_UNREADABLE", "VIEW_DIFFERS", "VIEW_BEHIND", "VIEW_AHEAD"})
@@ -110,7 +112,7 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
         here = [finding for finding in kept if finding.partition == partition]
         sessions = sorted({finding.session for finding in here if finding.session is not None})
         agents = sorted({finding.agent for finding in here if finding.agent is not None})
-        whole = any(finding.kind in _WHOLE for finding in here)
+        whole = any(finding.kind in _WHOLE and finding.code not in _NOTHING_DERIVED for finding in here)
         partitions.append(PartitionPlan(partition, sessions, whole, agents, _with_right_checkpoints(here)))
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
 

@@ -347,6 +347,31 @@ def agent_of_no_index(world: World) -> None:
     world.redis.zrem(world.keyspace.of("s-1").agents, "nobody")
 
 
+def subscribed(world: World) -> str:
+    """A durable subscription that acknowledged everything; the key of its place in the partition of s-1."""
+    with world.log.subscribe_as("audit", after="beginning") as member:
+        while member.get(timeout_s=0.1) is not None:
+            pass
+        member.ack()
+    return world.keyspace.of("s-1").place("audit")
+
+
+def place_unreadable(world: World) -> None:
+    world.redis.set(subscribed(world), b"nonsense")
+
+
+def place_gone(world: World) -> None:
+    world.redis.delete(subscribed(world))
+
+
+def acknowledged_and_lost(world: World) -> None:
+    """What the subscription was given last is another commit now, and nobody else knows."""
+    key = subscribed(world)
+    place = msgspec.msgpack.decode(world.redis.get(key))
+    place[4][-1][2] = "0" * 20
+    world.redis.set(key, msgspec.msgpack.encode(place))
+
+
 class Case(NamedTuple):
     """What is done to the store, and the one finding it makes: code, first bad seq, session, agent."""
 
@@ -409,6 +434,9 @@ CASES: Final = (
     Case(unlisted, "REGISTRY_DIFFERS", None, "s-1"),
     Case(unlisted_and_without_a_log, "TAIL_LOST", 1, "s-1"),
     Case(only_a_view_is_left, "TAIL_LOST", 1, "s-1"),
+    Case(place_unreadable, "SUBSCRIPTION_DAMAGED"),
+    Case(place_gone, "SUBSCRIPTION_DAMAGED"),
+    Case(acknowledged_and_lost, "SUBSCRIPTION_LOST"),
     Case(orphan, "ORPHAN", None, GHOST),
     Case(orphaned_checkpoints, "ORPHAN", None, GHOST),
     Case(agent_of_no_index, "AGENT_UNEXPECTED", agent="nobody"),
@@ -433,7 +461,8 @@ def test_each_damage_is_one_finding(built: World, case: Case) -> None:
     assert (found.session, found.agent, found.first_bad_seq) == (case.session, case.agent, case.first_bad_seq)
     assert found.partition == built.keyspace.partition_of("s-1")
     assert found.quarantined == (case.code == "QUARANTINED")
-    assert found.projection == ("sessions" if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None)
+    named = "subscription:audit" if case.code.startswith("SUBSCRIPTION") else "sessions"
+    assert found.projection == (named if kind.kind in ("view", "checkpoint", "agent", "index", "cursor") else None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.damage.__name__)

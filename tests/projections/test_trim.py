@@ -52,6 +52,25 @@ def test_nothing_is_dropped_without_a_cursor_or_before_its_time(world: World) ->
     assert left(world) == [1, 2, 3, 4, 5]
 
 
+def test_a_durable_subscription_pins_what_it_did_not_acknowledge(world: World) -> None:
+    """For a bounded time: then it goes on by registry and logs, and misses nothing either."""
+    server_ms = world.redis.time
+    with world.log.subscribe_as("audit", after="beginning") as member:
+        for _ in range(5):
+            world.log.append("s", did("modified"))
+        assert [member.get(timeout_s=30) is not None for _ in range(2)] == [True, True]
+        member.ack()
+        world.project()
+        at = server_ms()
+        wait_until(lambda: server_ms() > (at[0], at[1] + 2000), message="the server's clock moves on")
+        trim_feeds(world.projections, range(world.keyspace.count), keep_s=0, pin_s=3600)
+        assert left(world) == [2, 3, 4, 5]
+
+        assert trimmed(world) == 3
+        assert [delivery and delivery.seq for delivery in (member.get(timeout_s=30) for _ in range(3))] == [3, 4, 5]
+        member.ack()
+
+
 def test_a_cursor_ahead_of_its_total_drops_nothing(world: World) -> None:
     """Two numbers that contradict each other do not say what is applied."""
     for _ in range(5):

@@ -32,7 +32,7 @@ from workers.cli import main
 from workers.settings import Settings, load
 
 ROOT: Final = Path(__file__).parents[2]
-ROLES: Final = ("deployer", "producer", "worker", "jobs", "operator", "repairer", "reader", "monitor")
+ROLES: Final = ("deployer", "producer", "subscriber", "worker", "jobs", "operator", "repairer", "reader", "monitor")
 ENVIRONMENT, NAMESPACE = "prod", "main"
 
 
@@ -159,6 +159,21 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("producer", "event", "append", "s-3", "tool.called", "--actor", "b").code == 0
     assert len(guarded.run("producer", "event", "tail", "s-3").rows) == 2
 
+    # a subscriber is told of it, under a name and without one
+    with guarded.open("subscriber") as log:
+        with log.subscribe(after="beginning") as everything, log.subscribe("s-0", after=0) as one:
+            assert one.get(timeout_s=30) is not None
+            assert everything.get(timeout_s=30) is not None
+            guarded.root.xtrim(guarded.keyspace.of("s-0").feed, maxlen=0)
+            while everything.get(timeout_s=0.2) is not None:
+                pass
+        with log.subscribe_as("audit", after="beginning", ttl_ms=500) as member:
+            assert member.get(timeout_s=30) is not None
+            assert member.get(timeout_s=0.4) is not None
+            member.ack()
+    assert guarded.run("monitor", "subscription", "ls").rows[0]["behind"] > 0
+    assert guarded.run("monitor", "subscription", "show", "audit").code == 0
+
     # a worker projects it, while a monitor watches
     environ = {"PATH": "/usr/bin:/bin", **guarded.settings("worker").environ()}
     worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
@@ -187,6 +202,9 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("reader", "parked", "ls") == Ran(0, [], "")
     assert guarded.run("reader", "projection", "show", "by_type", "start").rows[0]["state"] >= 18
     assert guarded.run("reader", "projection", "rebuild", "by_type", "--rehearse").code == 0
+
+    # an operator forgets a subscription that nobody needs any more
+    assert guarded.run("operator", "subscription", "drop", "audit").code == 0
 
     # an operator puts it down, takes it up, and builds it again
     for command in ("pause", "resume", "rebuild"):
@@ -358,6 +376,7 @@ NOT: Final = {
         "HGETALL {owner}",
         "HSET {skips} s-0 []",
     ),
+    "subscriber": (*_WRITES, "GET {view}", "HGETALL {owner}", "HGETALL {cursor}"),
     "worker": (
         "XADD {log} 99-1 b x",
         "ZADD {sessions} 0 x",

@@ -30,6 +30,7 @@ GROUPS: Final = {
     "recover": "plan and apply repairs of what verification found",
     "job": "ask for long work on all partitions, watch it, cancel it",
     "parked": "list, show and retry sessions whose log breaks a law, which wait at the last good commit",
+    "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "explain": "say what an error code means and what to do",
 }
@@ -93,7 +94,7 @@ def _overview(asked: str) -> int:
     stream = sys.stdout if is_help else sys.stderr
     print("usage: muster COMMAND …\n", file=stream)
     for name, purpose in GROUPS.items():
-        print(f"  {name:<12}{purpose}", file=stream)
+        print(f"  {name:<14}{purpose}", file=stream)
     print("\n`muster COMMAND --help` says more.", file=stream)
     if asked and not is_help:
         print(f"error: USAGE: there is no command {asked!r}\nremedy: see `muster --help`", file=stream)

@@ -47,6 +47,11 @@ def read_place(name: str, partition: int, stored: bytes | None) -> Place:
         ) from None
 
 
+def read_wanted(stored: bytes) -> Wanted:
+    """What a subscription wants, as the store keeps it. Raises msgspec.MsgspecError."""
+    return _WANTED.decode(stored)
+
+
 class Durable(Struct, frozen=True):
     """What the store knows of a durable subscription. Places that cannot be read are None."""
 
@@ -124,8 +129,11 @@ class DurableSubscriptions:
         living = [member.decode() for member, deadline in scored if float(deadline) > now_ms]
         return Durable(name, wanted, partitions, places, living)
 
-    def drop(self, name: str) -> Wire[None]:
-        """Forgets it, places and all. Raises NotFound (SUBSCRIPTION_UNKNOWN), Refused (SUBSCRIPTION_IN_USE)."""
+    def drop(self, name: str, who: str) -> Wire[None]:
+        """Forgets it, places and all; the audit stream keeps who did.
+
+        Raises NotFound (SUBSCRIPTION_UNKNOWN), Refused (SUBSCRIPTION_IN_USE).
+        """
         found = yield from self.show(name)
         if found.members:
             raise Refused("SUBSCRIPTION_IN_USE", f"subscription {name} has members: {', '.join(found.members)}")
@@ -137,6 +145,7 @@ class DurableSubscriptions:
             ["DEL", self._keyspace.members(name)],
             ["ZREM", self._keyspace.subscriptions, name],
             ["DEL", self._keyspace.subscription(name)],
+            ["XADD", self._keyspace.audit, "*", "who", who, "what", "subscription dropped", "subscription", name],
         ]
         for reply in (yield Sending(commands)):
             raised(reply)

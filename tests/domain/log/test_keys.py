@@ -35,6 +35,7 @@ def all_keys(keyspace: Keyspace) -> list[str]:
     found = [keyspace.store_meta, keyspace.workers, keyspace.worker("host-1:77"), keyspace.projections, keyspace.audit]
     found += [keyspace.workers_of("tokens@1"), keyspace.projection("tokens")]
     found += [keyspace.tasks, keyspace.open_tasks, keyspace.task("t"), keyspace.task_owner("t")]
+    found += [keyspace.subscriptions, keyspace.subscription("audit"), keyspace.members("audit")]
     found += [keyspace.task_cursor("t"), keyspace.tick("verify", 3)]
     for keys in keyspace.partitions:
         found += [value for name, value in vars(keys).items() if not name.startswith("_")]
@@ -57,7 +58,7 @@ def test_every_key_has_a_row() -> None:
 
     assert [key for key, row in rows.items() if row is None] == []
     assert {row.pattern for row in rows.values() if row} == {row.pattern for row in KEYS}
-    assert len(rows) == 13 + 2 * (len(KEYS) - 13)
+    assert len(rows) == 16 + 2 * (len(KEYS) - 16)
 
 
 def test_a_key_is_described_by_one_row_alone() -> None:

@@ -224,11 +224,11 @@ def test_what_a_name_stands_for_is_not_changed_by_mistake(shared: Store) -> None
             refused(lambda: log.subscribe_as("mine", actors="b"), Refused, "SUBSCRIPTION_DIFFERS")
             assert log.drive(made.names()) == ["mine"]
             assert log.drive(made.show("mine")).members == [member.member]
-            refused(lambda: log.drive(made.drop("mine")), Refused, "SUBSCRIPTION_IN_USE")
-        log.drive(made.drop("mine"))
+            refused(lambda: log.drive(made.drop("mine", "who")), Refused, "SUBSCRIPTION_IN_USE")
+        log.drive(made.drop("mine", "who"))
         assert log.drive(made.names()) == []
         refused(lambda: log.drive(made.show("mine")), NotFound, "SUBSCRIPTION_UNKNOWN")
-        refused(lambda: log.drive(made.drop("mine")), NotFound, "SUBSCRIPTION_UNKNOWN")
+        refused(lambda: log.drive(made.drop("mine", "who")), NotFound, "SUBSCRIPTION_UNKNOWN")
         stored = shared.keys()
         assert [key for key in stored if b"mine" in key] == []
 
