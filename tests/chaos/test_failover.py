@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from domain import Damaged, Event, MusterError, OutcomeUnknown, Receipt, SessionLog, Unavailable
+from domain import Damaged, Delivery, Event, MusterError, OutcomeUnknown, Receipt, SessionLog, Unavailable
 from domain.log import Connecting, connect, create_store, redis_streams
 from tests.chaos.failover_table import CUT_OFF, KILLED, PARTITIONS, PAUSED, Fault, Setting, run
 from tests.chaos.group import Group, Node
 from tests.conftest import ENVIRONMENT
+from tests.domain.log.logs import refused
+from tests.domain.log.subscribing.deliveries import rest, seqs
 
 
 class Place:
@@ -143,6 +145,35 @@ def test_a_lost_tail_is_named_to_the_commit(make_place: Callable[..., Place]) ->
     assert [event.id for commit in other.read("shortened") for event in commit.events] == [
         f"kept:{n}" for n in range(3)
     ]
+
+
+@pytest.mark.parametrize("session", ["s", None])
+def test_a_subscriber_is_told_what_a_failover_took_from_it(
+    make_place: Callable[..., Place], session: str | None
+) -> None:
+    """It goes on over the Sentinels, is told until it accepts, and then misses nothing and is given nothing twice."""
+    place = make_place()
+    log, other = place.open(), place.open()
+    subscription = log.subscribe(session, after="beginning")
+    appended(log, "s", "kept", 5)
+    kept = rest(subscription)
+    taken: list[Delivery] = []
+
+    def meanwhile() -> None:
+        appended(log, "s", "lost", 3)
+        taken.extend(rest(subscription))
+
+    place.lose_what_is_not_replicated(meanwhile)
+    assert [delivery.seq for delivery in taken] == [6, 7, 8]
+
+    error = refused(lambda: rest(subscription), Damaged, "TAIL_LOST")
+    assert error.facts["lost"] == [("s", 6), ("s", 7), ("s", 8)]
+    appended(other, "s", "since", 4)
+    refused(lambda: rest(subscription), Damaged, "FORK")
+    subscription.accept_loss()
+    since = rest(subscription)
+    assert seqs([*kept, *since]) == {"s": list(range(1, 10))}
+    assert [delivery.event.id for delivery in since if delivery.event] == [f"since:{number}" for number in range(4)]
 
 
 def test_a_commit_that_reached_too_few_is_appended_again_after_it_is_lost(make_place: Callable[..., Place]) -> None:

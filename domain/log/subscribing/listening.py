@@ -13,7 +13,8 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from threading import Event, Lock, Thread
+from contextlib import AbstractContextManager, nullcontext
+from threading import BoundedSemaphore, Event, Lock, Thread
 from typing import Any, Final, Protocol
 
 from domain.errors import MusterError
@@ -30,6 +31,8 @@ BLOCK_MS: Final = 100
 HEARD_ENTRIES: Final = 256
 #: How often running totals are compared with what was heard, in seconds.
 COMPARE_EVERY_S: Final = 1.0
+#: How many subscriptions of a log read at a time, each on a connection: however many there are.
+READERS: Final = 16
 #: The longest pause after a failure, in seconds.
 LONGEST_PAUSE_S: Final = 1.0
 
@@ -50,6 +53,7 @@ class Listeners:
     """Who listens to what: to all partitions, or to one session."""
 
     def __init__(self, keyspace: Keyspace) -> None:
+        self.turns: AbstractContextManager[object] = nullcontext()
         self._keyspace = keyspace
         self._to_all: set[Listener] = set()
         self._to_session: dict[str, set[Listener]] = {}
@@ -176,6 +180,7 @@ class FollowingThread:
         self._timeout_s = timeout_s
         self._keyspace = keyspace
         self._drive = drive
+        self.turns = BoundedSemaphore(READERS)
         self._lock = Lock()
         self._running: tuple[Thread, Event, int] | None = None
 
@@ -222,6 +227,7 @@ class FollowingTask:
         self._timeout_s = timeout_s
         self._keyspace = keyspace
         self._drive = drive
+        self.turns = asyncio.Semaphore(READERS)
         self._task: asyncio.Task[None] | None = None
 
     def add(self, listener: Listener, session: str | None) -> None:

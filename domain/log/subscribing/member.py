@@ -51,10 +51,14 @@ class _Member(Subscribing):
             try:
                 yield Driving(self._membership.settle(pending))
             finally:
-                kept = [item for item in self._page if self._membership.holds(item.reader)]
-                self._page.clear()
-                self._page.extend(kept)
+                self._forget_lost()
             self._is_at_end = False
+
+    def _forget_lost(self) -> None:
+        """What was read of a partition that another member has now is that one's to work on."""
+        kept = [item for item in self._page if self._membership.holds(item.reader)]
+        self._page.clear()
+        self._page.extend(kept)
 
     def _took(self, item: Item) -> None:
         assert isinstance(item.reader, PartitionReader)
@@ -97,7 +101,10 @@ class DurableSubscription(_Member, Subscription):
 
         Raises Conflict (SHARE_LOST): other members have a part of it now; the rest is acknowledged.
         """
-        self._log.drive(self._membership.acknowledge())
+        try:
+            self._log.drive(self._membership.acknowledge())
+        finally:
+            self._forget_lost()
 
     def close(self) -> None:
         """Leaves: what was taken and not acknowledged, other members are given at once."""
@@ -150,7 +157,10 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
 
     async def ack(self) -> None:
         """As `DurableSubscription.ack`."""
-        await self._drive(self._membership.acknowledge())
+        try:
+            await self._drive(self._membership.acknowledge())
+        finally:
+            self._forget_lost()
 
     async def close(self) -> None:
         """As `DurableSubscription.close`."""

@@ -370,12 +370,14 @@ class FeedReader:
         self.readers = readers
         #: Partitions that may have more than was read.
         self.news: set[int] = set(readers)
+        #: How many partitions are read side by side: fewer where connections break before so much has come.
+        self._width = SIDE_BY_SIDE
 
     def next_page(self) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
-        asked = sorted(self.news & self.readers.keys())[:SIDE_BY_SIDE]
+        asked = sorted(self.news & self.readers.keys())[: self._width]
         if not asked:
             self.news.clear()
             return None
@@ -385,7 +387,9 @@ class FeedReader:
             pages = yield from together([self.readers[partition].next_page() for partition in asked])
         except BaseException:
             self.news.update(asked)
+            self._width = max(1, self._width // 2)
             raise
+        self._width = min(SIDE_BY_SIDE, self._width + 1)
         items: list[Item] = []
         troubles: list[MusterError] = []
         for partition, page in zip(asked, pages, strict=True):

@@ -309,7 +309,8 @@ class Subscription(Subscribing):
                     step = steps.send(self._wait(step))
                     continue
                 try:
-                    page = self._log.run(step.flow) if isinstance(step, Reading) else self._log.drive(step.wire)
+                    with self._follower.turns:
+                        page = self._log.run(step.flow) if isinstance(step, Reading) else self._log.drive(step.wire)
                 except MusterError as error:
                     step = steps.throw(error)
                 else:
@@ -399,10 +400,11 @@ class AsyncSubscription(Subscribing):
                     step = steps.send(await self._wait(step))
                     continue
                 try:
-                    if isinstance(step, Reading):
-                        page = await self._run(step.flow)
-                    else:
-                        page = await self._log.drive(step.wire)
+                    async with self._follower.turns:
+                        if isinstance(step, Reading):
+                            page = await self._run(step.flow)
+                        else:
+                            page = await self._log.drive(step.wire)
                 except MusterError as error:
                     step = steps.throw(error)
                 else:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import sys
 
-from domain import Conflict, SessionLog
+from domain import Conflict, SessionLog, Unavailable
+from domain.log import Connecting
 from tests.conftest import ENVIRONMENT
 
 
 def main() -> None:
     url, namespace, name, every = sys.argv[1:]
     with (
-        SessionLog.open(url, environment=ENVIRONMENT, namespace=namespace) as log,
+        SessionLog.open(Connecting(url, retry_for_s=60.0), environment=ENVIRONMENT, namespace=namespace) as log,
         log.subscribe_as(name, after="beginning", ttl_ms=1000) as subscription,
     ):
         taken = 0
@@ -30,6 +31,8 @@ def main() -> None:
                 try:
                     subscription.ack()
                     print("ack", flush=True)
+                except Unavailable:
+                    continue  # it is acknowledged when the server is back
                 except Conflict:
                     print("lost", flush=True)
                 taken = 0

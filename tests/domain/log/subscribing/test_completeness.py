@@ -15,7 +15,7 @@ from domain import Damaged, Delivery, SessionLog
 from domain.log import Connecting, create_store
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, note, refused
-from tests.domain.log.subscribing.test_subscribing import everything, fleet, rest, seqs, some
+from tests.domain.log.subscribing.deliveries import everything, fleet, rest, seqs, some
 from tests.own_server import OwnServer
 
 

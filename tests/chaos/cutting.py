@@ -1,0 +1,75 @@
+"""A network that breaks connections at random bytes: between a client and a server, in both directions."""
+
+from __future__ import annotations
+
+import random
+import socket
+from contextlib import suppress
+from threading import Lock, Thread
+from typing import Final
+
+_CHUNK: Final = 4096
+
+
+class CuttingProxy:
+    """Forwards bytes, and breaks each connection after a random number of them; `after` is about how many."""
+
+    def __init__(self, host: str, port: int, chance: random.Random, after: int) -> None:
+        self._server = (host, port)
+        self._chance = chance
+        self._after = after
+        self._lock = Lock()
+        self._open: set[socket.socket] = set()
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def close(self) -> None:
+        _break(self._listener)
+        for connection in list(self._open):
+            _break(connection)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        try:
+            upstream = socket.create_connection(self._server, timeout=5)
+        except OSError:
+            _break(client)
+            return
+        upstream.settimeout(None)
+        both = (client, upstream)
+        self._open.update(both)
+        with self._lock:
+            left = [int(self._chance.expovariate(1 / self._after)) for _ in both]
+        pairs = ((client, upstream, left[0]), (upstream, client, left[1]))
+        for source, target, bytes_left in pairs:
+            Thread(target=self._forward, args=(source, target, bytes_left), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, left: int) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(_CHUNK):
+                target.sendall(chunk[:left])
+                left -= len(chunk)
+                if left <= 0:
+                    with self._lock:
+                        self.cuts += 1
+                    break
+        for connection in (source, target):
+            self._open.discard(connection)
+            _break(connection)
+
+
+def _break(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

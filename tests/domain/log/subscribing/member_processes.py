@@ -1,0 +1,47 @@
+"""Members of a durable subscription in processes of their own, as tests start, hear and kill them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+from domain import SessionLog
+from domain.log.subscribing.durable import DurableSubscriptions
+
+ROOT = Path(__file__).parents[4]
+
+
+class MemberProcess:
+    """A member in a process of its own, and what it said so far."""
+
+    def __init__(self, url: str, namespace: str, name: str, every: int, output: Path) -> None:
+        command = [sys.executable, "-m", "tests.domain.log.subscribing.member_process"]
+        self._output = output
+        with output.open("wb") as stdout:
+            self.process = subprocess.Popen([*command, url, namespace, name, str(every)], stdout=stdout, cwd=ROOT)
+
+    def said(self) -> list[str]:
+        """The lines that it said, whole."""
+        return [line[:-1] for line in self._output.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def acknowledged(self) -> list[str]:
+        """Deliveries that it acknowledged, by its own word."""
+        lines = self.said()
+        last = max((at for at, line in enumerate(lines) if line == "ack"), default=0)
+        return [line for line in lines[:last] if line not in ("ack", "lost")]
+
+    def given(self) -> list[str]:
+        return [line for line in self.said() if line not in ("ack", "lost")]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def is_acknowledged(log: SessionLog, name: str) -> bool:
+    """Whether a durable subscription has everything behind it, by the places the store keeps."""
+    places = log.drive(DurableSubscriptions(log.keyspace).show(name)).places
+    totals = [int(cast("bytes", log.client.hget(keys.meta, "total"))) for keys in log.keyspace.partitions]
+    return all(place is not None and place.total == totals[at] for at, place in places.items())
