@@ -212,6 +212,9 @@ REGISTRY: dict[str, Entry] = {
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
     "SERVER_FULL": Entry(Unavailable, "raise maxclients on the server, or connect from fewer processes"),
+    "POOL_EXHAUSTED": Entry(
+        Unavailable, "use fewer threads or tasks at a time, or raise `max_connections`, in Connecting or the settings"
+    ),
     "SERVER_CUT_OFF": Entry(Unavailable, "connect to the primary; this server is a replica that has lost its own"),
     "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),

@@ -1,6 +1,6 @@
 """The log: its contract, the log on Redis Streams, and the log in memory."""
 
-from domain.log.connection import Connecting, connect
+from domain.log.connection import Connecting, ConnectionState, connect
 from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
 from domain.log.memory import MemoryLog
 from domain.log.redis_streams import AsyncSessionLog, SessionLog, create_store
@@ -13,6 +13,7 @@ __all__ = [
     "AsyncSessionLog",
     "AsyncSubscription",
     "Connecting",
+    "ConnectionState",
     "Delivery",
     "EventLog",
     "Expected",

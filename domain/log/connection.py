@@ -17,6 +17,7 @@ at once, so the next attempt finds the new one.
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, TypeAlias
@@ -28,7 +29,7 @@ from redis import connection as blocking
 from redis.asyncio import connection as asynchronous
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import InvalidResponse, MasterDownError, NoPermissionError, ReadOnlyError
+from redis.exceptions import InvalidResponse, MasterDownError, MaxConnectionsError, NoPermissionError, ReadOnlyError
 from redis.retry import Retry
 from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -47,8 +48,11 @@ PASSES: Final = frozenset(
         "SERVER_READ_ONLY",
         "SERVER_CUT_OFF",
         "SERVER_LACKS_REPLICAS",
+        "POOL_EXHAUSTED",
     }
 )
+#: How many connections a log opens at most, unless told otherwise. Appends need two, however many producers there are.
+MAX_CONNECTIONS: Final = 64
 #: Told what a server says of itself: its run id and its replication id are in it.
 Met: TypeAlias = Callable[[bytes], None]
 _WHO_IS_IT: Final = ("INFO", "server", "replication")
@@ -70,7 +74,7 @@ class Connecting(Struct, frozen=True):
     url: str = "redis://127.0.0.1:6379/0"
     #: How long one connection attempt, and one command, may take, in seconds.
     timeout_s: Annotated[float, Meta(gt=0)] = 5.0
-    #: How long a request without an answer is sent again, in seconds; 0 sends once.
+    #: How long a request without an answer is sent again, in seconds; 0 sends once, `inf` as long as it takes.
     retry_for_s: Annotated[float, Meta(ge=0)] = 10.0
     #: User and password on the server; each wins over the one in the URL.
     username: str | None = None
@@ -85,6 +89,8 @@ class Connecting(Struct, frozen=True):
     #: User and password on the Sentinels, which have their own.
     sentinel_username: str | None = None
     sentinel_password: str | None = None
+    #: How many connections to have at most; whoever finds none free tries again as after an outage.
+    max_connections: Annotated[int, Meta(ge=2)] = MAX_CONNECTIONS
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
@@ -140,6 +146,7 @@ def _options(address: Address, connecting: Connecting) -> dict[str, Any]:
         "socket_connect_timeout": connecting.timeout_s,
         "decode_responses": False,
         "protocol": 2,
+        "max_connections": connecting.max_connections,
         **_tls_options(address, connecting),
     }
     if address.path:
@@ -377,6 +384,8 @@ def connection_error(error: Exception) -> MusterError:
         return server_error(str(error))
     if isinstance(error, redis.AuthenticationError):
         return server_error(f"NOAUTH {error}")
+    if isinstance(error, MaxConnectionsError):
+        return Unavailable("POOL_EXHAUSTED", f"all connections of this client are in use: {error}")
     if isinstance(error, ServiceUnknown):
         return Misconfigured("SERVICE_UNKNOWN", str(error))
     if isinstance(error, ssl.SSLError):
@@ -418,6 +427,36 @@ def raised(reply: Any) -> Any:
 
 
 # -- exchanges -------------------------------------------------------------------------------------------------------
+
+
+class ConnectionState(Struct, frozen=True):
+    """Whether the server answered when it was last asked; if not, since when that is so (seconds since 1970), and the
+    last error, whether it is over or not.
+    """
+
+    connected: bool
+    waiting_since: float | None
+    last_error: str | None
+
+
+class Line:
+    """What a log knows of its connection, kept by every exchange."""
+
+    def __init__(self) -> None:
+        self._waiting_since: float | None = None
+        self._last_error: str | None = None
+
+    @property
+    def state(self) -> ConnectionState:
+        return ConnectionState(self._waiting_since is None, self._waiting_since, self._last_error)
+
+    def answered(self) -> None:
+        self._waiting_since = None
+
+    def failed(self, error: Exception) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = time.time()
+        self._last_error = str(connection_error(error))
 
 
 class _NotSent(Exception):
@@ -505,7 +544,9 @@ class Attempts:
                 yield command, reply
 
 
-def send(client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool) -> list[Any]:
+def send(
+    client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool, line: Line | None = None
+) -> list[Any]:
     """Sends commands in one write and returns their replies; errors of single commands are among them.
 
     `wrote`: some of the commands write. Raises the typed error when no replies came, OutcomeUnknown when a write may or
@@ -515,7 +556,15 @@ def send(client: redis.Redis, commands: list[Command], connecting: Connecting, *
 
     def attempt() -> list[Any]:
         try:
-            return attempts.judge(_send_once(client, commands))
+            replies = _send_once(client, commands)
+        except (_NotSent, redis.RedisError, OSError) as error:
+            if line is not None:
+                line.failed(error.error if isinstance(error, _NotSent) else error)
+            raise
+        if line is not None:
+            line.answered()
+        try:
+            return attempts.judge(replies)
         except _Refused as refused:
             if refused.by_no_primary:
                 client.connection_pool.disconnect(inuse_connections=False)  # the idle ones lead to the same server
@@ -563,14 +612,27 @@ def _replied(error: redis.RedisError) -> redis.RedisError:
 
 
 async def send_async(
-    client: redis.asyncio.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool
+    client: redis.asyncio.Redis,
+    commands: list[Command],
+    connecting: Connecting,
+    *,
+    wrote: bool,
+    line: Line | None = None,
 ) -> list[Any]:
     """As `send`."""
     attempts = Attempts(commands, connecting, wrote=wrote)
 
     async def attempt() -> list[Any]:
         try:
-            return attempts.judge(await _send_once_async(client, commands))
+            replies = await _send_once_async(client, commands)
+        except (_NotSent, redis.RedisError, OSError) as error:
+            if line is not None:
+                line.failed(error.error if isinstance(error, _NotSent) else error)
+            raise
+        if line is not None:
+            line.answered()
+        try:
+            return attempts.judge(replies)
         except _Refused as refused:
             if refused.by_no_primary:
                 await client.connection_pool.disconnect(inuse_connections=False)

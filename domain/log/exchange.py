@@ -28,7 +28,7 @@ from msgspec import Struct, structs
 from domain.codec import Commit, Limits, encode_body
 from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
-from domain.log.connection import connection_error, raised
+from domain.log.connection import ConnectionState, Line, connection_error, raised
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
@@ -127,6 +127,12 @@ class Exchanges:
         self._lifetime_ms = lifetime_ms
         self._wait_ms = wait_ms
         self._name = new_id()[:12]
+        self._line = Line()
+
+    @property
+    def connection(self) -> ConnectionState:
+        """Whether the server answers; if not, since when, and why."""
+        return self._line.state
 
     # -- before a request is sent ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 from uuid import uuid4
 
 import redis
@@ -64,6 +64,11 @@ from domain.log.witness import Loss
 T = TypeVar("T")
 
 
+#: How long the server may take a commit at most, in seconds, where it is sent again for as long as it takes: whoever
+#: meets that end after an outage of a day is told that it is too late, and appends anew.
+LONGEST_LIFE_S: Final = 86_400.0
+
+
 def _are_appends(requests: Sequence[Request]) -> bool:
     """Whether requests are to travel with those of other callers: reads do not wait for writes."""
     return all(isinstance(request, AppendRequest) for request in requests)
@@ -86,7 +91,7 @@ def _exchange_options(connecting: Connecting, limits: Limits, durability: str, s
         "limits": limits,
         "durability": parse_durability(durability),
         "server": server,
-        "lifetime_ms": int(1000 * (connecting.retry_for_s + connecting.timeout_s)),
+        "lifetime_ms": int(1000 * min(connecting.retry_for_s + connecting.timeout_s, LONGEST_LIFE_S)),
         # Shorter than the connection waits for the reply to it.
         "wait_ms": max(1, int(500 * connecting.timeout_s)),
     }
@@ -273,7 +278,9 @@ class SessionLog(Exchanges, BlockingReads):
                     self._server.has_moved = False
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
-                    replies = send(self.client, sending.commands, self.connecting, wrote=sending.writes)
+                    replies = send(
+                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                    )
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:
@@ -490,7 +497,9 @@ class AsyncSessionLog(Exchanges):
                     self._server.has_moved = False
                     await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
-                    replies = await send_async(self.client, sending.commands, self.connecting, wrote=sending.writes)
+                    replies = await send_async(
+                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                    )
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:

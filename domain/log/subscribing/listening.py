@@ -33,6 +33,8 @@ HEARD_ENTRIES: Final = 256
 COMPARE_EVERY_S: Final = 1.0
 #: How many subscriptions of a log read at a time, each on a connection: however many there are.
 READERS: Final = 16
+#: How long to wait for a thread to end, in seconds.
+JOIN_S: Final = 1.0
 #: The longest pause after a failure, in seconds.
 LONGEST_PAUSE_S: Final = 1.0
 
@@ -203,7 +205,7 @@ class FollowingThread:
             thread, stop, process = running
             stop.set()
             if process == os.getpid():
-                thread.join()
+                thread.join(JOIN_S)  # where the server is away, it ends by itself
 
     def close(self) -> None:
         """Ends all that listens."""

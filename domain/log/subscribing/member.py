@@ -13,7 +13,7 @@ from domain.log.exchange import Wire
 from domain.log.protocol import Flow
 from domain.log.subscribing.delivery import Wanted
 from domain.log.subscribing.durable import DurableSubscriptions
-from domain.log.subscribing.listening import FollowingTask, FollowingThread
+from domain.log.subscribing.listening import JOIN_S, FollowingTask, FollowingThread
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.readers import FeedReader, Item, PartitionReader, SessionReader
 from domain.log.subscribing.subscription import (
@@ -111,7 +111,7 @@ class DurableSubscription(_Member, Subscription):
         was_closed = self.is_closed
         super().close()
         self._stop.set()
-        self._beats.join()
+        self._beats.join(JOIN_S)
         if not was_closed:
             with suppress(MusterError):  # the leases run out by themselves
                 self._log.drive(self._membership.leave())

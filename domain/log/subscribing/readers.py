@@ -372,15 +372,19 @@ class FeedReader:
         self.news: set[int] = set(readers)
         #: How many partitions are read side by side: fewer where connections break before so much has come.
         self._width = SIDE_BY_SIDE
+        self._last = -1
 
     def next_page(self) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
-        asked = sorted(self.news & self.readers.keys())[: self._width]
+        # After those of the last time, or the first ones might keep the others waiting for ever.
+        there = self.news & self.readers.keys()
+        asked = sorted(there, key=lambda partition: (partition <= self._last, partition))[: self._width]
         if not asked:
             self.news.clear()
             return None
+        self._last = asked[-1]
         # Before they are read: what is heard of meanwhile is news again.
         self.news.difference_update(asked)
         try:

@@ -36,6 +36,8 @@ T = TypeVar("T")
 #: Where a subscription begins: at what is written from now on, at the very beginning, after a seq (or receipt) of its
 #: one session, or after the place of another subscription.
 After: TypeAlias = Literal["now", "beginning"] | int | Receipt | Position | SubscriptionPosition | str
+#: How often the server's clock is looked at until a ms has passed: more often than there is time for in one.
+PASSING: Final = 10_000
 #: The longest pause between two looks while the server is away, in seconds.
 LONGEST_PAUSE_S: Final = 1.0
 #: How long a subscription that hears nothing waits before it looks for itself, in seconds.
@@ -119,12 +121,15 @@ def _place_in_session(session: str, after: Any) -> Flow[Place]:
 def _places_now(partitions: Collection[int]) -> Flow[dict[int, Place]]:
     """Where partitions stand: at a time that has passed, so that all that is written from now on is later."""
     places: dict[int, Place] = {}
-    while left := [partition for partition in partitions if partition not in places]:
+    for attempt in range(PASSING):
+        left = [partition for partition in partitions if partition not in places]
+        if not left:
+            break
         requests: list[Request] = [TimeRequest(), *(StandingRequest(partition) for partition in left)]
         now, *found = yield requests
         for partition, answer in zip(left, found, strict=True):
             standing: Standing = taken(answer)
-            if standing.at_ms != taken(now):
+            if standing.at_ms != taken(now) or attempt == PASSING - 1:
                 places[partition] = Place(standing.total, standing.at_ms)
     return places
 

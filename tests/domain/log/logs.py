@@ -12,7 +12,7 @@ import pytest
 
 from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
 from domain.codec import chain, genesis
-from domain.log import EventLog, Expected
+from domain.log import ConnectionState, EventLog, Expected
 from domain.log.contract import AppendRequest, Policy, Position
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
 from domain.log.protocol import Flow, Request
@@ -91,6 +91,10 @@ class Blocking:
 
     def run(self, flow: Flow[T]) -> T:
         return self._runner.run(self._log.run(flow))
+
+    @property
+    def connection(self) -> ConnectionState:
+        return self._log.connection
 
     def subscribe(self, session: str | None = None, **options: Any) -> Any:
         return BlockingSubscription(self._runner, self._log.subscribe(session, **options))

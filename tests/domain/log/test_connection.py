@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ from msgspec import structs
 from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError
 
 from domain import AsyncSessionLog, Misconfigured, SessionLog, Unavailable
-from domain.log import Connecting, connect, create_store
+from domain.log import Connecting, ConnectionState, connect, create_store
 from domain.log.connection import Attempts
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note, refused
 from tests.own_server import Certificates, OwnSentinel, OwnServer
@@ -315,3 +318,59 @@ def test_what_sentinels_refuse_is_an_error_at_once(watched: Watched, face: str) 
         sentinel.kill()
     error = refused(failing(face, watched.connecting(retry_for_s=0.2)), Unavailable, "UNREACHABLE")
     assert str(watched.sentinels[1].port) in str(error)
+
+
+# -- what is known of the connection, and how many there are ------------------------------------------
+
+
+def test_the_state_says_since_when_a_log_waits_and_why(
+    start: Callable[..., OwnServer], open_log: Callable[[Connecting], RunnableLog]
+) -> None:
+    """While an append waits for its server, and after it; it is tried again as long as it takes."""
+    server = start("--appendonly", "yes", "--appendfsync", "always", kind="valkey")
+    log: Any = open_log(Connecting(server.url, timeout_s=1.0, retry_for_s=math.inf))
+    log.append("s", note())
+    assert log.connection == ConnectionState(True, None, None)
+    began = time.time()
+    server.kill()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(log.append, "s", note())
+        wait_until(lambda: not log.connection.connected, message="the log notices")
+        state = log.connection
+        assert state.waiting_since is not None
+        assert began - 1 <= state.waiting_since <= time.time()
+        assert "UNREACHABLE" in (state.last_error or "")
+        server.start()
+        assert waiting.result(60).last_seq == 2
+    assert log.connection.connected
+    assert log.connection.waiting_since is None
+    assert log.connection.last_error == state.last_error or log.connection.last_error
+
+
+def test_a_log_has_no_more_connections_than_it_may(start: Callable[..., OwnServer]) -> None:
+    """Many threads that read share them; whoever finds none free waits for its turn."""
+    server = start(kind="valkey")
+    with server.client() as client:
+        create_store(client, partitions=1)
+        connecting = Connecting(server.url, max_connections=4, retry_for_s=60.0)
+        with SessionLog.open(connecting) as log, ThreadPoolExecutor(24) as threads:
+            log.append("s", [note() for _ in range(50)])
+            reading = [threads.submit(lambda: sum(1 for _ in log.read("s"))) for _ in range(400)]
+            most = 0
+            while not all(one.done() for one in reading):
+                most = max(most, len(client.client_list()) - 1)
+            assert [one.result() for one in reading] == [1] * 400
+            assert 1 <= most <= 4
+
+
+def test_whoever_finds_no_connection_free_in_time_is_told(start: Callable[..., OwnServer]) -> None:
+    server = start(kind="valkey")
+    with server.client() as client:
+        create_store(client, partitions=1)
+    with SessionLog.open(Connecting(server.url, max_connections=2, retry_for_s=0.1)) as log:
+        pool: Any = log.client.connection_pool
+        taken = [pool.get_connection() for _ in range(2)]
+        refused(lambda: log.head("s"), Unavailable, "POOL_EXHAUSTED")
+        for connection in taken:
+            pool.release(connection)
+        assert log.head("s") is None

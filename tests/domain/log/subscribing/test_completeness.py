@@ -121,6 +121,20 @@ def test_a_long_session_is_found_again_after_a_trim(world: World) -> None:
         assert [delivery.seq for delivery in rest(again)] == list(range(651, len(receipts) + 2))
 
 
+def test_a_busy_partition_keeps_nobody_from_being_read(store: Store) -> None:
+    """Also where so little can be read at a time that partitions take turns."""
+    names = {store.keyspace.partition_of(name): name for name in (f"s{number}" for number in range(1000))}
+    first, last = names[min(names)], names[max(names)]
+    with store.open() as log, log.subscribe(after="beginning") as subscription:
+        cast("Any", subscription)._reader._width = 1
+        log.append(last, note())
+        given = []
+        for _ in range(2 * len(names)):
+            log.append(first, note())
+            given += some(subscription, 1)
+        assert last in {delivery.session for delivery in given}
+
+
 def test_a_waiting_subscriber_outlives_its_server(tmp_path: Path) -> None:
     """The server is killed and started again, twice; who waits hears of what is appended afterwards, and of all."""
     server = OwnServer(tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always", kind="valkey")
