@@ -118,7 +118,7 @@ def connect(connecting: Connecting, met: Met | None = None) -> redis.Redis:
         options["connection_class"] = _SocketConnection
     else:
         options["connection_class"] = _TlsConnection if address.tls else _TcpConnection
-    return redis.Redis.from_pool(redis.ConnectionPool(**options))
+    return redis.Redis.from_pool(redis.ConnectionPool(max_connections=connecting.max_connections, **options))
 
 
 def connect_async(connecting: Connecting, met: Met | None = None) -> redis.asyncio.Redis:
@@ -133,7 +133,8 @@ def connect_async(connecting: Connecting, met: Met | None = None) -> redis.async
         options["connection_class"] = _AsyncSocketConnection
     else:
         options["connection_class"] = _AsyncTlsConnection if address.tls else _AsyncTcpConnection
-    return redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool(**options))
+    pool = redis.asyncio.ConnectionPool(max_connections=connecting.max_connections, **options)
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _options(address: Address, connecting: Connecting) -> dict[str, Any]:
@@ -146,7 +147,6 @@ def _options(address: Address, connecting: Connecting) -> dict[str, Any]:
         "socket_connect_timeout": connecting.timeout_s,
         "decode_responses": False,
         "protocol": 2,
-        "max_connections": connecting.max_connections,
         **_tls_options(address, connecting),
     }
     if address.path:

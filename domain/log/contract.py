@@ -18,6 +18,7 @@ from domain.events import Event
 if TYPE_CHECKING:
     from domain.log.lease import AsyncLease, Lease
     from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription
+    from domain.log.working import AsyncWorkingSession, WorkingSession
 
 #: Where a commit must land: anywhere (`any`), at the beginning (`new`), or right after this seq.
 Expected: TypeAlias = Literal["any", "new"] | int
@@ -192,10 +193,17 @@ class EventLog(CommitReader, Protocol):
         ...
 
     def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt:
         """Appends `handoff` by an agent to another one, and passes the lease on, if the agent holds it, in the same
-        step.
+        step; with `leaves`, the agent's `left` too.
 
         From then on nobody but the other agent can take the lease until its time is over. Raises like `append`.
         """
@@ -223,6 +231,15 @@ class EventLog(CommitReader, Protocol):
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         """The ids of all sessions by partition and id, beginning after the id `after`. Stable while sessions are
         added.
+        """
+        ...
+
+    def session(self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = ...) -> WorkingSession:
+        """An agent at work in a session, for `with`: entering takes the lease and appends `joined`; the lease is kept
+        while inside, however idle; leaving appends `left` and gives it back, also after an error in the block.
+
+        Not `exclusive`: without a lease, so that several agents may be at work at a time. Raises like `lease` and
+        `append`; an agent that lost its lease is told at its next append (LEASE_LOST).
         """
         ...
 
@@ -272,7 +289,14 @@ class AsyncEventLog(Protocol):
     def lease(self, session: str, agent: str, ttl_ms: int = ...) -> AsyncLease: ...
 
     async def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt: ...
 
     async def set_policy(self, session: str, policy: Policy) -> None: ...
@@ -286,6 +310,10 @@ class AsyncEventLog(Protocol):
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]: ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]: ...
+
+    def session(
+        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = ...
+    ) -> AsyncWorkingSession: ...
 
     def subscribe(
         self,

@@ -35,6 +35,7 @@ from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
 from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
 from domain.log.store import Identity, parse_info
+from domain.log.tracing import current_traceparent
 from domain.log.witness import Loss, Witness
 
 T = TypeVar("T")
@@ -145,7 +146,8 @@ class Exchanges:
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted
         token = append.token or self.tokens.of(append.session, events)
-        return structs.replace(append, events=events, known=known, token=token, ids=given)
+        trace = append.traceparent or current_traceparent()
+        return structs.replace(append, events=events, known=known, token=token, ids=given, traceparent=trace)
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""

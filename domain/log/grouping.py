@@ -9,6 +9,7 @@ before it appends again, so its order in a session is kept.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from threading import Event, Lock
 from typing import Any, Final
@@ -36,13 +37,19 @@ class ThreadGrouping:
 
     def __init__(self, send: Callable[[list[Request]], list[Any]]) -> None:
         self._send = send
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = Lock()
         self._waiting: list[_Waiting] = []
         self._under_way = 0
+        self._process = os.getpid()
 
     def exchange(self, requests: list[Request]) -> list[Any]:
         """The answers to these requests; raises what sending them raised."""
         own = None
+        if self._process != os.getpid():
+            self._begin()  # forked: the threads that hold the lock, or are under way, are the parent's
         with self._lock:
             if self._under_way < IN_FLIGHT:
                 self._under_way += 1

@@ -127,7 +127,10 @@ class AsyncLease:
         return await self._log.handoff(self.session, self.agent, to, data=data, event_id=event_id)
 
 
-def handing_off(session: str, agent: str, to: str, data: Mapping[str, Any] | None, event_id: str) -> Append:
+def handing_off(
+    session: str, agent: str, to: str, data: Mapping[str, Any] | None, event_id: str, *, leaves: bool = False
+) -> Append:
     """The commit that hands a session off: a `handoff` event, and the lease if it carries its token."""
     event = Event.of("handoff", actor=agent, id=event_id, data={**(data or {}), "to": to})
-    return Append(session, (event,), heir=to)
+    left = Event.of("left", actor=agent, id=f"{event_id}:left"[-200:] if event_id else "")
+    return Append(session, (event, left) if leaves else (event,), heir=to)

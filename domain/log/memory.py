@@ -59,6 +59,8 @@ from domain.log.store import Identity
 from domain.log.subscribing.delivery import Wanted
 from domain.log.subscribing.listening import Listeners
 from domain.log.subscribing.subscription import After, Subscription, begin_flow
+from domain.log.tracing import current_traceparent
+from domain.log.working import WorkingSession
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")
@@ -116,13 +118,27 @@ class MemoryLog(BlockingReads):
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         return self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
 
+    def session(
+        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+    ) -> WorkingSession:
+        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
 
     def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt:
-        return self.run(append_flow(self._completed(handing_off(session, agent, to, data, event_id)), self.limits))
+        return self.run(
+            append_flow(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)), self.limits)
+        )
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
@@ -131,7 +147,8 @@ class MemoryLog(BlockingReads):
         given = tuple(event.id for event in append.events if event.id)
         events = with_ids(append.events, new_id)
         token = append.token or self.tokens.of(append.session, events)
-        return structs.replace(append, events=events, token=token, ids=given)
+        trace = append.traceparent or current_traceparent()
+        return structs.replace(append, events=events, token=token, ids=given, traceparent=trace)
 
     def skip(self, session: str, seq: int, digest: str) -> None:
         """Discards the commit that ends at `seq` with `digest`, as an operator does on a server."""

@@ -59,7 +59,9 @@ from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubsc
 from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
+from domain.log.tracing import current_traceparent
 from domain.log.witness import Loss
+from domain.log.working import AsyncWorkingSession, WorkingSession
 
 T = TypeVar("T")
 
@@ -168,19 +170,32 @@ class SessionLog(Exchanges, BlockingReads):
         flow: Flow[Receipt]
         if dedupe:
             token = self.tokens.of(session, as_events(events))
+            traceparent = traceparent or current_traceparent()
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
             append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         return self.drive(self._acknowledged(self.run(flow)))
 
+    def session(
+        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+    ) -> WorkingSession:
+        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
 
     def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt:
-        append = self._completed(handing_off(session, agent, to, data, event_id))
+        append = self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves))
         return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
 
     def set_policy(self, session: str, policy: Policy) -> None:
@@ -356,19 +371,32 @@ class AsyncSessionLog(Exchanges):
         flow: Flow[Receipt]
         if dedupe:
             token = self.tokens.of(session, as_events(events))
+            traceparent = traceparent or current_traceparent()
             flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
         else:
             append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
             flow = append_flow(self._completed(append), self.limits)
         return await self.drive(self._acknowledged(await self.run(flow)))
 
+    def session(
+        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+    ) -> AsyncWorkingSession:
+        return AsyncWorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
         return AsyncLease(self, session, agent, ttl_ms, new_id())
 
     async def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt:
-        append = self._completed(handing_off(session, agent, to, data, event_id))
+        append = self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves))
         return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
 
     async def set_policy(self, session: str, policy: Policy) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.chaos.effort import FULL, seeded
 from tests.chaos.soak import soak
 
-SECONDS = 120 if FULL else 18
+SECONDS = 120 if FULL else 12
 
 
 def test_a_fleet_to_which_everything_happens_keeps_every_law(tmp_path: Path) -> None:

@@ -592,7 +592,7 @@ def test_traffic_makes_no_findings(world: World) -> None:
                     for n in range(10)
                 ]
                 assert all(isinstance(receipt, Receipt) for receipt in log.append_many(appends))
-                stop.wait(0.05 if FULL else 0)
+                stop.wait(0.05)
         except BaseException as error:
             errors.append(error)
 

@@ -23,6 +23,7 @@ __all__ = ["built"]
 FOR_OPERATORS = {
     *("LOG_GAP", "LOG_TRIMMED", "LOG_ALTERED", "TAIL_LOST", "FORK"),
     *("EVENT_ILLEGAL", "EVENT_UNREADABLE", "EVENT_NEWER", "WORKER_KILLED", "QUARANTINED"),
+    *("SUBSCRIPTION_DAMAGED", "SUBSCRIPTION_LOST"),
 }
 #: These append something themselves, so that afterwards there is more than before.
 APPENDING = (damages.view_ahead, damages.parked_behind, damages.feed_gap, damages.feed_cut)

@@ -168,7 +168,7 @@ FUNCTIONS: Final = {
     "the digest leaves out what was before": ("local chained = head.digest ..", "local chained ="),
     "a body loses its last byte": ("'b', commit.body }", "'b', string.sub(commit.body, 1, -2) }"),
     "the head keeps the gate of before": ("gate = gate, ms = ms", "gate = head.gate, ms = ms"),
-    "time runs backwards": ("local ms = math.max(now, head.ms)", "local ms = now - seq * 1000"),
+    "time runs backwards": ("local ms = math.max(written_at(meta, now), head.ms)", "local ms = now - seq * 1000"),
     "a completed session takes anything": ("  c = { s = 'o',", "  c = { b = 'c', s = 'o',"),
     "the running total counts commits": ("events_fed = events_fed + events", "events_fed = events_fed + 1"),
     "the feed tells of the first event only": ("tonumber(reply[3]), #commit.body", "tonumber(reply[2]), #commit.body"),

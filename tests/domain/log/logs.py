@@ -18,6 +18,7 @@ from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
 from domain.log.protocol import Flow, Request
 from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
 from domain.log.subscribing.subscription import AsyncSubscription
+from domain.log.working import AsyncWorkingSession
 
 T = TypeVar("T")
 _NUMBERS = count(1)
@@ -58,9 +59,19 @@ class Blocking:
         return BlockingLease(self._runner, self._runner.run(self._log.lease(session, agent, ttl_ms).take()))
 
     def handoff(
-        self, session: str, agent: str, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = ""
+        self,
+        session: str,
+        agent: str,
+        to: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        event_id: str = "",
+        leaves: bool = False,
     ) -> Receipt:
-        return self._runner.run(self._log.handoff(session, agent, to, data=data, event_id=event_id))
+        return self._runner.run(self._log.handoff(session, agent, to, data=data, event_id=event_id, leaves=leaves))
+
+    def session(self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS) -> Any:
+        return BlockingWork(self._runner, self._log.session(session, agent, exclusive=exclusive, ttl_ms=ttl_ms))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self._runner.run(self._log.set_policy(session, policy))
@@ -139,6 +150,25 @@ class BlockingLease:
 
     def handoff(self, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = "") -> Receipt:
         return self._runner.run(self._lease.handoff(to, data=data, event_id=event_id))
+
+
+class BlockingWork:
+    """An asyncio log's agent at work behind the blocking face."""
+
+    def __init__(self, runner: asyncio.Runner, work: AsyncWorkingSession) -> None:
+        self._runner = runner
+        self._work = work
+
+    def __enter__(self) -> BlockingWork:
+        self._runner.run(self._work.__aenter__())
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._runner.run(self._work.__aexit__(*exc_info))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._work, name)
+        return (lambda *args, **options: self._runner.run(found(*args, **options))) if callable(found) else found
 
 
 class BlockingSubscription:

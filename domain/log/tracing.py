@@ -1,0 +1,16 @@
+"""The trace that a producer is in, by OpenTelemetry's current span, as W3C trace context."""
+
+from __future__ import annotations
+
+import sys
+
+
+def current_traceparent() -> str | None:
+    """The `traceparent` of the current span; None without one. Who never imported OpenTelemetry has none."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
