@@ -179,6 +179,10 @@ REGISTRY: dict[str, Entry] = {
         Conflict,
         "go on with what comes: other members are given what was not acknowledged of the partitions named",
     ),
+    "SPOOL_HELD": Entry(
+        Conflict,
+        "look at it with `muster spool ls`; `muster spool drain` tries it again, `… export --remove` takes it out",
+    ),
     "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
@@ -228,6 +232,13 @@ REGISTRY: dict[str, Entry] = {
         OutcomeUnknown,
         "append the same again: it is recognised and waited for; or take the receipt in `facts` as it is",
     ),
+    "SPOOL_FULL": Entry(
+        Unavailable,
+        "bring the server back, and the spool empties by itself; or give it more room: `spool_bytes`, disk space",
+    ),
+    "SPOOL_FAILED": Entry(
+        Unavailable, "check the path of the spool, its permissions and its disk, which must be local"
+    ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
     # -- ask an operator ---------------------------------------------------------------------------------------------
     "SERVER_TOO_OLD": Entry(Misconfigured, "use Redis 7.0 or newer, or Valkey 7.2 or newer"),
@@ -257,6 +268,7 @@ REGISTRY: dict[str, Entry] = {
     "EPOCH_CHANGED": Entry(Misconfigured, "open the store again: an operator accepted that it lost commits"),
     "PARTITIONS_DIFFER": Entry(Misconfigured, "leave the partition count out, or give the one the store was made with"),
     "FUNCTIONS_MISSING": Entry(Misconfigured, "run `muster init`: it loads Muster's functions into the server again"),
+    "SPOOL_DIFFERS": Entry(Misconfigured, "use another path; what this one holds can be had by `muster spool export`"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
     "JOBS_OFF": Entry(
@@ -280,6 +292,10 @@ REGISTRY: dict[str, Entry] = {
     "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
     "SUBSCRIPTION_DAMAGED": Entry(
         Damaged, "drop it with `muster subscription drop`, and subscribe again from the beginning"
+    ),
+    "SPOOL_DAMAGED": Entry(
+        Damaged,
+        "put the file aside, and read what it still holds with sqlite3's `.recover`; use another path meanwhile",
     ),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),

@@ -4,6 +4,7 @@ from domain.log.connection import Connecting, ConnectionState, connect
 from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
 from domain.log.memory import MemoryLog
 from domain.log.redis_streams import AsyncSessionLog, SessionLog, create_store
+from domain.log.spooling.spool import Spool
 from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
 from domain.log.subscribing.subscription import AsyncSubscription, Subscription
 
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryLog",
     "Receipt",
     "SessionLog",
+    "Spool",
     "Subscription",
     "SubscriptionPosition",
     "connect",

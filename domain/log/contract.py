@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -26,6 +26,9 @@ Expected: TypeAlias = Literal["any", "new"] | int
 #: (`leased`).
 Policy: TypeAlias = Literal["any", "strict", "leased"]
 
+#: What a receipt says of a commit that waits in the outage spool.
+SPOOLED: Final = "spooled"
+
 
 class Position(Struct, frozen=True, gc=False):
     """A place in a session: the last seq of a commit, and the session's digest there, by which forks are told apart."""
@@ -41,6 +44,9 @@ class Receipt(Struct, frozen=True):
     deduplicated append whose last event was known before). `at_ms` is server time. `appended` events are new,
     `duplicates` were there already. `durability` is what was proved: `memory` (the server replied), `local` (on its
     disk), `replicated(k)` (in the memory of k replicas); only what the log was opened to want is looked for.
+
+    Of a log with a spool it may be `spooled` too: the commit is on this host's disk and goes to the server by itself.
+    Then `digest` is None, `at_ms` 0, and so are the seqs, unless an exact `expected` said where it must land.
     """
 
     session: str
@@ -56,6 +62,11 @@ class Receipt(Struct, frozen=True):
     def position(self) -> Position:
         """Where the session stood after the commit."""
         return Position(self.last_seq, self.digest)
+
+    @property
+    def is_spooled(self) -> bool:
+        """The commit waits in the outage spool: it is not in the log yet."""
+        return self.durability == SPOOLED
 
 
 class Head(Struct, frozen=True):
@@ -91,7 +102,7 @@ class Append(Struct, frozen=True):
 
     `known` is what the producer last knew of the session: a repeat is looked for from there on, and a log that does
     not hold it (any more) refuses the commit. `token` is that of a lease; with `heir` the lease passes to that
-    agent with the commit.
+    agent with the commit. `dedupe`: as `EventLog.append`'s.
     """
 
     session: str
@@ -103,6 +114,7 @@ class Append(Struct, frozen=True):
     heir: str | None = None
     #: Ids that the producer gave its events itself: they may stand in another commit too.
     ids: tuple[str, ...] = ()
+    dedupe: bool = False
 
 
 class AppendRequest(Struct, frozen=True):

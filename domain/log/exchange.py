@@ -19,7 +19,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -34,6 +34,7 @@ from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
 from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
+from domain.log.spooling.spool import Spool
 from domain.log.store import Identity, parse_info
 from domain.log.tracing import current_traceparent
 from domain.log.witness import Loss, Witness
@@ -41,6 +42,8 @@ from domain.log.witness import Loss, Witness
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+#: A server that was away for longer than this, in seconds, is not tried by every append before it is spooled.
+BLIP_S: Final = 1.0
 #: How many commits without a reply a log remembers.
 REMEMBERED_DOUBTS = 1024
 
@@ -110,6 +113,8 @@ class Exchanges:
         server: ServerSeen,
         lifetime_ms: int,
         wait_ms: int,
+        line: Line,
+        spool: Spool | None,
     ) -> None:
         self.keyspace = keyspace
         self.identity = identity
@@ -128,26 +133,44 @@ class Exchanges:
         self._lifetime_ms = lifetime_ms
         self._wait_ms = wait_ms
         self._name = new_id()[:12]
-        self._line = Line()
+        self._line = line
+        self.spool = spool
 
     @property
     def connection(self) -> ConnectionState:
         """Whether the server answers; if not, since when, and why."""
         return self._line.state
 
+    def _is_away(self) -> bool:
+        """The server did not answer for longer than a blip."""
+        since = self._line.state.waiting_since
+        return since is not None and time.time() - since > BLIP_S
+
+    def is_spooled(self, session: str) -> bool:
+        """Whether commits of a session wait in the spool."""
+        return self.spool is not None and self.spool.first(session) is not None
+
     # -- before a request is sent ------------------------------------------------------------------------------------
 
     def _completed(self, append: Append) -> Append:
-        """The append with ids for events that have none, what is known of its session, and the lease's token."""
+        """The append with ids for events that have none, what is known of its session, and what `_addressed` adds.
+
+        A deduplicated one has ids, and reads what is known.
+        """
+        if append.dedupe:
+            return self._addressed(append)
         given = tuple(event.id for event in append.events if event.id)
         events = with_ids(append.events, new_id)
         known = append.known if append.known is not None else self.witness.known(append.session)
         doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted
-        token = append.token or self.tokens.of(append.session, events)
-        trace = append.traceparent or current_traceparent()
-        return structs.replace(append, events=events, known=known, token=token, ids=given, traceparent=trace)
+        return structs.replace(self._addressed(append), events=events, known=known, ids=given)
+
+    def _addressed(self, append: Append) -> Append:
+        """The append with the lease's token and the trace it is in."""
+        token = append.token or self.tokens.of(append.session, append.events)
+        return structs.replace(append, token=token, traceparent=append.traceparent or current_traceparent())
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""

@@ -12,9 +12,12 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from threading import Event, Lock
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from domain.log.protocol import Request
+
+#: What is sent: requests to the server, or entries to the spool.
+Q = TypeVar("Q")
 
 #: Groups under way at a time: while the server works on one, the next is being encoded.
 IN_FLIGHT: Final = 2
@@ -22,32 +25,32 @@ IN_FLIGHT: Final = 2
 GROUP_REQUESTS: Final = 1024
 
 
-class _Waiting:
+class _Waiting(Generic[Q]):
     """A caller's requests, and what became of them."""
 
-    def __init__(self, requests: list[Request]) -> None:
+    def __init__(self, requests: list[Q]) -> None:
         self.requests = requests
         self.answers: list[Any] | None = None
         self.error: BaseException | None = None
         self.woken = Event()
 
 
-class ThreadGrouping:
+class ThreadGrouping(Generic[Q]):
     """Groups the requests of threads. The thread whose turn it is sends for all that wait; then it wakes the next."""
 
-    def __init__(self, send: Callable[[list[Request]], list[Any]]) -> None:
+    def __init__(self, send: Callable[[list[Q]], list[Any]]) -> None:
         self._send = send
         self._begin()
 
     def _begin(self) -> None:
         self._lock = Lock()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[Q]] = []
         self._under_way = 0
         self._process = os.getpid()
 
-    def exchange(self, requests: list[Request]) -> list[Any]:
+    def exchange(self, requests: list[Q]) -> list[Any]:
         """The answers to these requests; raises what sending them raised."""
-        own = None
+        own: _Waiting[Q] | None = None
         if self._process != os.getpid():
             self._begin()  # forked: the threads that hold the lock, or are under way, are the parent's
         with self._lock:
@@ -88,7 +91,7 @@ class ThreadGrouping:
                 waiting.woken.set()
             self._pass_on()
 
-    def _abandon(self, own: _Waiting) -> None:
+    def _abandon(self, own: _Waiting[Q]) -> None:
         """Takes back what an interrupted thread did not send yet; its turn, if it had it, is the next one's."""
         with self._lock:
             is_waiting = own in self._waiting
@@ -158,9 +161,9 @@ class TaskGrouping:
                 at += len(requests)
 
 
-def _first(waiting: list[_Waiting]) -> list[_Waiting]:
+def _first(waiting: list[_Waiting[Q]]) -> list[_Waiting[Q]]:
     """As many of those who wait as fit into a group, but at least one."""
-    group: list[_Waiting] = []
+    group: list[_Waiting[Q]] = []
     size = 0
     for one in waiting:
         size += len(one.requests)
@@ -170,7 +173,7 @@ def _first(waiting: list[_Waiting]) -> list[_Waiting]:
     return group
 
 
-def _hand_out(group: list[_Waiting], answers: list[Any]) -> None:
+def _hand_out(group: list[_Waiting[Q]], answers: list[Any]) -> None:
     at = 0
     for waiting in group:
         waiting.answers = answers[at : at + len(waiting.requests)]

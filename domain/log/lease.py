@@ -75,9 +75,12 @@ class Lease:
         self._log.run(renew_flow(self.session, self._token, self.ttl_ms))
 
     def release(self) -> None:
-        """Gives the lease back. One that is lost, passed on or given back already is let be."""
+        """Gives the lease back. One that is lost, passed on or given back already is let be; and one under which
+        commits wait in the spool runs out by itself, or they would be refused when they arrive.
+        """
         self._log.tokens.drop(self.session, self.agent, self._token)
-        self._log.run(release_flow(self.session, self._token))
+        if not self._log.is_spooled(self.session):
+            self._log.run(release_flow(self.session, self._token))
 
     def handoff(self, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = "") -> Receipt:
         """As `log.handoff`, from the holder."""
@@ -120,7 +123,8 @@ class AsyncLease:
     async def release(self) -> None:
         """As `Lease.release`."""
         self._log.tokens.drop(self.session, self.agent, self._token)
-        await self._log.run(release_flow(self.session, self._token))
+        if not self._log.is_spooled(self.session):
+            await self._log.run(release_flow(self.session, self._token))
 
     async def handoff(self, to: str, *, data: Mapping[str, Any] | None = None, event_id: str = "") -> Receipt:
         """As `Lease.handoff`."""

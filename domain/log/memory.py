@@ -42,7 +42,6 @@ from domain.log.protocol import (
     as_events,
     as_position,
     conflict,
-    deduped,
     expected_required,
     gate_refused,
     lease_held,
@@ -109,10 +108,7 @@ class MemoryLog(BlockingReads):
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
-        if dedupe:
-            token = self.tokens.of(session, as_events(events))
-            return self.run(deduped(session, as_events(events), expected, traceparent, self.limits, token))
-        append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
+        append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
         return self.run(append_flow(self._completed(append), self.limits))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
@@ -144,11 +140,12 @@ class MemoryLog(BlockingReads):
         self.run(policy_flow(session, policy))
 
     def _completed(self, append: Append) -> Append:
+        token = append.token or self.tokens.of(append.session, append.events)
+        append = structs.replace(append, token=token, traceparent=append.traceparent or current_traceparent())
+        if append.dedupe:
+            return append
         given = tuple(event.id for event in append.events if event.id)
-        events = with_ids(append.events, new_id)
-        token = append.token or self.tokens.of(append.session, events)
-        trace = append.traceparent or current_traceparent()
-        return structs.replace(append, events=events, token=token, ids=given, traceparent=trace)
+        return structs.replace(append, events=with_ids(append.events, new_id), ids=given)
 
     def skip(self, session: str, seq: int, digest: str) -> None:
         """Discards the commit that ends at `seq` with `digest`, as an operator does on a server."""
@@ -171,6 +168,10 @@ class MemoryLog(BlockingReads):
         found = self.run(resolve_flow(doubt))
         assert not isinstance(found, Unsettled), "in memory there is no delay"
         return found
+
+    def is_spooled(self, session: str) -> bool:
+        """Whether commits of a session wait in a spool; there is none."""
+        return False
 
     def close(self) -> None:
         pass

@@ -10,7 +10,7 @@ Appends of one list that belong to one partition travel in one call of the appen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Struct, structs
@@ -533,10 +533,17 @@ def append_flow(append: Append, limits: Limits = DEFAULT_LIMITS) -> Flow[Receipt
     A commit expected anywhere is recognised, when it comes twice, among those after the seq its producer last knew;
     so a producer that knows none is told the head first.
     """
+    if append.dedupe:
+        return (yield from dedupe_flow(append, limits))
     request = encode_append(append, limits)
     if request.expected == "any" and request.known is None:
         (head,) = yield [HeadRequest(append.session)]
         request = structs.replace(request, known=position_of(taken(head)))
+    return (yield from sent_flow(request))
+
+
+def sent_flow(request: AppendRequest) -> Flow[Receipt]:
+    """A commit as it is sent, also again; one expected anywhere says what its producer knew when it was first sent."""
     while True:
         (answer,) = yield [request]
         if isinstance(answer, Searching):
@@ -560,41 +567,30 @@ def append_many_flow(appends: Sequence[Append], limits: Limits = DEFAULT_LIMITS)
     """
     told = list(dict.fromkeys(append.session for append in appends if _must_be_told(append)))
     heads: list[Any] = (yield [HeadRequest(session) for session in told]) if told else []
-    known = {
-        session: position_of(head)
-        for session, head in zip(told, heads, strict=True)
-        if not isinstance(head, MusterError)
-    }
-    informed = [
-        structs.replace(append, known=known.get(append.session)) if _must_be_told(append) else append
-        for append in appends
-    ]
-    return (yield from together([append_flow(append, limits) for append in informed]))
+    answers = dict(zip(told, heads, strict=True))
+    return (yield from together([_told_flow(append, answers, limits) for append in appends]))
+
+
+def _told_flow(append: Append, heads: Mapping[str, Any], limits: Limits) -> Flow[Receipt]:
+    """One commit of many, whose session's head was asked for, if need be."""
+    if _must_be_told(append):
+        append = structs.replace(append, known=position_of(taken(heads[append.session])))
+    return (yield from append_flow(append, limits))
 
 
 def _must_be_told(append: Append) -> bool:
     """The producer knows no seq of the session, and needs one so that a repeat is recognised."""
-    return append.expected == "any" and append.known is None and is_identifier(append.session)
+    is_told = append.expected != "any" or append.known is not None or append.dedupe
+    return not is_told and is_identifier(append.session)
 
 
-def dedupe_flow(
-    session: str,
-    events: Sequence[Event],
-    traceparent: str | None,
-    limits: Limits = DEFAULT_LIMITS,
-    known: KnownEvents | None = None,
-    token: str | None = None,
-) -> Flow[Receipt]:
+def dedupe_flow(append: Append, limits: Limits = DEFAULT_LIMITS, known: KnownEvents | None = None) -> Flow[Receipt]:
     """Appends those of the events that the session does not hold yet, whatever batches they came in before.
 
-    `known` is what an earlier flow for the session read; it is brought up to date here.
+    `known` is what an earlier flow for the session read; it is brought up to date here. Raises as `check_deduped`.
     """
-    check_session(session)
-    for event in events:
-        if not event.id:
-            raise Refused("ID_INVALID", "an event without an id cannot be recognised", session=session)
-    if not events:
-        raise Refused("COMMIT_EMPTY", "a commit holds no event", session=session)
+    check_deduped(append)
+    session, events = append.session, append.events
     known = known if known is not None else KnownEvents(session)
     yield from known.refresh_flow()
     for _ in range(DEDUPE_ATTEMPTS):
@@ -602,7 +598,7 @@ def dedupe_flow(
         if not fresh:
             return Receipt(session, min(seqs), max(seqs), None, known.at_ms, appended=0, duplicates=len(events))
         at = Position(known.seq, known.digest or None)
-        request = encode_append(Append(session, tuple(fresh), known.seq, at, traceparent, token), limits)
+        request = encode_append(structs.replace(append, events=tuple(fresh), expected=known.seq, known=at), limits)
         (answer,) = yield [request]
         if isinstance(answer, Conflict) and answer.code == "SEQ_CONFLICT":
             yield from known.refresh_flow()
@@ -620,6 +616,18 @@ def dedupe_flow(
             durability=receipt.durability,
         )
     raise conflict(session, known.seq, known.seq)
+
+
+def check_deduped(append: Append) -> None:
+    """Raises Refused (SESSION_INVALID, EXPECTED_INVALID, ID_INVALID, COMMIT_EMPTY) for what cannot be deduplicated."""
+    check_session(append.session)
+    if append.expected != "any":
+        raise Refused("EXPECTED_INVALID", "a deduplicated append finds its own place: expect `any`")
+    for event in append.events:
+        if not event.id:
+            raise Refused("ID_INVALID", "an event without an id cannot be recognised", session=append.session)
+    if not append.events:
+        raise Refused("COMMIT_EMPTY", "a commit holds no event", session=append.session)
 
 
 class KnownEvents:
@@ -994,22 +1002,8 @@ def as_position(session: str, known: Receipt | Position | int | None) -> Positio
     if isinstance(known, Receipt):
         if known.session != session:
             raise Refused("EXPECTED_INVALID", f"a receipt of session {known.session} says nothing of {session}")
-        return known.position
+        return None if known.is_spooled else known.position
     return Position(known) if isinstance(known, int) else known
-
-
-def deduped(
-    session: str,
-    events: tuple[Event, ...],
-    expected: Expected,
-    traceparent: str | None,
-    limits: Limits,
-    token: str | None = None,
-) -> Flow[Receipt]:
-    """A deduplicated append, which chooses its place itself. Raises Refused (EXPECTED_INVALID) for any other wish."""
-    if expected != "any":
-        raise Refused("EXPECTED_INVALID", "a deduplicated append finds its own place: expect `any`")
-    return dedupe_flow(session, events, traceparent, limits, token=token)
 
 
 def limited(items: Iterator[str], limit: int | None) -> Iterator[str]:

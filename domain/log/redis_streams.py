@@ -7,21 +7,26 @@ would send a write again without telling. Here a request is sent again only beca
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 from uuid import uuid4
 
 import redis
 import redis.asyncio
+from msgspec import structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
-from domain.errors import Misconfigured, MusterError, OutcomeUnknown
+from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.events import Event
 from domain.log.blocking import BlockingReads
 from domain.log.connection import (
     LOCALHOST,
+    PASSES,
     Connecting,
+    Line,
     connect,
     connect_async,
     raised,
@@ -46,11 +51,14 @@ from domain.log.protocol import (
     append_many_flow,
     as_events,
     as_position,
-    deduped,
     head_flow,
     policy_flow,
     resolve_flow,
+    taken,
 )
+from domain.log.spooling.appending import Steps, append_steps
+from domain.log.spooling.draining import DrainingTask, DrainingThread, Pass, drain_steps, ping_steps
+from domain.log.spooling.spool import Spool
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
 from domain.log.subscribing.delivery import Wanted
 from domain.log.subscribing.durable import check_name
@@ -59,7 +67,6 @@ from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubsc
 from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
-from domain.log.tracing import current_traceparent
 from domain.log.witness import Loss
 from domain.log.working import AsyncWorkingSession, WorkingSession
 
@@ -69,6 +76,8 @@ T = TypeVar("T")
 #: How long the server may take a commit at most, in seconds, where it is sent again for as long as it takes: whoever
 #: meets that end after an outage of a day is told that it is too late, and appends anew.
 LONGEST_LIFE_S: Final = 86_400.0
+#: How often whoever waits for the spool looks at it, in seconds.
+LOOK_S: Final = 0.02
 
 
 def _are_appends(requests: Sequence[Request]) -> bool:
@@ -81,15 +90,30 @@ def _doubtful(unknown: OutcomeUnknown, requests: Sequence[Request]) -> OutcomeUn
     return OutcomeUnknown("OUTCOME_UNKNOWN", unknown.cause, doubts=tuple(requests))
 
 
+def _each(error: MusterError, requests: Sequence[Request]) -> list[MusterError]:
+    """The error of an exchange, as the answer to each of its requests."""
+    if not isinstance(error, OutcomeUnknown):
+        return [error] * len(requests)
+    return [OutcomeUnknown(error.code, error.cause, doubts=(request,)) for request in requests]
+
+
 def _with(answers: Sequence[Any], places: Sequence[int], again: Sequence[Any]) -> list[Any]:
     """The answers, with those at some places replaced."""
     replaced = dict(zip(places, again, strict=True))
     return [replaced.get(place, answer) for place, answer in enumerate(answers)]
 
 
-def _exchange_options(connecting: Connecting, limits: Limits, durability: str, server: ServerSeen) -> dict[str, Any]:
+def _exchange_options(
+    connecting: Connecting, limits: Limits, durability: str, server: ServerSeen, spool: Spool | None
+) -> dict[str, Any]:
     """How a log over this connection exchanges requests."""
+    if spool is not None and connecting.retry_for_s > LONGEST_LIFE_S:
+        raise Misconfigured(
+            "SETTING_INVALID", "with a spool, retry_for_s is how long an append waits before it: not inf"
+        )
     return {
+        "line": Line(),
+        "spool": spool,
         "limits": limits,
         "durability": parse_durability(durability),
         "server": server,
@@ -97,6 +121,32 @@ def _exchange_options(connecting: Connecting, limits: Limits, durability: str, s
         # Shorter than the connection waits for the reply to it.
         "wait_ms": max(1, int(500 * connecting.timeout_s)),
     }
+
+
+def _as_spool(spool: Spool | str | Path | None) -> Spool | None:
+    return Spool(spool) if isinstance(spool, (str, Path)) else spool
+
+
+def _opened_store(
+    replies: list[Any] | Unavailable, environment: str, namespace: str, partitions: int | None, spool: Spool | None
+) -> tuple[Identity, int | None]:
+    """The store by the replies to `open_commands`, and the server's time; where there are none, the store whose commits
+    the spool takes. Raises why there are none, if it never met that store.
+    """
+    if isinstance(replies, Unavailable):
+        met = spool.identity(environment, namespace) if spool is not None and replies.code in PASSES else None
+        if met is None:
+            raise replies
+        return met, None
+    identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
+    if spool is not None:
+        spool.belongs_to(environment, namespace, identity)
+    return identity, now
+
+
+def _once(connecting: Connecting) -> Connecting:
+    """The same connection without its patience: whoever sends what is in a spool has his own."""
+    return structs.replace(connecting, retry_for_s=0.0)
 
 
 class SessionLog(Exchanges, BlockingReads):
@@ -110,8 +160,9 @@ class SessionLog(Exchanges, BlockingReads):
         super().__init__(keyspace, identity, **options)
         self.client = client
         self.connecting = connecting
-        self._appends = ThreadGrouping(self._send_requests)
+        self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_requests)
         self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
+        self._drainer = DrainingThread(self.spool, self.drain) if self.spool is not None else None
 
     @classmethod
     def open(
@@ -123,6 +174,7 @@ class SessionLog(Exchanges, BlockingReads):
         partitions: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
         durability: str = "memory",
+        spool: Spool | str | Path | None = None,
     ) -> Self:
         """Connects to a server and opens the store on it.
 
@@ -130,21 +182,33 @@ class SessionLog(Exchanges, BlockingReads):
         `local` (on its disk), `replicated(k)` (in the memory of k replicas). A commit that is written and reaches
         less raises OutcomeUnknown (DURABILITY_SHORT).
 
+        `spool` is a local file that takes commits while the server is away, and sends them by itself, in the order of
+        each session, when it is back. An append waits for the server for `retry_for_s`, and not at all once it is known
+        to be away; its receipt is `spooled`. A spool that met the store before lets it be opened during an outage.
+
         Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD,
-        ACCESS_DENIED).
+        ACCESS_DENIED, SPOOL_DIFFERS).
         """
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server)
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool))
         client = connect(connecting, server.met)
         try:
-            replies = send(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
+            replies: list[Any] | Unavailable
+            try:
+                opening = open_commands(environment, namespace)
+                replies = send(client, opening, connecting, wrote=False, line=options["line"])
+            except Unavailable as away:
+                replies = away
+            identity, now = _opened_store(replies, environment, namespace, partitions, options["spool"])
         except BaseException:
             client.close()
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
-        log._clock.learn(now)
+        if now is not None:
+            log._clock.learn(now)
+        if log.spool is not None and not log.spool.is_empty():
+            log._wake()
         return log
 
     def __enter__(self) -> Self:
@@ -155,7 +219,11 @@ class SessionLog(Exchanges, BlockingReads):
 
     def close(self) -> None:
         self._follower.close()
+        if self._drainer is not None:
+            self._drainer.close()
         self.client.close()
+        if self.spool is not None:
+            self.spool.close()
 
     def append(
         self,
@@ -167,15 +235,29 @@ class SessionLog(Exchanges, BlockingReads):
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
-        flow: Flow[Receipt]
-        if dedupe:
-            token = self.tokens.of(session, as_events(events))
-            traceparent = traceparent or current_traceparent()
-            flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
-        else:
-            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
-            flow = append_flow(self._completed(append), self.limits)
-        return self.drive(self._acknowledged(self.run(flow)))
+        append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
+        return self._append(self._completed(append))
+
+    def _append(self, append: Append) -> Receipt:
+        if self.spool is not None:
+            (answer,) = self._append_or_spool(self.spool, [append])
+            receipt: Receipt = taken(answer)
+            return receipt
+        return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
+
+    def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        steps = append_steps(
+            spool,
+            appends,
+            self._all_acknowledged,
+            limits=self.limits,
+            epoch=self.identity.epoch,
+            is_away=self._is_away(),
+        )
+        answers = self._walk(steps)
+        if any(isinstance(answer, Receipt) and answer.is_spooled for answer in answers):
+            self._wake()
+        return answers
 
     def session(
         self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
@@ -195,15 +277,16 @@ class SessionLog(Exchanges, BlockingReads):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        append = self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves))
-        return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
+        return self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        answers = self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        return self.drive(self._all_acknowledged(answers))
+        completed = [self._completed(append) for append in appends]
+        if self.spool is not None:
+            return self._append_or_spool(self.spool, completed)
+        return self.drive(self._all_acknowledged(self.run(append_many_flow(completed, self.limits))))
 
     def subscribe(
         self,
@@ -257,21 +340,73 @@ class SessionLog(Exchanges, BlockingReads):
             time.sleep(found.ms / 1000)
         return found
 
-    def _exchange(self, requests: list[Request]) -> list[Any]:
+    # -- the spool -----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> Pass:
+        """Sends a page of what waits in the spool. It happens by itself."""
+        assert self.spool is not None
+        with self.spool.sending() as is_ours:
+            if not is_ours:
+                return self._walk(ping_steps(), _once(self.connecting))
+            steps = drain_steps(
+                self.spool,
+                self.witness.known,
+                self._all_acknowledged,
+                limits=self.limits,
+                epoch=self.identity.epoch,
+            )
+            return self._walk(steps, _once(self.connecting))
+
+    def drained(self, timeout_s: float = math.inf) -> bool:
+        """Waits until the spool holds nothing but what is held, so long at most; returns whether it came to that."""
+        until = time.monotonic() + timeout_s
+        while self.spool is not None and not self.spool.is_empty():
+            if time.monotonic() > until:
+                return False
+            time.sleep(LOOK_S)
+        return True
+
+    def _wake(self) -> None:
+        if self._drainer is not None:
+            self._drainer.wake()
+
+    def _walk(self, steps: Steps[T], once: Connecting | None = None) -> T:
+        """Does what steps ask for, to their end, and returns their result; `once`: without patience."""
+        try:
+            step = next(steps)
+            while True:
+                found: Any
+                if isinstance(step, list):
+                    try:
+                        found = self._exchange(step, once)
+                    except MusterError as error:
+                        found = _each(error, step)
+                elif callable(step):
+                    found = step()
+                else:
+                    found = self.drive(step, once)
+                step = steps.send(found)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    # -- exchanges -----------------------------------------------------------------------------------------------------
+
+    def _exchange(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
         if not _are_appends(requests):
-            return self._send_requests(requests)
+            return self._send_requests(requests, once)
         stamped = self._stamped(requests)
-        answers = self._send_appends(stamped)
+        answers = self._send_appends(stamped, once)
         mistimed = self._mistimed(stamped, answers)
         if mistimed:
-            again = self._send_appends(self._stamped([stamped[index] for index in mistimed]))
+            again = self._send_appends(self._stamped([stamped[index] for index in mistimed]), once)
             answers = _with(answers, mistimed, again)
         self._settle(stamped, answers)
         return answers
 
-    def _send_appends(self, requests: list[Request]) -> list[Any]:
+    def _send_appends(self, requests: list[Request], once: Connecting | None) -> list[Any]:
         try:
-            return self._appends.exchange(requests)
+            return self._appends.exchange(requests) if once is None else self._send_requests(requests, once)
         except OutcomeUnknown as unknown:
             self._doubt(requests)
             raise _doubtful(unknown, requests) from unknown
@@ -281,11 +416,11 @@ class SessionLog(Exchanges, BlockingReads):
             self._doubt(requests)
             raise
 
-    def _send_requests(self, requests: list[Request]) -> list[Any]:
-        return self.drive(self._answering(requests))
+    def _send_requests(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+        return self.drive(self._answering(requests), once)
 
-    def drive(self, wire: Wire[T]) -> T:
-        """Sends what a wire yields, to its end, and returns its result."""
+    def drive(self, wire: Wire[T], once: Connecting | None = None) -> T:
+        """Sends what a wire yields, to its end, and returns its result; `once`: without patience."""
         try:
             sending = next(wire)
             while True:
@@ -294,7 +429,7 @@ class SessionLog(Exchanges, BlockingReads):
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = send(
-                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                        self.client, sending.commands, once or self.connecting, wrote=sending.writes, line=self._line
                     )
                 except MusterError as error:
                     sending = wire.throw(error)
@@ -321,6 +456,7 @@ class AsyncSessionLog(Exchanges):
         self.connecting = connecting
         self._appends = TaskGrouping(self._send_requests)
         self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
+        self._drainer = DrainingTask(self.spool, self.drain) if self.spool is not None else None
 
     @classmethod
     async def open(
@@ -332,20 +468,29 @@ class AsyncSessionLog(Exchanges):
         partitions: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
         durability: str = "memory",
+        spool: Spool | str | Path | None = None,
     ) -> Self:
         """As `SessionLog.open`."""
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server)
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool))
         client = connect_async(connecting, server.met)
         try:
-            replies = await send_async(client, open_commands(environment, namespace), connecting, wrote=False)
-            identity, now = parse_open([raised(reply) for reply in replies], environment, namespace, partitions)
+            replies: list[Any] | Unavailable
+            try:
+                opening = open_commands(environment, namespace)
+                replies = await send_async(client, opening, connecting, wrote=False, line=options["line"])
+            except Unavailable as away:
+                replies = away
+            identity, now = _opened_store(replies, environment, namespace, partitions, options["spool"])
         except BaseException:
             await client.aclose()
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
-        log._clock.learn(now)
+        if now is not None:
+            log._clock.learn(now)
+        if log.spool is not None and not log.spool.is_empty():
+            log._wake()
         return log
 
     async def __aenter__(self) -> Self:
@@ -356,7 +501,11 @@ class AsyncSessionLog(Exchanges):
 
     async def close(self) -> None:
         await self._follower.close()
+        if self._drainer is not None:
+            await self._drainer.close()
         await self.client.aclose()
+        if self.spool is not None:
+            self.spool.close()
 
     async def append(
         self,
@@ -368,15 +517,29 @@ class AsyncSessionLog(Exchanges):
         dedupe: bool = False,
         traceparent: str | None = None,
     ) -> Receipt:
-        flow: Flow[Receipt]
-        if dedupe:
-            token = self.tokens.of(session, as_events(events))
-            traceparent = traceparent or current_traceparent()
-            flow = deduped(session, as_events(events), expected, traceparent, self.limits, token)
-        else:
-            append = Append(session, as_events(events), expected, as_position(session, known), traceparent)
-            flow = append_flow(self._completed(append), self.limits)
-        return await self.drive(self._acknowledged(await self.run(flow)))
+        append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
+        return await self._append(self._completed(append))
+
+    async def _append(self, append: Append) -> Receipt:
+        if self.spool is not None:
+            (answer,) = await self._append_or_spool(self.spool, [append])
+            receipt: Receipt = taken(answer)
+            return receipt
+        return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
+
+    async def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        steps = append_steps(
+            spool,
+            appends,
+            self._all_acknowledged,
+            limits=self.limits,
+            epoch=self.identity.epoch,
+            is_away=self._is_away(),
+        )
+        answers = await self._walk(steps)
+        if any(isinstance(answer, Receipt) and answer.is_spooled for answer in answers):
+            self._wake()
+        return answers
 
     def session(
         self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
@@ -396,15 +559,16 @@ class AsyncSessionLog(Exchanges):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        append = self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves))
-        return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
+        return await self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        answers = await self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
-        return await self.drive(self._all_acknowledged(answers))
+        completed = [self._completed(append) for append in appends]
+        if self.spool is not None:
+            return await self._append_or_spool(self.spool, completed)
+        return await self.drive(self._all_acknowledged(await self.run(append_many_flow(completed, self.limits))))
 
     def subscribe(
         self,
@@ -489,20 +653,73 @@ class AsyncSessionLog(Exchanges):
             result: T = done.value
             return result
 
-    async def _exchange(self, requests: list[Request]) -> list[Any]:
+    # -- the spool -----------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> Pass:
+        """As `SessionLog.drain`."""
+        assert self.spool is not None
+        with self.spool.sending() as is_ours:
+            if not is_ours:
+                return await self._walk(ping_steps(), _once(self.connecting))
+            steps = drain_steps(
+                self.spool,
+                self.witness.known,
+                self._all_acknowledged,
+                limits=self.limits,
+                epoch=self.identity.epoch,
+            )
+            return await self._walk(steps, _once(self.connecting))
+
+    async def drained(self, timeout_s: float = math.inf) -> bool:
+        """As `SessionLog.drained`."""
+        until = time.monotonic() + timeout_s
+        while self.spool is not None and not self.spool.is_empty():
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
+    def _wake(self) -> None:
+        if self._drainer is not None:
+            self._drainer.wake()
+
+    async def _walk(self, steps: Steps[T], once: Connecting | None = None) -> T:
+        try:
+            step = next(steps)
+            while True:
+                found: Any
+                if isinstance(step, list):
+                    try:
+                        found = await self._exchange(step, once)
+                    except MusterError as error:
+                        found = _each(error, step)
+                elif callable(step):
+                    found = await asyncio.to_thread(step)
+                else:
+                    found = await self.drive(step, once)
+                step = steps.send(found)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    # -- exchanges -----------------------------------------------------------------------------------------------------
+
+    async def _exchange(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
         if not _are_appends(requests):
-            return await self._send_requests(requests)
+            return await self._send_requests(requests, once)
         stamped = self._stamped(requests)
-        answers = await self._send_appends(stamped)
+        answers = await self._send_appends(stamped, once)
         mistimed = self._mistimed(stamped, answers)
         if mistimed:
-            again = await self._send_appends(self._stamped([stamped[index] for index in mistimed]))
+            again = await self._send_appends(self._stamped([stamped[index] for index in mistimed]), once)
             answers = _with(answers, mistimed, again)
         self._settle(stamped, answers)
         return answers
 
-    async def _send_appends(self, requests: list[Request]) -> list[Any]:
+    async def _send_appends(self, requests: list[Request], once: Connecting | None) -> list[Any]:
         try:
+            if once is not None:
+                return await self._send_requests(requests, once)
             return await self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
             self._doubt(requests)
@@ -513,11 +730,11 @@ class AsyncSessionLog(Exchanges):
             self._doubt(requests)
             raise
 
-    async def _send_requests(self, requests: list[Request]) -> list[Any]:
-        return await self.drive(self._answering(requests))
+    async def _send_requests(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+        return await self.drive(self._answering(requests), once)
 
-    async def drive(self, wire: Wire[T]) -> T:
-        """Sends what a wire yields, to its end, and returns its result."""
+    async def drive(self, wire: Wire[T], once: Connecting | None = None) -> T:
+        """Sends what a wire yields, to its end, and returns its result; `once`: without patience."""
         try:
             sending = next(wire)
             while True:
@@ -526,7 +743,7 @@ class AsyncSessionLog(Exchanges):
                     await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = await send_async(
-                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                        self.client, sending.commands, once or self.connecting, wrote=sending.writes, line=self._line
                     )
                 except MusterError as error:
                     sending = wire.throw(error)

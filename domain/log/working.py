@@ -67,8 +67,8 @@ class Working(ABC, Generic[R]):
 
     @property
     def position(self) -> Position | None:
-        """Where the session stood after the last append."""
-        return self.receipt.position if self.receipt is not None else None
+        """Where the session stood after the last append; None while that waits in the spool."""
+        return self.receipt.position if self.receipt is not None and not self.receipt.is_spooled else None
 
     @abstractmethod
     def append(self, *events: Event) -> R:

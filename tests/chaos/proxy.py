@@ -63,6 +63,8 @@ class Proxy:
         self._late: list[bytes] = []
         self._lock = Lock()
         self.delivered_late = 0
+        #: How many connections were turned away because the way is cut.
+        self.refused = 0
         self._closing = Event()
         self._is_cut = False
         self._open: set[socket.socket] = set()
@@ -114,6 +116,7 @@ class Proxy:
             except OSError:
                 return  # closed
             if self._is_cut:
+                self.refused += 1
                 _break(client)
                 continue
             try:

@@ -337,7 +337,7 @@ def test_a_deduplicated_append_decides_again_when_others_are_quicker(make_log: M
     log, other = make_log(), make_log()
     log.append("s", note("1"))
 
-    flow = dedupe_flow("s", notes("1", "2", "3", "4"), None)
+    flow = dedupe_flow(Append("s", tuple(notes("1", "2", "3", "4"))))
     receipt = log.run(disturbed(flow, lambda: other.append("s", notes("3", "x"))))
 
     assert (receipt.first_seq, receipt.last_seq, receipt.appended, receipt.duplicates) == (1, 5, 2, 2)

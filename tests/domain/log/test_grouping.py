@@ -142,7 +142,7 @@ def failing(_: list[Request]) -> list[Any]:
     raise RuntimeError("the server went away")
 
 
-def threads_ask(grouping: ThreadGrouping, callers: int) -> list[object]:
+def threads_ask(grouping: ThreadGrouping[Request], callers: int) -> list[object]:
     start = Barrier(callers)
 
     def ask(number: int) -> object:
@@ -159,7 +159,7 @@ def threads_ask(grouping: ThreadGrouping, callers: int) -> list[object]:
 def test_whoever_sends_for_all_fails_for_all_and_the_next_group_still_leaves() -> None:
     """An error reaches every caller of the group; nobody waits for ever, and the turn is passed on."""
     answers: list[Callable[[list[Request]], list[Any]]] = [failing]
-    grouping = ThreadGrouping(lambda requests: answers[0](requests))
+    grouping: ThreadGrouping[Request] = ThreadGrouping(lambda requests: answers[0](requests))
 
     assert all(isinstance(outcome, RuntimeError) for outcome in threads_ask(grouping, 8 * IN_FLIGHT))
 
