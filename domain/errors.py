@@ -179,6 +179,7 @@ REGISTRY: dict[str, Entry] = {
         Conflict,
         "go on with what comes: other members are given what was not acknowledged of the partitions named",
     ),
+    "SPOOL_IN_USE": Entry(Conflict, "wait until it is done, or stop the producers that use the spool"),
     "SPOOL_HELD": Entry(
         Conflict,
         "look at it with `muster spool ls`; `muster spool drain` tries it again, `… export --remove` takes it out",
@@ -238,6 +239,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SPOOL_FAILED": Entry(
         Unavailable, "check the path of the spool, its permissions and its disk, which must be local"
+    ),
+    "SPOOL_WAITS": Entry(
+        DeadlineExceeded, "bring the server back; what waits goes there by itself while a producer has the spool open"
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
     # -- ask an operator ---------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from domain.errors import Misconfigured
 from domain.log import Connecting
 from domain.log.address import parse_address, without_password
 from domain.log.durability import parse_durability
+from domain.log.spooling.spool import DEFAULT_MAX_BYTES
 
 PREFIX: Final = "MUSTER_"
 #: Names under the prefix that are no settings: they belong to the scripts and to the tests.
@@ -89,6 +90,15 @@ class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return f"JobSettings({url!r}, threads={self.threads}, {rest}, auto_repair={self.auto_repair!r})"
 
 
+class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The outage spool of producers on this host: `muster event append`, `muster spool`."""
+
+    #: The file, on a local disk; None: none.
+    path: str | None = None
+    #: How many bytes of commits it takes.
+    max_bytes: Positive = DEFAULT_MAX_BYTES
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
 
@@ -102,6 +112,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
     jobs: JobSettings = JobSettings()
+    spool: SpoolSettings = SpoolSettings()
 
     @property
     def connecting(self) -> Connecting:

@@ -30,6 +30,7 @@ GROUPS: Final = {
     "recover": "plan and apply repairs of what verification found",
     "job": "ask for long work on all partitions, watch it, cancel it",
     "parked": "list, show and retry sessions whose log breaks a law, which wait at the last good commit",
+    "spool": "what waits in an outage spool on this host: list, send, take out",
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "explain": "say what an error code means and what to do",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from domain.log import SessionLog
+from domain.log import SessionLog, Spool
 from projections.store import ProjectionStore
 from workers.settings import Settings
 
@@ -46,7 +46,7 @@ def command(group: Any, name: str, purpose: str, run: Run) -> argparse.ArgumentP
 
 
 @contextmanager
-def opened_log(settings: Settings) -> Iterator[SessionLog]:
+def opened_log(settings: Settings, spool: Spool | None = None) -> Iterator[SessionLog]:
     """The log of the store that the settings name."""
     with SessionLog.open(
         settings.connecting,
@@ -54,6 +54,7 @@ def opened_log(settings: Settings) -> Iterator[SessionLog]:
         namespace=settings.namespace,
         partitions=settings.partitions,
         durability=settings.durability,
+        spool=spool,
     ) as log:
         yield log
 

@@ -17,7 +17,7 @@ import msgspec
 
 from domain.codec import Commit, parse_line
 from domain.errors import NotFound, Refused
-from domain.log import SessionLog
+from domain.log import SessionLog, Spool
 from domain.log.contract import Expected
 from projections.queries import unknown_session
 from projections.session_view import rfc3339
@@ -78,11 +78,14 @@ def run_append(options: argparse.Namespace, settings: Settings) -> int:
     if options.dry_run:
         printing.say(f"dry run: would append 1 event to session {session}")
         return 0
-    with arguments.opened_log(settings) as log:
+    spool = None if settings.spool.path is None else Spool(settings.spool.path, max_bytes=settings.spool.max_bytes)
+    with arguments.opened_log(settings, spool) as log:
         wish = expected(options.expect)
         # An id of the caller's own makes a repeat harmless, also after a call of which nobody knows the outcome.
         dedupe = options.id is not None and wish == "any"
         receipt = log.append(session, event, expected=wish, dedupe=dedupe, traceparent=options.traceparent)
+    if receipt.is_spooled:
+        printing.say("the server is away: the event waits in the spool, for the next append or `muster spool drain`")
     printing.document({"schema": "muster.receipt/1", **msgspec.to_builtins(receipt)}, options.output)
     return 0
 
