@@ -53,12 +53,13 @@ class Producers:
         self._face = face
         self._opened: list[Any] = []
 
-    def open(self, *, max_bytes: int = 1 << 20, namespace: str = "", retry_for_s: float = 0.05) -> Any:
+    def open(self, *, max_bytes: int = 1 << 20, namespace: str = "", retry_for_s: float = 0.05, **more: Any) -> Any:
         connecting = Connecting(self._proxy.url, timeout_s=5, retry_for_s=retry_for_s)
         options: dict[str, Any] = {
             "environment": ENVIRONMENT,
             "namespace": namespace or self._store.namespace,
             "spool": Spool(self.path, max_bytes=max_bytes),
+            **more,
         }
         if self._face == "asyncio":
             self._opened.append(SpoolingBlocking(lambda: AsyncSessionLog.open(connecting, **options)))
@@ -278,7 +279,7 @@ def test_a_commit_that_the_server_refuses_is_held_and_its_session_waits(
     assert ids(store.open().read(session)) == ["1", "x"]
     assert ids(store.open().read(other)) == ["a"]
     assert [(one.code, one.request.expected) for one in producers.waiting()] == [("SEQ_CONFLICT", 1), (None, 2)]
-    assert "is held" in caplog.text
+    wait_until(lambda: log.drained(1) and "is held" in caplog.text)
     error = refused(lambda: log.append(session, note("4")), Conflict, "SPOOL_HELD")
     assert error.facts["reason"] == "SEQ_CONFLICT"
 
@@ -524,6 +525,22 @@ def test_patience_without_end_and_a_spool_contradict_each_other(store: Store, tm
         Misconfigured,
         "SETTING_INVALID",
     )
+
+
+def test_a_commit_waits_until_it_has_reached_what_was_asked_for(
+    store: Store, proxy: Proxy, producers: Producers
+) -> None:
+    """It is in the log, once, and stays in the spool as long as no replica has it."""
+    log = producers.open(durability="replicated(1)")
+    session = new_session()
+    with proxy.cut():
+        assert log.append(session, note("1")).is_spooled
+    wait_until(lambda: not log.drained(0.1) and ids(store.open().read(session)) == ["1"])
+    assert not log.drained(0.5)
+    assert [one.request.ids for one in producers.waiting()] == [("1",)]
+    log.close()
+    assert producers.open().drained(30)
+    assert ids(store.open().read(session)) == ["1"]
 
 
 async def test_tasks_that_append_during_an_outage_keep_the_loop_going(
