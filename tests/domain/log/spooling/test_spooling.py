@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from domain import (
     Append,
@@ -27,8 +28,9 @@ from domain import (
 from domain.log import Connecting, Spool, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
+from domain.log.protocol import encode_append, sent_flow
 from domain.log.spooling.appending import is_outage
-from domain.log.spooling.spool import Spooled
+from domain.log.spooling.spool import Entry, Spooled
 from tests.chaos.proxy import Moment, Proxy, Strike, proxied
 from tests.conftest import ENVIRONMENT, Store
 from tests.domain.log.logs import Blocking, ids, new_session, note, notes, refused
@@ -157,11 +159,25 @@ def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: P
 
     proxy.strikes.append(Strike(Moment.ANSWERED, cut))
     assert log.append(session, note("2")).is_spooled
+    assert producers.waiting()[0].marked
     assert log.append(session, note("3")).is_spooled
     assert ids(store.open().read(session)) == ["1", "2"]
     cuts[0].__exit__(None, None, None)
     assert log.drained(30)
     assert ids(store.open().read(session)) == ["1", "2", "3"]
+
+
+def test_a_commit_in_doubt_is_looked_for_from_where_it_was_sent(store: Store, tmp_path: Path) -> None:
+    """And not from what its producer was told of the session since, by an append that came after it."""
+    log, session = store.open(), new_session()
+    log.spool = Spool(tmp_path / "spool.db")
+    request = structs.replace(encode_append(Append(session, (note("1"),))), known=Position(0))
+    log.run(sent_flow(request))
+    log.append(new_session(), note("2"))
+    log.witness.told(store.open().append(session, note("2")))
+    log.spool.add([Entry(request, 1, marked=True)])
+    assert log.drain().arrived == 1
+    assert ids(log.read(session)) == ["1", "2"]
 
 
 def test_a_sender_that_dies_after_it_sent_leaves_one_copy(
