@@ -146,11 +146,14 @@ def test_once_the_server_is_known_to_be_away_appends_are_not_tried_first(
     assert log.drained(30)
 
 
-def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: Producers) -> None:
-    """The server took it, and the network went down before it could say so: the spool sends it again, as a repeat."""
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: Producers, is_first: bool) -> None:
+    """The server took it, and the network went down before it could say so: the spool sends it again, as a repeat. Also
+    the first that this producer appends to a session that others began.
+    """
     log = producers.open()
     session = new_session()
-    log.append(session, note("1"))
+    (store.open() if is_first else log).append(session, note("1"))
     cuts: list[Any] = []
 
     def cut() -> None:
@@ -336,7 +339,12 @@ def test_what_an_operator_must_mend_is_told_and_not_spooled(error: Exception) ->
     assert not is_outage(error)
 
 
-def test_bad_input_is_refused_before_the_spool(proxy: Proxy, producers: Producers) -> None:
+@pytest.mark.parametrize("blip_s", [0.0, 60.0])
+def test_bad_input_is_refused_before_the_spool(
+    proxy: Proxy, producers: Producers, monkeypatch: pytest.MonkeyPatch, blip_s: float
+) -> None:
+    """Whether the server is tried first or is known to be away."""
+    monkeypatch.setattr("domain.log.exchange.BLIP_S", blip_s)
     log = producers.open()
     with proxy.cut():
         log.append(new_session(), note("1"))
