@@ -441,6 +441,19 @@ def test_a_lease_that_nobody_took_outlasts_the_outage(store: Store, proxy: Proxy
     assert read == ["joined", "note.made", "left"]
 
 
+def test_a_lease_under_which_commits_wait_is_not_given_back(store: Store, proxy: Proxy, producers: Producers) -> None:
+    """They would be refused when they arrive, although nobody else was at work."""
+    log, spool = producers.open(), producers.spool()
+    session = new_session()
+    lease = log.lease(session, "agent-1")
+    token = store.client.hget(store.keyspace.of(session).hold(session), "token")
+    assert isinstance(token, bytes)
+    spool.add([Entry(encode_append(Append(session, (note("1"),), token=token.decode())), 1)])
+    lease.release()
+    assert producers.open().drained(30)
+    assert ids(store.open().read(session)) == ["1"]
+
+
 def test_a_lease_that_somebody_took_holds_the_commits(store: Store, proxy: Proxy, producers: Producers) -> None:
     log = producers.open()
     session = new_session()
@@ -487,6 +500,27 @@ def test_a_handoff_passes_the_lease_when_it_arrives(store: Store, proxy: Proxy, 
     other = store.open()
     refused(lambda: other.lease(session, "agent-3"), Conflict, "LEASE_HELD")
     other.lease(session, "agent-2").release()
+
+
+def test_appends_of_one_call_that_are_in_doubt_arrive_once(store: Store, proxy: Proxy, producers: Producers) -> None:
+    """Each is looked for as what it is."""
+    log = producers.open()
+    session, other = new_session(), new_session()
+    store.open().append_many([Append(session, notes("0")), Append(other, notes("0"))])
+    cuts: list[Any] = []
+
+    def cut() -> None:
+        cuts.append(proxy.cut())
+        cuts[0].__enter__()
+
+    proxy.strikes.append(Strike(Moment.ANSWERED, cut))
+    appends = [Append(session, notes("1")), Append(other, notes("a")), Append(session, notes("2"))]
+    assert all(receipt.is_spooled for receipt in log.append_many(appends))
+    cuts[0].__exit__(None, None, None)
+    assert log.drained(30)
+    reader = store.open()
+    assert ids(reader.read(session)) == ["0", "1", "2"]
+    assert ids(reader.read(other)) == ["0", "a"]
 
 
 def test_a_deduplicated_append_leaves_out_what_is_there_when_it_arrives(
