@@ -46,10 +46,13 @@ REMEMBERED_DOUBTS = 1024
 
 
 class Sending(Struct, frozen=True):
-    """Commands to be sent in one write; `writes`: without a reply it is unknown what they did."""
+    """Commands to be sent in one write; `writes`: without a reply it is unknown what they did. `once`: without a reply
+    they are not sent again, for whoever sends them will rather send something else.
+    """
 
     commands: list[Command]
     writes: bool = False
+    once: bool = False
 
 
 Wire: TypeAlias = Generator[Sending, list[Any], T]
@@ -429,13 +432,13 @@ class Exchanges:
         loss = self.losses.get(answer.facts["session"])
         return answer if loss is None else lost_error(loss)
 
-    def _asked(self, flow: Flow[T]) -> Wire[T]:
-        """Runs a flow of the protocol."""
+    def _asked(self, flow: Flow[T], *, once: bool = False) -> Wire[T]:
+        """Runs a flow of the protocol that only reads."""
         try:
             requests = next(flow)
             while True:
                 calls = self._protocol.calls(requests)
-                replies = yield Sending([call.command for call in calls])
+                replies = yield Sending([call.command for call in calls], once=once)
                 requests = flow.send(_distribute(calls, replies, len(requests)))
         except StopIteration as done:
             result: T = done.value

@@ -284,6 +284,10 @@ class SessionLog(Exchanges, BlockingReads):
     def _send_requests(self, requests: list[Request]) -> list[Any]:
         return self.drive(self._answering(requests))
 
+    def look(self, flow: Flow[T]) -> T:
+        """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
+        return self.drive(self._asked(flow, once=True))
+
     def drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""
         try:
@@ -294,7 +298,12 @@ class SessionLog(Exchanges, BlockingReads):
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = send(
-                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                        self.client,
+                        sending.commands,
+                        self.connecting,
+                        wrote=sending.writes,
+                        once=sending.once,
+                        line=self._line,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)
@@ -516,6 +525,10 @@ class AsyncSessionLog(Exchanges):
     async def _send_requests(self, requests: list[Request]) -> list[Any]:
         return await self.drive(self._answering(requests))
 
+    async def look(self, flow: Flow[T]) -> T:
+        """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
+        return await self.drive(self._asked(flow, once=True))
+
     async def drive(self, wire: Wire[T]) -> T:
         """Sends what a wire yields, to its end, and returns its result."""
         try:
@@ -526,7 +539,12 @@ class AsyncSessionLog(Exchanges):
                     await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = await send_async(
-                        self.client, sending.commands, self.connecting, wrote=sending.writes, line=self._line
+                        self.client,
+                        sending.commands,
+                        self.connecting,
+                        wrote=sending.writes,
+                        once=sending.once,
+                        line=self._line,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)

@@ -1,9 +1,9 @@
-"""A network that breaks connections at random bytes: between a client and a server, in both directions."""
+"""A network that breaks connections after so many bytes: between a client and a server, in both directions."""
 
 from __future__ import annotations
 
-import random
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock, Thread
 from typing import Final
@@ -12,12 +12,13 @@ _CHUNK: Final = 4096
 
 
 class CuttingProxy:
-    """Forwards bytes, and breaks each connection after a random number of them; `after` is about how many."""
+    """Forwards bytes, and breaks each connection after a number of them. `lives` says how many a new one lives, asked
+    for either direction.
+    """
 
-    def __init__(self, host: str, port: int, chance: random.Random, after: int) -> None:
+    def __init__(self, host: str, port: int, lives: Callable[[], int]) -> None:
         self._server = (host, port)
-        self._chance = chance
-        self._after = after
+        self._lives = lives
         self._lock = Lock()
         self._open: set[socket.socket] = set()
         self.cuts = 0
@@ -50,7 +51,7 @@ class CuttingProxy:
         both = (client, upstream)
         self._open.update(both)
         with self._lock:
-            left = [int(self._chance.expovariate(1 / self._after)) for _ in both]
+            left = [self._lives() for _ in both]
         pairs = ((client, upstream, left[0]), (upstream, client, left[1]))
         for source, target, bytes_left in pairs:
             Thread(target=self._forward, args=(source, target, bytes_left), daemon=True).start()

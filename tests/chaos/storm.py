@@ -163,7 +163,7 @@ def storm(directory: Path, events: int, seed: int) -> Outcome:
         server.start()
         with server.client() as client:
             create_store(client, environment=ENVIRONMENT, partitions=PARTITIONS)
-        proxy = CuttingProxy("127.0.0.1", server.port, chance, CUT_AFTER)
+        proxy = CuttingProxy("127.0.0.1", server.port, lambda: int(chance.expovariate(1 / CUT_AFTER)))
         closing.callback(proxy.close)
         connecting = Connecting(proxy.url, timeout_s=2.0, retry_for_s=60.0)
         producer = closing.enter_context(

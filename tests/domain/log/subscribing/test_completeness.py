@@ -13,6 +13,7 @@ import redis
 
 from domain import Damaged, Delivery, SessionLog
 from domain.log import Connecting, create_store
+from domain.log.subscribing.stride import LEAST, Stride
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, note, refused
 from tests.domain.log.subscribing.deliveries import everything, fleet, rest, seqs, some
@@ -126,7 +127,7 @@ def test_a_busy_partition_keeps_nobody_from_being_read(store: Store) -> None:
     names = {store.keyspace.partition_of(name): name for name in (f"s{number}" for number in range(1000))}
     first, last = names[min(names)], names[max(names)]
     with store.open() as log, log.subscribe(after="beginning") as subscription:
-        cast("Any", subscription)._reader._width = 1
+        cast("Any", subscription)._stride = Stride(LEAST)
         log.append(last, note())
         given = []
         for _ in range(2 * len(names)):
