@@ -186,6 +186,8 @@ class PartitionReader:
         place = self._place
         if place.catching is not None:
             place.catching.session, place.catching.seq = item.session, item.seq
+            if item.seq is None:
+                self._names.popleft()
             if item.anchor is not None:
                 self._unordered_ms = max(self._unordered_ms, item.anchor.at_ms)
         else:
@@ -316,8 +318,7 @@ class PartitionReader:
             items += self._of_log(name, page, lows[name], catching)
             if len(page) == count and page[-1].at_ms <= catching.to_at_ms:
                 break  # there is more of it
-            items.append(Item(self, None, name, None))
-            self._names.popleft()
+            items.append(Item(self, None, name, None))  # taken, it takes the name off: a page may get lost on its way
         return items
 
     def _more_names(self, catching: Catching, count: int) -> Flow[list[str]]:
@@ -409,27 +410,27 @@ class FeedReader:
         self.readers = readers
         #: Partitions that may have more than was read.
         self.news: set[int] = set(readers)
+        #: Partitions that are being read, or whose page did not come.
+        self._asked: list[int] = []
         self._last = -1
 
     def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
+        self.news.update(self._asked)
         # After those of the last time, or the first ones might keep the others waiting for ever.
         there = self.news & self.readers.keys()
         asked = sorted(there, key=lambda partition: (partition <= self._last, partition))
-        asked = asked[: stride.of(SIDE_BY_SIDE)]
+        self._asked = asked = asked[: stride.of(SIDE_BY_SIDE)]
         if not asked:
             self.news.clear()
             return None
         self._last = asked[-1]
         # Before they are read: what is heard of meanwhile is news again.
         self.news.difference_update(asked)
-        try:
-            pages = yield from together([self.readers[partition].next_page(stride) for partition in asked])
-        except BaseException:
-            self.news.update(asked)
-            raise
+        pages = yield from together([self.readers[partition].next_page(stride) for partition in asked])
+        self._asked = []
         items: list[Item] = []
         troubles: list[MusterError] = []
         for partition, page in zip(asked, pages, strict=True):

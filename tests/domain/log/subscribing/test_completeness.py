@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 import redis
@@ -134,6 +134,52 @@ def test_a_busy_partition_keeps_nobody_from_being_read(store: Store) -> None:
             log.append(first, note())
             given += some(subscription, 1)
         assert last in {delivery.session for delivery in given}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.15, LEAST])
+@pytest.mark.parametrize("has_feeds", [True, False])
+def test_a_page_that_breaks_off_is_read_again_whole(
+    make_store: Callable[..., Store], server_url: str, share: float, *, has_feeds: bool
+) -> None:
+    """After any number of exchanges, while partitions are read side by side: some are done before others."""
+    store = make_store(server_url, partitions=2)
+    with store.open() as log:
+        for number in range(200):
+            log.append("long", note())
+            log.append(f"s{number % 20}", note())
+        with log.subscribe(after="beginning") as subscription:
+            reader = cast("Any", subscription)._reader
+            given = some(subscription, 300)
+            given += [item.delivery for item in cast("Any", subscription)._page if item.take() is not None]
+            cast("Any", subscription)._page.clear()
+            for number in range(100):
+                log.append(f"s{number % 30}", note())
+            if not has_feeds:
+                for keys in store.keyspace.partitions:
+                    store.client.delete(keys.feed)
+            reader.news.update(range(store.keyspace.count))
+            breaks_after = 0
+            while (page := _page_of(log, reader, Stride(share), breaks_after := breaks_after + 1)) is not None:
+                if page is not _BROKEN:
+                    breaks_after = 0
+                    given += [item.delivery for item in page if item.take() is not None]
+        assert seqs(given) == everything(log)
+
+
+_BROKEN: Final[list[Any]] = []
+
+
+def _page_of(log: SessionLog, reader: Any, stride: Stride, breaks_after: int) -> list[Any] | None:
+    """The next page, unless it takes so many exchanges: then the connection broke in the last of them."""
+    flow = reader.next_page(stride)
+    answers = None
+    try:
+        for _ in range(breaks_after):
+            # The answers to the last one do not come any more.
+            answers = log._exchange(next(flow) if answers is None else flow.send(answers))
+    except StopIteration as done:
+        return cast("list[Any] | None", done.value)
+    return _BROKEN
 
 
 def test_a_waiting_subscriber_outlives_its_server(tmp_path: Path) -> None:
