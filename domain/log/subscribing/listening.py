@@ -252,7 +252,8 @@ class FollowingTask:
 
     async def _run(self) -> None:
         following = Following(self._keyspace, self.listeners, self._timeout_s)
-        while True:
+        # Not for ever: where a connection breaks just then, the error of closing it can take a cancellation's place.
+        while self._task is asyncio.current_task():
             try:
                 await self._drive(following.turn())
             except (MusterError, OSError, ValueError) as error:
