@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import cast
 
 from domain import SessionLog
 from domain.log.subscribing.durable import DurableSubscriptions
+from workers.child_process import start_child
 
 ROOT = Path(__file__).parents[4]
 
@@ -20,7 +20,7 @@ class MemberProcess:
         command = [sys.executable, "-m", "tests.domain.log.subscribing.member_process"]
         self._output = output
         with output.open("wb") as stdout:
-            self.process = subprocess.Popen([*command, url, namespace, name, str(every)], stdout=stdout, cwd=ROOT)
+            self.process = start_child([*command, url, namespace, name, str(every)], stdout=stdout, cwd=ROOT)
 
     def said(self) -> list[str]:
         """The lines that it said, whole."""

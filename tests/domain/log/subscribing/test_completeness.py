@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import pytest
 import redis
 
-from domain import Damaged, Delivery, SessionLog
+from domain import Append, Damaged, Delivery, Receipt, SessionLog
 from domain.log import Connecting, create_store
 from domain.log.subscribing.stride import LEAST, Stride
 from tests.conftest import Servers, Store
@@ -283,6 +283,40 @@ def test_a_lost_tail_is_told_until_it_is_accepted(
         assert seqs([*kept, *(one for one in since if one not in repeated)]) == (
             held if session is None else {session: held[session]}
         )
+
+
+def test_a_receipt_that_is_lost_is_no_place_to_go_on_from(forgetful: OwnServer) -> None:
+    """Whoever subscribes after it is told, also where other commits stand in its place."""
+    with opened(forgetful) as log:
+        log.append("s", note())
+        save(forgetful)
+        receipt = log.append("s", note())
+        forget(forgetful)
+    with opened(forgetful) as other, other.subscribe("s", after=receipt) as subscription:
+        refused(subscription.get, Damaged, "TAIL_LOST")
+        other.append("s", note())
+        refused(subscription.get, Damaged, "FORK")
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_of_what_was_written_in_one_ms_any_may_have_been_the_last(
+    make_store: Callable[..., Store], server_url: str, *, is_resumed: bool
+) -> None:
+    """Read by sessions it comes in another order than it was written in, and a loss takes what was written last."""
+    store = make_store(server_url, partitions=1)
+    with store.open() as log:
+        assert all(
+            isinstance(one, Receipt) for one in log.append_many([Append("b", (note(),)), Append("a", (note(),))])
+        )
+        store.client.delete(store.keyspace.partitions[0].feed)
+        subscription = log.subscribe(after="beginning")
+        assert [delivery.session for delivery in rest(subscription)] == ["a", "b"]
+        if is_resumed:
+            subscription = log.subscribe(after=str(subscription.position))
+        store.client.delete(store.keyspace.of("a").log("a"))
+        error = refused(lambda: rest(subscription), Damaged, "TAIL_LOST")
+        assert error.facts["session"] == "a"
+        subscription.close()
 
 
 def test_a_place_from_before_a_loss_that_it_did_not_see_just_goes_on(forgetful: OwnServer) -> None:
