@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock, Thread
 from typing import Final
 
@@ -17,7 +17,8 @@ class CuttingProxy:
     """
 
     def __init__(self, host: str, port: int, lives: Callable[[], int]) -> None:
-        self._server = (host, port)
+        self.server = (host, port)
+        self._is_shut = False
         self._lives = lives
         self._lock = Lock()
         self._open: set[socket.socket] = set()
@@ -32,6 +33,19 @@ class CuttingProxy:
 
     def close(self) -> None:
         _break(self._listener)
+        self._break_all()
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nobody gets through meanwhile; then new connections do, to `server` as it is by then."""
+        with self._lock:
+            self._is_shut = True
+        self._break_all()
+        yield
+        with self._lock:
+            self._is_shut = False
+
+    def _break_all(self) -> None:
         for connection in list(self._open):
             _break(connection)
 
@@ -43,15 +57,15 @@ class CuttingProxy:
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            upstream = socket.create_connection(self._server, timeout=5)
+            upstream = socket.create_connection(self.server, timeout=5)
         except OSError:
             _break(client)
             return
         upstream.settimeout(None)
         both = (client, upstream)
-        self._open.update(both)
         with self._lock:
-            left = [self._lives() for _ in both]
+            left = [0, 0] if self._is_shut else [self._lives() for _ in both]
+            self._open.update(both)
         pairs = ((client, upstream, left[0]), (upstream, client, left[1]))
         for source, target, bytes_left in pairs:
             Thread(target=self._forward, args=(source, target, bytes_left), daemon=True).start()

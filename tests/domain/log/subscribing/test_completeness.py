@@ -293,9 +293,9 @@ def test_a_receipt_that_is_lost_is_no_place_to_go_on_from(forgetful: OwnServer) 
         receipt = log.append("s", note())
         forget(forgetful)
     with opened(forgetful) as other, other.subscribe("s", after=receipt) as subscription:
-        refused(subscription.get, Damaged, "TAIL_LOST")
+        refused(lambda: rest(subscription), Damaged, "TAIL_LOST")
         other.append("s", note())
-        refused(subscription.get, Damaged, "FORK")
+        refused(lambda: rest(subscription), Damaged, "FORK")
 
 
 @pytest.mark.parametrize("is_resumed", [False, True])

@@ -218,7 +218,7 @@ def test_a_waiting_thread_is_woken_by_an_append_and_by_closing(store: Store) -> 
     with store.open() as log, ThreadPoolExecutor(2) as threads:
         one, everywhere = log.subscribe("s"), log.subscribe()
         for subscription in (one, everywhere):
-            cast("Any", subscription)._looks_after_s = 3600  # it would look for itself
+            cast("Any", subscription)._looks_after_s = 90  # it would look for itself
         waiting = [threads.submit(next, subscription, None) for subscription in (one, everywhere)]
         time.sleep(0.1)
         log.append("s", note())
