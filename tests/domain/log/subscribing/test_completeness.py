@@ -90,6 +90,19 @@ def test_trims_cuts_and_restarts_lose_and_repeat_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_a_hole_in_the_middle_of_the_feed_loses_nothing(world: World) -> None:
+    """Up to it the feed is followed; what it should tell of is read from the logs."""
+    for _ in range(6):
+        world.append()
+    for keys in world.store.keyspace.partitions:
+        for entry_id, _ in cast("list[Any]", world.store.client.xrange(keys.feed))[1:]:
+            if world.chance.random() < 0.3:
+                world.store.client.xdel(keys.feed, entry_id)
+    with world.log.subscribe(after="beginning") as subscription:
+        assert seqs(rest(subscription)) == everything(world.log)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_a_subscriber_to_what_comes_now_is_as_complete(world: World) -> None:
     """From now on, though the feed it began in is gone before it looks."""
     for _ in range(5):

@@ -109,6 +109,17 @@ def test_one_session_is_delivered_from_any_seq_on(log: RunnableLog, seed: int) -
         assert [delivery.seq for delivery in rest(again)] == [last + 1]
 
 
+def test_within_a_commit_one_session_goes_on_with_the_rest_of_it(log: RunnableLog) -> None:
+    session = new_session()
+    log.append(session, [note() for _ in range(3)])
+    log.append(session, note())
+    with log.subscribe(session, after=0) as subscription:
+        assert seqs(some(subscription, 2)) == {session: [1, 2]}
+        position = str(subscription.position)
+    with log.subscribe(session, after=position) as again:
+        assert seqs(rest(again)) == {session: [3, 4]}
+
+
 def test_only_what_is_wanted_comes(log: RunnableLog) -> None:
     """By type, prefix of a type, actor, tag, session, and all of these at once."""
     session, other = new_session(), new_session()
