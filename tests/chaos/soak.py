@@ -372,8 +372,13 @@ class Outcome(NamedTuple):
         )
 
 
-def soak(directory: Path, *, seconds: float, seed: int, say: Callable[[str], None]) -> Outcome:
-    """Soaks for so many seconds, lets everything catch up, and judges."""
+def soak(
+    directory: Path, *, seconds: float, seed: int, say: Callable[[str], None], at_least: Sequence[str] = ()
+) -> Outcome:
+    """Soaks for so many seconds, and until the troubles in `at_least` were there; lets everything catch up, and judges.
+
+    How many troubles there are in a time is up to the machine.
+    """
     chance = random.Random(seed)
     with _fleet(directory) as fleet:
         fleet.wait_until_all_work()
@@ -392,7 +397,7 @@ def soak(directory: Path, *, seconds: float, seed: int, say: Callable[[str], Non
             for trouble in troubles:
                 trouble.start()
             began = said = time.monotonic()
-            while (now := time.monotonic()) < began + seconds:
+            while (now := time.monotonic()) < began + seconds or not _all_were_there(at_least, troubles):
                 samples.append(_sample(fleet))
                 if now >= said + SAY_EVERY_S:
                     said = now
@@ -414,6 +419,10 @@ def soak(directory: Path, *, seconds: float, seed: int, say: Callable[[str], Non
         broken += _ended(fleet)
         broken += _check_words(fleet)
     return Outcome(seed, counts, len(receipts), events, errors, early, late, broken)
+
+
+def _all_were_there(words: Sequence[str], troubles: Sequence[Trouble]) -> bool:
+    return all(any(trouble.counts[each] for trouble in troubles) for each in words)
 
 
 @contextmanager
