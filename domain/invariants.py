@@ -11,7 +11,7 @@ from typing import Protocol
 from domain.codec import Commit, chain
 from domain.errors import Damaged
 from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
-from domain.session import Session, entities_of, gate_after, kinds_of
+from domain.session import Session, entities_of, takes
 
 
 class Standing(Protocol):
@@ -44,7 +44,7 @@ def is_chained(digest: str, commit: Commit) -> bool:
 
 def is_legal(gate: str, commit: Commit) -> bool:
     """The transition table takes every event of the commit, beginning at `gate`."""
-    return gate_after(gate, kinds_of(commit.events))[1] is None
+    return takes(gate, commit.events)
 
 
 def stranger(session: Standing, commit: Commit) -> tuple[str, str] | None:
@@ -77,17 +77,16 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
     LOG_GAP: commits are missing before it; LOG_TRIMMED: all before it are. LOG_ALTERED: its content is not what was
     appended. EVENT_UNREADABLE and EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
     """
-    where = f"of session {commit.session}"
     if not is_dense(session.seq, commit):
         return Damaged(
             "LOG_GAP" if session.seq else "LOG_TRIMMED",
-            f"after seq {session.seq} {where} comes seq {commit.first_seq}",
+            f"after seq {session.seq} of session {commit.session} comes seq {commit.first_seq}",
             seq=session.seq + 1,
         )
     if not is_chained(session.digest, commit) or not is_in_order(session.last_at, commit):
         return Damaged(
             "LOG_ALTERED",
-            f"the commit at seq {commit.first_seq} {where} does not carry the digest {commit.digest} of its content",
+            f"{_named(commit)} does not carry the digest {commit.digest} of its content",
             seq=commit.first_seq,
         )
     if commit.skipped:
@@ -96,12 +95,16 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
         strange = stranger(session, commit)
         if strange is not None:
             code, words = strange
-            return Damaged(code, f"the commit at seq {commit.first_seq} {where} {words}", seq=commit.first_seq)
+            return Damaged(code, f"{_named(commit)} {words}", seq=commit.first_seq)
         if is_legal(session.gate, commit):
             return None
     except Damaged as unreadable:
         return unreadable
-    return Damaged("EVENT_ILLEGAL", f"the commit at seq {commit.first_seq} {where} is illegal", seq=commit.first_seq)
+    return Damaged("EVENT_ILLEGAL", f"{_named(commit)} is illegal", seq=commit.first_seq)
+
+
+def _named(commit: Commit) -> str:
+    return f"the commit at seq {commit.first_seq} of session {commit.session}"
 
 
 def fold(session: Session, commit: Commit) -> None:

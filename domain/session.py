@@ -82,6 +82,16 @@ def gate_after(gate: str, kinds: str) -> tuple[str, int | None]:
     return gate, None
 
 
+def takes(gate: str, events: Iterable[Event]) -> bool:
+    """Whether the table takes all of these events, one after another."""
+    for event in events:
+        after = GATE[gate].get(KIND.get(event.type, DOTTED_KIND))
+        if after is None:
+            return False
+        gate = after
+    return True
+
+
 #: As what the events of commits that were discarded are counted: no producer's library takes a type like this.
 SKIPPED: Final = "muster.skipped"
 
@@ -167,7 +177,7 @@ def entities_of(event: Event) -> list[str] | None:
     """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library
     writes.
     """
-    if event.data == NO_DATA or event.type not in BUILT_IN:
+    if event.type not in BUILT_IN or event.data == NO_DATA:
         return None
     try:
         change = _CHANGES.decode(event.data).change

@@ -473,8 +473,12 @@ def pack_head(head: Head) -> str:
 def parse_entry(session: str, entry: tuple[bytes, Any]) -> Commit:
     """A stream entry as a commit. An entry that is no commit comes out with a digest that no chain holds."""
     entry_id, flat = entry
-    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
     last, _, count = entry_id.partition(b"-")
+    if len(flat) == 6 and flat[0] == b"t" and flat[2] == b"d" and flat[4] == b"b" and flat[1].isdigit():
+        # As the append function writes it; all that is otherwise is taken apart below.
+        seq = int(last)
+        return Commit(session, seq - int(count) + 1, seq, int(flat[1]), flat[3].decode("ascii", "replace"), flat[5])
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
     trace = fields.get(b"c")
     at_ms = fields.get(b"t", b"0")
     return Commit(
