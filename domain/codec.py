@@ -18,6 +18,7 @@ from domain.errors import Damaged, Refused
 from domain.events import (
     NO_DATA,
     Event,
+    Gist,
     Shape,
     check_plain,
     check_session,
@@ -99,6 +100,18 @@ class Commit(msgspec.Struct, frozen=True, dict=True):
                 seq=self.first_seq,
             )
         return events
+
+    @_once
+    def gists(self) -> list[Gist] | None:
+        """The events as a fold needs them, in order; None where they are not to be had so, and `events` says why.
+
+        Nearly all commits give them, in a third of the time that `events` and its data take.
+        """
+        try:
+            gists = _GISTS.decode(self.body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
+        return gists if len(gists) == self.last_seq - self.first_seq + 1 else None
 
 
 def genesis(session: str) -> str:
@@ -214,6 +227,7 @@ def format_line(session: str, event: Event) -> bytes:
 
 _EVENTS = msgspec.msgpack.Encoder()
 _BODY = msgspec.msgpack.Decoder(list[Event])
+_GISTS = msgspec.msgpack.Decoder(list[Gist])
 _CANONICAL = msgspec.msgpack.Encoder(order="deterministic")
 _JSON = msgspec.json.Encoder()
 _LINE_FIELDS: Final = frozenset({"session", "type", "actor", "id", "time", "data", "shape"})

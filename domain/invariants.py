@@ -11,7 +11,7 @@ from typing import Protocol
 from domain.codec import Commit, chain
 from domain.errors import Damaged
 from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
-from domain.session import Session, entities_of, takes
+from domain.session import Session, gate_after, gist_of, kinds_of
 
 
 class Standing(Protocol):
@@ -42,9 +42,14 @@ def is_chained(digest: str, commit: Commit) -> bool:
     return commit.digest == chain(digest, commit.session, commit.first_seq, count, commit.at_ms, commit.body)
 
 
+def is_next(session: Standing, commit: Commit) -> bool:
+    """The commit follows on what stands before it, and is as it was appended."""
+    return is_dense(session.seq, commit) and is_in_order(session.last_at, commit) and is_chained(session.digest, commit)
+
+
 def is_legal(gate: str, commit: Commit) -> bool:
     """The transition table takes every event of the commit, beginning at `gate`."""
-    return takes(gate, commit.events)
+    return gate_after(gate, kinds_of(commit.events))[1] is None
 
 
 def stranger(session: Standing, commit: Commit) -> tuple[str, str] | None:
@@ -109,15 +114,16 @@ def _named(commit: Commit) -> str:
 
 def fold(session: Session, commit: Commit) -> None:
     """Moves `session` on by one whole commit. Raises Damaged for one that breaks a law, and changes nothing then."""
-    law = broken_law(session, commit)
-    if law is not None:
-        raise law
+    gists = commit.gists if is_next(session, commit) and not commit.skipped else None
+    if gists is None or not session.takes(gists):
+        law = broken_law(session, commit)
+        if law is not None:
+            raise law
+        gists = [] if commit.skipped else [gist_of(event) for event in commit.events]
     if commit.skipped:
         session.skip(commit.last_seq - session.seq)
     else:
-        changed = [entities_of(event) for event in commit.events]
-        for event, entities in zip(commit.events, changed, strict=True):
-            session.move(event, entities)
+        session.follow(gists)
     session.digest = commit.digest
     if session.started_at == 0:
         session.started_at = commit.at_ms
