@@ -13,8 +13,11 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=${MUSTER_VENV:-$ROOT/.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 
-# Compiled code goes into the environment too: a script leaves nothing else behind.
+# Compiled code goes into the environment too: a script leaves nothing else behind. It does go there, also where the
+# caller's Python keeps none: each of the hundreds of processes that the tests start would compile the whole tree again,
+# which is two thirds of what such a start costs.
 export PYTHONPYCACHEPREFIX=$VENV/cache/pycode
+unset PYTHONDONTWRITEBYTECODE
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }

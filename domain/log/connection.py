@@ -548,11 +548,11 @@ class _Refused(Exception):
 class Attempts:
     """One exchange with the server: the retry policy, and what is known of a write after the attempts so far."""
 
-    def __init__(self, commands: Sequence[Command], connecting: Connecting, *, wrote: bool) -> None:
+    def __init__(self, commands: Sequence[Command], connecting: Connecting, *, wrote: bool, once: bool = False) -> None:
         self._commands = commands
         self._wrote = wrote
         self._in_doubt = False
-        self._until = time.monotonic() + connecting.retry_for_s
+        self._until = time.monotonic() + (0 if once else connecting.retry_for_s)
 
     def go_on(self, error: Exception) -> bool:
         """Whether there is to be another attempt after the first one, which ended so."""
@@ -621,14 +621,20 @@ class Attempts:
 
 
 def send(
-    client: redis.Redis, commands: list[Command], connecting: Connecting, *, wrote: bool, line: Line | None = None
+    client: redis.Redis,
+    commands: list[Command],
+    connecting: Connecting,
+    *,
+    wrote: bool,
+    once: bool = False,
+    line: Line | None = None,
 ) -> list[Any]:
     """Sends commands in one write and returns their replies; errors of single commands are among them.
 
-    `wrote`: some of the commands write. Raises the typed error when no replies came, OutcomeUnknown when a write may or
-    may not have been done.
+    `wrote`: some of the commands write. `once`: they are not sent again. Raises the typed error when no replies came,
+    OutcomeUnknown when a write may or may not have been done.
     """
-    attempts = Attempts(commands, connecting, wrote=wrote)
+    attempts = Attempts(commands, connecting, wrote=wrote, once=once)
 
     def attempt() -> list[Any]:
         try:
@@ -703,10 +709,11 @@ async def send_async(
     connecting: Connecting,
     *,
     wrote: bool,
+    once: bool = False,
     line: Line | None = None,
 ) -> list[Any]:
     """As `send`."""
-    attempts = Attempts(commands, connecting, wrote=wrote)
+    attempts = Attempts(commands, connecting, wrote=wrote, once=once)
 
     async def attempt() -> list[Any]:
         try:

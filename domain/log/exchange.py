@@ -49,10 +49,13 @@ REMEMBERED_DOUBTS = 1024
 
 
 class Sending(Struct, frozen=True):
-    """Commands to be sent in one write; `writes`: without a reply it is unknown what they did."""
+    """Commands to be sent in one write; `writes`: without a reply it is unknown what they did. `once`: without a reply
+    they are not sent again, for whoever sends them will rather send something else.
+    """
 
     commands: list[Command]
     writes: bool = False
+    once: bool = False
 
 
 Wire: TypeAlias = Generator[Sending, list[Any], T]
@@ -449,7 +452,7 @@ class Exchanges:
         return answer if loss is None else lost_error(loss)
 
     def _asked(self, flow: Flow[T]) -> Wire[T]:
-        """Runs a flow of the protocol."""
+        """Runs a flow of the protocol that only reads."""
         try:
             requests = next(flow)
             while True:

@@ -24,6 +24,7 @@ from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
     FeedRequest,
+    Flow,
     HeadRequest,
     LeaseRequest,
     PolicyRequest,
@@ -163,6 +164,9 @@ class MemoryLog(BlockingReads):
         wanted = Wanted.of(session, types, actors, tags)
         beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
         return Subscription(self, self._listeners, session, beginning)
+
+    def look(self, flow: Flow[T]) -> T:
+        return self.run(flow)
 
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         found = self.run(resolve_flow(doubt))

@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import redis
 import redis.asyncio
-from msgspec import structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
@@ -142,11 +141,6 @@ def _opened_store(
     if spool is not None:
         spool.belongs_to(environment, namespace, identity)
     return identity, now
-
-
-def _once(connecting: Connecting) -> Connecting:
-    """The same connection without its patience: whoever sends what is in a spool has his own."""
-    return structs.replace(connecting, retry_for_s=0.0)
 
 
 class SessionLog(Exchanges, BlockingReads):
@@ -347,7 +341,7 @@ class SessionLog(Exchanges, BlockingReads):
         assert self.spool is not None
         with self.spool.sending() as is_ours:
             if not is_ours:
-                return self._walk(ping_steps(), _once(self.connecting))
+                return self._walk(ping_steps(), once=True)
             steps = drain_steps(
                 self.spool,
                 self.witness.known,
@@ -355,7 +349,7 @@ class SessionLog(Exchanges, BlockingReads):
                 limits=self.limits,
                 epoch=self.identity.epoch,
             )
-            return self._walk(steps, _once(self.connecting))
+            return self._walk(steps, once=True)
 
     def drained(self, timeout_s: float = math.inf) -> bool:
         """Waits until the spool holds nothing but what is held, so long at most; returns whether it came to that."""
@@ -370,8 +364,8 @@ class SessionLog(Exchanges, BlockingReads):
         if self._drainer is not None:
             self._drainer.wake()
 
-    def _walk(self, steps: Steps[T], once: Connecting | None = None) -> T:
-        """Does what steps ask for, to their end, and returns their result; `once`: without patience."""
+    def _walk(self, steps: Steps[T], once: bool = False) -> T:
+        """Does what steps ask for, to their end, and returns their result; `once`: nothing is sent again."""
         try:
             step = next(steps)
             while True:
@@ -392,7 +386,7 @@ class SessionLog(Exchanges, BlockingReads):
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
 
-    def _exchange(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+    def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return self._send_requests(requests, once)
         stamped = self._stamped(requests)
@@ -404,9 +398,9 @@ class SessionLog(Exchanges, BlockingReads):
         self._settle(stamped, answers)
         return answers
 
-    def _send_appends(self, requests: list[Request], once: Connecting | None) -> list[Any]:
+    def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
         try:
-            return self._appends.exchange(requests) if once is None else self._send_requests(requests, once)
+            return self._send_requests(requests, once) if once else self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
             self._doubt(requests)
             raise _doubtful(unknown, requests) from unknown
@@ -416,11 +410,15 @@ class SessionLog(Exchanges, BlockingReads):
             self._doubt(requests)
             raise
 
-    def _send_requests(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+    def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return self.drive(self._answering(requests), once)
 
-    def drive(self, wire: Wire[T], once: Connecting | None = None) -> T:
-        """Sends what a wire yields, to its end, and returns its result; `once`: without patience."""
+    def look(self, flow: Flow[T]) -> T:
+        """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
+        return self.drive(self._asked(flow), once=True)
+
+    def drive(self, wire: Wire[T], once: bool = False) -> T:
+        """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
             while True:
@@ -429,7 +427,12 @@ class SessionLog(Exchanges, BlockingReads):
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = send(
-                        self.client, sending.commands, once or self.connecting, wrote=sending.writes, line=self._line
+                        self.client,
+                        sending.commands,
+                        self.connecting,
+                        wrote=sending.writes,
+                        once=once or sending.once,
+                        line=self._line,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)
@@ -660,7 +663,7 @@ class AsyncSessionLog(Exchanges):
         assert self.spool is not None
         with self.spool.sending() as is_ours:
             if not is_ours:
-                return await self._walk(ping_steps(), _once(self.connecting))
+                return await self._walk(ping_steps(), once=True)
             steps = drain_steps(
                 self.spool,
                 self.witness.known,
@@ -668,7 +671,7 @@ class AsyncSessionLog(Exchanges):
                 limits=self.limits,
                 epoch=self.identity.epoch,
             )
-            return await self._walk(steps, _once(self.connecting))
+            return await self._walk(steps, once=True)
 
     async def drained(self, timeout_s: float = math.inf) -> bool:
         """As `SessionLog.drained`."""
@@ -683,7 +686,7 @@ class AsyncSessionLog(Exchanges):
         if self._drainer is not None:
             self._drainer.wake()
 
-    async def _walk(self, steps: Steps[T], once: Connecting | None = None) -> T:
+    async def _walk(self, steps: Steps[T], once: bool = False) -> T:
         try:
             step = next(steps)
             while True:
@@ -704,7 +707,7 @@ class AsyncSessionLog(Exchanges):
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
 
-    async def _exchange(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+    async def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return await self._send_requests(requests, once)
         stamped = self._stamped(requests)
@@ -716,9 +719,9 @@ class AsyncSessionLog(Exchanges):
         self._settle(stamped, answers)
         return answers
 
-    async def _send_appends(self, requests: list[Request], once: Connecting | None) -> list[Any]:
+    async def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
         try:
-            if once is not None:
+            if once:
                 return await self._send_requests(requests, once)
             return await self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
@@ -730,11 +733,15 @@ class AsyncSessionLog(Exchanges):
             self._doubt(requests)
             raise
 
-    async def _send_requests(self, requests: list[Request], once: Connecting | None = None) -> list[Any]:
+    async def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return await self.drive(self._answering(requests), once)
 
-    async def drive(self, wire: Wire[T], once: Connecting | None = None) -> T:
-        """Sends what a wire yields, to its end, and returns its result; `once`: without patience."""
+    async def look(self, flow: Flow[T]) -> T:
+        """As `SessionLog.look`."""
+        return await self.drive(self._asked(flow), once=True)
+
+    async def drive(self, wire: Wire[T], once: bool = False) -> T:
+        """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
             while True:
@@ -743,7 +750,12 @@ class AsyncSessionLog(Exchanges):
                     await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
                     replies = await send_async(
-                        self.client, sending.commands, once or self.connecting, wrote=sending.writes, line=self._line
+                        self.client,
+                        sending.commands,
+                        self.connecting,
+                        wrote=sending.writes,
+                        once=once or sending.once,
+                        line=self._line,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)

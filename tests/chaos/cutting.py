@@ -1,10 +1,10 @@
-"""A network that breaks connections at random bytes: between a client and a server, in both directions."""
+"""A network that breaks connections after so many bytes: between a client and a server, in both directions."""
 
 from __future__ import annotations
 
-import random
 import socket
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock, Thread
 from typing import Final
 
@@ -12,12 +12,14 @@ _CHUNK: Final = 4096
 
 
 class CuttingProxy:
-    """Forwards bytes, and breaks each connection after a random number of them; `after` is about how many."""
+    """Forwards bytes, and breaks each connection after a number of them. `lives` says how many a new one lives, asked
+    for either direction.
+    """
 
-    def __init__(self, host: str, port: int, chance: random.Random, after: int) -> None:
-        self._server = (host, port)
-        self._chance = chance
-        self._after = after
+    def __init__(self, host: str, port: int, lives: Callable[[], int]) -> None:
+        self.server = (host, port)
+        self._is_shut = False
+        self._lives = lives
         self._lock = Lock()
         self._open: set[socket.socket] = set()
         self.cuts = 0
@@ -31,6 +33,19 @@ class CuttingProxy:
 
     def close(self) -> None:
         _break(self._listener)
+        self._break_all()
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nobody gets through meanwhile; then new connections do, to `server` as it is by then."""
+        with self._lock:
+            self._is_shut = True
+        self._break_all()
+        yield
+        with self._lock:
+            self._is_shut = False
+
+    def _break_all(self) -> None:
         for connection in list(self._open):
             _break(connection)
 
@@ -42,15 +57,15 @@ class CuttingProxy:
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            upstream = socket.create_connection(self._server, timeout=5)
+            upstream = socket.create_connection(self.server, timeout=5)
         except OSError:
             _break(client)
             return
         upstream.settimeout(None)
         both = (client, upstream)
-        self._open.update(both)
         with self._lock:
-            left = [int(self._chance.expovariate(1 / self._after)) for _ in both]
+            left = [0, 0] if self._is_shut else [self._lives() for _ in both]
+            self._open.update(both)
         pairs = ((client, upstream, left[0]), (upstream, client, left[1]))
         for source, target, bytes_left in pairs:
             Thread(target=self._forward, args=(source, target, bytes_left), daemon=True).start()

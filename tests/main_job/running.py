@@ -19,12 +19,15 @@ import redis
 from msgspec import Struct
 
 from domain.log import Connecting, connect
+from domain.log.keys import Keyspace
 from tests.waiting import has_ended, wait_until
 from workers.child_process import ChildProcess, start_child
 
 MUSTER: Final = Path(sys.executable).with_name("muster")
 #: Only a broken law waits so long.
 PATIENCE_S: Final = 120
+#: The store that a `muster dev` makes where nothing else is asked for.
+_KEYS: Final = Keyspace("dev", "main", 32)
 
 
 class Answer(Struct, frozen=True):
@@ -234,6 +237,16 @@ class Dev:
         """A connection to the server, for what happens behind Muster's back."""
         assert self._client is not None
         return self._client
+
+    def appended(self) -> int:
+        """How many events the log holds, by the server's word, for who asks all the time.
+
+        Commands one after the other would take the processor from the very work that they watch.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            for keys in _KEYS.partitions:
+                pipe.hget(keys.meta, "total")
+            return sum(map(int, pipe.execute()))
 
     @property
     def server_pid(self) -> int:

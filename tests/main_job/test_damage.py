@@ -223,16 +223,16 @@ class Writer:
 
 
 @contextmanager
-def writing(muster: Muster, sessions: list[str]) -> Iterator[None]:
+def writing(dev: Dev, sessions: list[str]) -> Iterator[None]:
     """Appends go on during the block, and none of them fails."""
-    writer = Writer(sessions)
+    muster, writer = dev.muster, Writer(sessions)
     before = muster.appended()
     with feeding(muster, writer.lines(), rate=200) as appends:
         try:
-            wait_until(lambda: muster.appended() > before, timeout_s=PATIENCE_S, message="appends go on")
+            wait_until(lambda: dev.appended() > before, timeout_s=PATIENCE_S, message="appends go on")
             yield
-            so_far = muster.appended()
-            wait_until(lambda: muster.appended() > so_far, timeout_s=PATIENCE_S, message="appends go on")
+            so_far = dev.appended()
+            wait_until(lambda: dev.appended() > so_far, timeout_s=PATIENCE_S, message="appends go on")
         finally:
             writer.stop.set()
         answer = appends.finish()
@@ -255,7 +255,7 @@ def test_damage_is_found_exactly_and_what_can_be_repaired_is(dev: Dev, chance: r
     live = [f"live-{number}" for number in range(WRITTEN_SESSIONS)]
 
     # Where the commit was says nothing about appends to others: once is enough.
-    with writing(muster, live) if which == "middle" else nullcontext():
+    with writing(dev, live) if which == "middle" else nullcontext():
         assert found(muster) == sorted(damage.expected)
 
         answer = muster.run("recover", "apply", "-o", "json")
@@ -295,7 +295,7 @@ def test_damage_that_spares_the_log_is_repaired_altogether(dev: Dev, chance: ran
     busy = set(sorted(name for name in damage.altered if damage.sessions[name]["state"] != "expired")[:10])
 
     assert found(muster) == sorted(damage.expected)
-    with writing(muster, sorted(busy)):
+    with writing(dev, sorted(busy)):
         answer = muster.run("recover", "apply", "-o", "json")
         assert answer.code == 0, answer
         assert json.loads(answer.out)["left"] == []

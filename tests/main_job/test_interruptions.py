@@ -23,8 +23,8 @@ def split(lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     return lines[:at], lines[at:]
 
 
-def wait_until_appended(muster: Muster, events: int) -> None:
-    wait_until(lambda: muster.appended() >= events, timeout_s=PATIENCE_S, message=f"{events} events appended")
+def wait_until_appended(dev: Dev, events: int) -> None:
+    wait_until(lambda: dev.appended() >= events, timeout_s=PATIENCE_S, message=f"{events} events appended")
 
 
 def is_what_its_source_says(muster: Muster, name: str) -> None:
@@ -50,7 +50,7 @@ def test_an_import_that_was_killed_half_way_is_completed_by_the_next(dev: Dev) -
     muster = dev.muster
     lines = lines_of("receipt")
     with feeding(muster, *split(lines), rate=5000) as half:
-        wait_until_appended(muster, len(lines) // 4)
+        wait_until_appended(dev, len(lines) // 4)
         half.process.kill()
     there = muster.appended()
     assert len(lines) // 4 <= there < len(lines)
@@ -66,7 +66,7 @@ def test_two_imports_of_one_file_at_once_append_it_once(dev: Dev) -> None:
     muster = dev.muster
     lines = lines_of("receipt")
     with feeding(muster, *split(lines), rate=5000) as one, feeding(muster, *split(lines), rate=5000) as other:
-        wait_until_appended(muster, len(lines) // 2)
+        wait_until_appended(dev, len(lines) // 2)
         answers = [one.finish(), other.finish()]
 
     reports = [report_of(answer) for answer in answers]
@@ -82,7 +82,7 @@ def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev:
     lines = lines_of("incidents")
     with feeding(muster, *split(lines)) as running:
         for part in (1, 2, 3):
-            wait_until_appended(muster, len(lines) * part // 5)
+            wait_until_appended(dev, len(lines) * part // 5)
             kill_a_worker(muster)
         answer = running.finish()
 
@@ -138,7 +138,7 @@ def test_a_server_that_was_killed_during_an_import_has_lost_nothing_it_acknowled
     dev.client.config_set("appendfsync", "always")
     killed = dev.server_pid
     with feeding(muster, *split(lines), rate=5000) as running, Witness(muster) as witness:
-        wait_until_appended(muster, len(lines) // 4)
+        wait_until_appended(dev, len(lines) // 4)
         wait_until(lambda: witness.receipts)
         os.kill(killed, signal.SIGKILL)
         enough = len(witness.receipts) + 2  # one may have been under way

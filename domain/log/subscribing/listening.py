@@ -136,7 +136,8 @@ class Following:
             self._listeners.tell_all()
         feeds = [keys.feed for keys in self._keyspace.partitions]
         command = ["XREAD", "COUNT", HEARD_ENTRIES, "BLOCK", self._block_ms, "STREAMS", *feeds]
-        (reply,) = yield Sending([[*command, *(f"{total}-0" for total in self._heard)]])
+        # Once: after a failure all begins again at the totals, or too much to hear at once would stay too much.
+        (reply,) = yield Sending([[*command, *(f"{total}-0" for total in self._heard)]], once=True)
         for feed, entries in raised(reply) or ():
             self._hear(self._partition_of[feed], entries)
         self._failures = 0
@@ -145,7 +146,7 @@ class Following:
 
     def failed(self, error: Exception) -> float:
         """Notes that a turn failed; returns after how many seconds the next may begin."""
-        log = logger.warning if not self._failures else logger.debug
+        log = logger.warning if self._failures == 1 else logger.debug  # a connection that broke is no trouble yet
         log("the feeds cannot be followed; subscriptions look for themselves meanwhile: %s", error)
         self._failures += 1
         self._heard = []
@@ -170,7 +171,7 @@ class Following:
         self._compared = time.monotonic()
 
     def _totals(self) -> Wire[list[int]]:
-        replies = yield Sending([["HMGET", keys.meta, "total"] for keys in self._keyspace.partitions])
+        replies = yield Sending([["HMGET", keys.meta, "total"] for keys in self._keyspace.partitions], once=True)
         return [int(raised(reply)[0] or 0) for reply in replies]
 
 
@@ -251,7 +252,8 @@ class FollowingTask:
 
     async def _run(self) -> None:
         following = Following(self._keyspace, self.listeners, self._timeout_s)
-        while True:
+        # Not for ever: where a connection breaks just then, the error of closing it can take a cancellation's place.
+        while self._task is asyncio.current_task():
             try:
                 await self._drive(following.turn())
             except (MusterError, OSError, ValueError) as error:

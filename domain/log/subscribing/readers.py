@@ -51,15 +51,17 @@ from domain.log.subscribing.delivery import (
     Wanted,
     lost_error,
 )
+from domain.log.subscribing.stride import Stride
 
 #: How many entries of a feed, commits of a session, and names of a registry are read at a time.
 FEED_PAGE: Final = 64
 SESSION_PAGE: Final = 64
 NAMES_PAGE: Final = 256
+#: How many commits of each session are read when a feed does not reach back. In a longer one the first commit after a
+#: time is looked for by halving.
+LOG_PAGE: Final = 128
 #: How many sessions are read side by side when a feed does not reach back; of how many partitions feeds are.
 SIDE_BY_SIDE: Final = 16
-#: In a session longer than this, the first commit after a time is looked for by halving.
-HALVED_FROM: Final = 128
 
 
 class Item(Struct, frozen=True):
@@ -78,6 +80,18 @@ class Item(Struct, frozen=True):
         """The delivery; from now on the reader stands after it."""
         self.reader.stand_after(self)
         return self.delivery
+
+
+class _Told(Struct, frozen=True):
+    """Events of a session that a feed tells of, from after seq `reached` on. A seq is `offset` away from the running
+    total at it.
+    """
+
+    session: str
+    reached: int
+    to_seq: int
+    offset: int
+    at_ms: int
 
 
 class SessionReader:
@@ -100,7 +114,7 @@ class SessionReader:
         self.seq = item.seq
         _remember(self._recent, item.anchor)
 
-    def next_page(self) -> Flow[list[Item] | None]:
+    def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next; None if that is all for now. Only to be asked for when all before was taken.
 
         Raises Damaged: TAIL_LOST, FORK; LOG_GAP, LOG_ALTERED for a log that is damaged after the place.
@@ -108,7 +122,7 @@ class SessionReader:
         anchor = self._recent[-1] if self._recent else None
         low = anchor.seq if anchor is not None else self.seq + 1
         found, skips = yield [
-            RangeRequest(self.session, low, None, self._page + (anchor is not None)),
+            RangeRequest(self.session, low, None, stride.of(self._page) + (anchor is not None)),
             SkipsRequest(self.session),
         ]
         commits: list[Commit] = taken(found)
@@ -160,6 +174,8 @@ class PartitionReader:
         self._place = place
         self.is_lost = False
         self._names: deque[str] = deque()
+        #: The ms of the commit that was read by sessions last, so that nobody knows which of that ms came last.
+        self._unordered_ms = self._recent[-1].at_ms if self._recent else 0
 
     @property
     def place(self) -> Place:
@@ -170,6 +186,10 @@ class PartitionReader:
         place = self._place
         if place.catching is not None:
             place.catching.session, place.catching.seq = item.session, item.seq
+            if item.seq is None:
+                self._names.popleft()
+            if item.anchor is not None:
+                self._unordered_ms = max(self._unordered_ms, item.anchor.at_ms)
         else:
             assert item.seq is not None
             if item.at_ms != place.at_ms or place.ties is None:
@@ -178,74 +198,90 @@ class PartitionReader:
             place.ties[item.session] = item.seq
         _remember(self._recent, item.anchor)
 
-    def next_page(self) -> Flow[list[Item] | None]:
+    def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
         yield from self._check_anchor()
         if self._place.catching is not None:
-            return (yield from self._next_of_logs(self._place.catching))
+            return (yield from self._next_of_logs(self._place.catching, stride))
         place = self._place
         standing, found = yield [
             StandingRequest(self.partition),
-            FeedRequest(self.partition, place.total, FEED_PAGE),
+            FeedRequest(self.partition, place.total, stride.of(FEED_PAGE)),
         ]
         entries: list[FeedEntry] = taken(found)
         if not entries and taken(standing).total == place.total:
             return None
         if not entries or not entries[0].begins_after <= place.total < entries[0].position:
             return (yield from self._begin_with_logs())
-        return (yield from self._next_of_feed(_connected(entries)))
+        return (yield from self._next_of_feed(_connected(entries), stride))
 
     def _check_anchor(self) -> Flow[None]:
-        # Of what was written in one ms the order is not known here, when it was read by sessions.
-        newest = [one for one in self._recent if one.at_ms == self._recent[-1].at_ms]
+        newest = self._recent[-1:]
+        if newest and newest[0].at_ms == self._unordered_ms:
+            # Of each session its last: digests are chained.
+            newest = list({one.session: one for one in self._recent if one.at_ms == self._unordered_ms}.values())
         if newest and len((yield from _held(newest))) < len(newest):
             self.is_lost = True
             raise (yield from _loss(self._recent))
 
     # -- by the feed -------------------------------------------------------------------------------------------------
 
-    def _next_of_feed(self, entries: list[FeedEntry]) -> Flow[list[Item]]:
+    def _next_of_feed(self, entries: list[FeedEntry], stride: Stride) -> Flow[list[Item]]:
+        told = self._told(entries, stride.of(PAGE_BYTES))
         ranges: dict[str, tuple[int, int]] = {}
-        for entry in entries:
-            for span in entry.spans:
-                if self._is_wanted(span.session):
-                    low, _ = ranges.get(span.session, (span.from_seq, 0))
-                    ranges[span.session] = (low, span.to_seq)
+        for one in told:
+            if self._is_wanted(one.session):
+                low, _ = ranges.get(one.session, (one.reached + 1, 0))
+                ranges[one.session] = (low, one.to_seq)
+        most = stride.of(PAGE_ENTRIES)
         logs = yield from _logs(
-            [RangeRequest(session, low, high, high - low + 1) for session, (low, high) in ranges.items()]
+            [RangeRequest(session, low, high, min(most, high - low + 1)) for session, (low, high) in ranges.items()]
         )
-        return [item for entry in entries for item in self._of_entry(entry, logs)]
+        items: list[Item] = []
+        for one in told:
+            commits = logs.get(one.session)
+            if commits is None:
+                items.append(Item(self, None, one.session, one.to_seq, None, one.offset + one.to_seq, one.at_ms))
+                continue
+            # Of a log that holds more than was asked for, the end of what came is no hole.
+            end = max(commits) if len(commits) == most else one.to_seq
+            items += self._of_told(one, end, commits)
+            if end < one.to_seq:
+                break  # what comes after it in the feed comes after it here
+        return items
 
-    def _of_entry(self, entry: FeedEntry, logs: dict[str, dict[int, Commit]]) -> Iterator[Item]:
-        total = entry.begins_after
-        for span in entry.spans:
-            before = max(0, self._place.total - total)  # how many events of it were delivered
-            after = total + span.to_seq - span.from_seq + 1
-            if after > self._place.total:
-                if span.session not in logs:
-                    yield Item(self, None, span.session, span.to_seq, None, after, entry.at_ms)
-                else:
-                    reached = span.from_seq + before - 1
-                    yield from self._of_span(
-                        entry, span.session, reached, span.to_seq, after - span.to_seq, logs[span.session]
-                    )
-            total = after
+    def _told(self, entries: list[FeedEntry], most_bytes: int) -> list[_Told]:
+        """What entries tell of that was not delivered, as much as has about so many bytes."""
+        told: list[_Told] = []
+        left = most_bytes
+        for entry in entries:
+            total = entry.begins_after
+            for span in entry.spans:
+                before = max(0, self._place.total - total)  # how many events of it were delivered
+                total += span.to_seq - span.from_seq + 1
+                if total <= self._place.total:
+                    continue
+                left -= span.size if self._is_wanted(span.session) else 0
+                if told and left < 0:
+                    return told
+                offset = total - span.to_seq
+                told.append(_Told(span.session, span.from_seq + before - 1, span.to_seq, offset, entry.at_ms))
+        return told
 
-    def _of_span(
-        self, entry: FeedEntry, session: str, reached: int, to: int, offset: int, commits: dict[int, Commit]
-    ) -> Iterator[Item]:
-        """The events of a session that an entry tells of. A seq is `offset` away from the running total at it."""
-        while reached < to:
+    def _of_told(self, told: _Told, end: int, commits: dict[int, Commit]) -> Iterator[Item]:
+        """The events of a session that an entry tells of, up to seq `end`."""
+        session, reached, to, offset, at_ms = told.session, told.reached, told.to_seq, told.offset, told.at_ms
+        while reached < min(end, to):
             commit = next((commits[seq] for seq in range(reached + 1, to + 1) if seq in commits), None)
             # A commit that was written later took the place of the one that the entry tells of.
-            if commit is None or commit.first_seq > reached + 1 or commit.at_ms > entry.at_ms:
+            if commit is None or commit.first_seq > reached + 1 or commit.at_ms > at_ms:
                 error = _missing(session, reached + 1)
-                delivery = Delivery(session, reached + 1, None, entry.at_ms, "", error=error)
-                yield Item(self, delivery, session, to, None, offset + to, entry.at_ms)
+                delivery = Delivery(session, reached + 1, None, at_ms, "", error=error)
+                yield Item(self, delivery, session, to, None, offset + to, at_ms)
                 return
-            yield from _of_commit(self, commit, self._wanted, reached, offset, entry.at_ms)
+            yield from _of_commit(self, commit, self._wanted, reached, offset, at_ms)
             reached = commit.last_seq
 
     def _is_wanted(self, session: str) -> bool:
@@ -262,34 +298,36 @@ class PartitionReader:
             self._place.catching = Catching(target.total, target.at_ms or taken(now) - 1)
         return []
 
-    def _next_of_logs(self, catching: Catching) -> Flow[list[Item]]:
+    def _next_of_logs(self, catching: Catching, stride: Stride) -> Flow[list[Item]]:
         if not self._names:
-            names = yield from self._more_names(catching)
+            names = yield from self._more_names(catching, stride.of(NAMES_PAGE))
             if not names:
                 self._place.total, self._place.at_ms, self._place.ties = catching.to_total, catching.to_at_ms, None
                 self._place.catching = None
                 return []
             self._names.extend(names)
-        together_now = [self._names[at] for at in range(min(SIDE_BY_SIDE, len(self._names)))]
-        lows = yield from self._beginnings(together_now, catching)
-        pages = yield from _logs([RangeRequest(name, lows[name] + 1, None, PAGE_ENTRIES // 8) for name in together_now])
+        # One that is longer than a page is read on alone: what was read of the next ones would be thrown away.
+        width = stride.of(SIDE_BY_SIDE) if catching.seq is None else 1
+        together_now = [self._names[at] for at in range(min(width, len(self._names)))]
+        count = stride.of(LOG_PAGE)
+        lows = yield from self._beginnings(together_now, catching, count)
+        pages = yield from _logs([RangeRequest(name, lows[name] + 1, None, count) for name in together_now])
         items: list[Item] = []
         for name in together_now:
             page = list(pages[name].values())
             items += self._of_log(name, page, lows[name], catching)
-            if len(page) == PAGE_ENTRIES // 8 and page[-1].at_ms <= catching.to_at_ms:
+            if len(page) == count and page[-1].at_ms <= catching.to_at_ms:
                 break  # there is more of it
-            items.append(Item(self, None, name, None))
-            self._names.popleft()
+            items.append(Item(self, None, name, None))  # taken, it takes the name off: a page may get lost on its way
         return items
 
-    def _more_names(self, catching: Catching) -> Flow[list[str]]:
+    def _more_names(self, catching: Catching, count: int) -> Flow[list[str]]:
         """Names of sessions that were written to after the place, the one that is begun first; none at the end."""
         if catching.seq is not None:
             return [catching.session]
         after = catching.session or None
         while True:
-            (found,) = yield [RegistryRequest(self.partition, after, NAMES_PAGE)]
+            (found,) = yield [RegistryRequest(self.partition, after, count)]
             names: list[str] = taken(found)
             wanted = [name for name in names if self._is_wanted(name)]
             heads = (yield [HeadRequest(name) for name in wanted]) if wanted else []
@@ -299,17 +337,17 @@ class PartitionReader:
                 for name, head in zip(wanted, heads, strict=True)
                 if head is None or isinstance(head, MusterError) or head.at_ms >= self._place.at_ms
             ]
-            if moved or len(names) < NAMES_PAGE:
+            if moved or len(names) < count:
                 return moved
             after = names[-1]
 
-    def _beginnings(self, names: Sequence[str], catching: Catching) -> Flow[dict[str, int]]:
-        """A seq of each session up to which nothing is to be delivered."""
+    def _beginnings(self, names: Sequence[str], catching: Catching, count: int) -> Flow[dict[str, int]]:
+        """A seq of each session up to which nothing is to be delivered, and about `count` after which something is."""
         begun = {catching.session: catching.seq} if catching.seq is not None else {}
-        found = yield from together([self._beginning(name, begun.get(name)) for name in names])
+        found = yield from together([self._beginning(name, begun.get(name), count) for name in names])
         return {name: taken(low) for name, low in zip(names, found, strict=True)}
 
-    def _beginning(self, name: str, begun: int | None) -> Flow[int]:
+    def _beginning(self, name: str, begun: int | None, count: int) -> Flow[int]:
         if begun is not None:
             return begun
         if not self._place.at_ms:
@@ -317,7 +355,7 @@ class PartitionReader:
         (head,) = yield [HeadRequest(name)]
         high = head.seq if head is not None and not isinstance(head, MusterError) else 0
         low = 0
-        while high - low > HALVED_FROM:
+        while high - low > count:
             middle = (low + high) // 2
             (found,) = yield [RangeRequest(name, middle, None, 1)]
             page: list[Commit] = taken(found)
@@ -331,7 +369,7 @@ class PartitionReader:
         place, reached = self._place, low
         for commit in commits:
             if commit.at_ms > catching.to_at_ms:
-                return
+                break
             if commit.at_ms < place.at_ms or (commit.at_ms == place.at_ms and place.ties is None and place.at_ms):
                 reached = commit.last_seq
                 continue
@@ -342,6 +380,8 @@ class PartitionReader:
                 yield Item(self, delivery, name, commit.first_seq - 1)
             yield from _of_commit(self, commit, self._wanted, reached)
             reached = max(reached, commit.last_seq)
+        if reached > low:
+            yield Item(self, None, name, reached)  # also where all of it was before the place
 
     # -- after a loss ------------------------------------------------------------------------------------------------
 
@@ -370,30 +410,27 @@ class FeedReader:
         self.readers = readers
         #: Partitions that may have more than was read.
         self.news: set[int] = set(readers)
-        #: How many partitions are read side by side: fewer where connections break before so much has come.
-        self._width = SIDE_BY_SIDE
+        #: Partitions that are being read, or whose page did not come.
+        self._asked: list[int] = []
         self._last = -1
 
-    def next_page(self) -> Flow[list[Item] | None]:
+    def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
+        self.news.update(self._asked)
         # After those of the last time, or the first ones might keep the others waiting for ever.
         there = self.news & self.readers.keys()
-        asked = sorted(there, key=lambda partition: (partition <= self._last, partition))[: self._width]
+        asked = sorted(there, key=lambda partition: (partition <= self._last, partition))
+        self._asked = asked = asked[: stride.of(SIDE_BY_SIDE)]
         if not asked:
             self.news.clear()
             return None
         self._last = asked[-1]
         # Before they are read: what is heard of meanwhile is news again.
         self.news.difference_update(asked)
-        try:
-            pages = yield from together([self.readers[partition].next_page() for partition in asked])
-        except BaseException:
-            self.news.update(asked)
-            self._width = max(1, self._width // 2)
-            raise
-        self._width = min(SIDE_BY_SIDE, self._width + 1)
+        pages = yield from together([self.readers[partition].next_page(stride) for partition in asked])
+        self._asked = []
         items: list[Item] = []
         troubles: list[MusterError] = []
         for partition, page in zip(asked, pages, strict=True):
@@ -478,11 +515,10 @@ def _missing(session: str, seq: int) -> Damaged:
 
 
 def _connected(entries: list[FeedEntry]) -> list[FeedEntry]:
-    """The entries up to the first hole between them, as many as a page of their commits takes."""
-    size, page = 0, entries[:1]
+    """The entries up to the first hole between them."""
+    page = entries[:1]
     for before, entry in pairwise(entries):
-        size += sum(span.size for span in before.spans)
-        if entry.begins_after != before.position or size > PAGE_BYTES:
+        if entry.begins_after != before.position:
             break
         page.append(entry)
     return page

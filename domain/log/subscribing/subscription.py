@@ -27,6 +27,7 @@ from domain.log.store import Identity
 from domain.log.subscribing.delivery import Anchor, Delivery, Place, SubscriptionPosition, Wanted, thinned
 from domain.log.subscribing.listening import FollowingTask, FollowingThread, Listeners
 from domain.log.subscribing.readers import FeedReader, Item, PartitionReader, SessionReader
+from domain.log.subscribing.stride import Stride
 
 if TYPE_CHECKING:
     from domain.log.memory import MemoryLog
@@ -54,6 +55,8 @@ class SubscribedLog(_OpenLog, Protocol):
 
     def run(self, flow: Flow[T]) -> T: ...
 
+    def look(self, flow: Flow[T]) -> T: ...
+
     def drive(self, wire: Wire[T]) -> T: ...
 
 
@@ -61,6 +64,8 @@ class AsyncSubscribedLog(_OpenLog, Protocol):
     """What an asyncio subscription needs of its log."""
 
     async def run(self, flow: Flow[T]) -> T: ...
+
+    async def look(self, flow: Flow[T]) -> T: ...
 
     async def drive(self, wire: Wire[T]) -> T: ...
 
@@ -164,6 +169,8 @@ class Subscribing:
         self._session = session
         self._reader: SessionReader | FeedReader | None = None
         self._page: deque[Item] = deque()
+        self._stride = Stride()
+        self._failures = 0
         self._lock = Lock()
         self._rumours: set[int] = set()
         self._has_heard = True
@@ -219,7 +226,6 @@ class Subscribing:
     def _getting(self, timeout_s: float | None) -> Steps[Delivery | None]:
         """The steps to the next delivery; None at the timeout, or when closed."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        failures = 0
         if not self._listens:
             self._note(None)  # nobody tells it of anything before it waits for the first time
         while not self.is_closed:
@@ -230,13 +236,12 @@ class Subscribing:
                     return delivery
                 if (yield from self._read_on()):
                     continue
-                failures = 0
             except Unavailable as error:
                 if error.code not in PASSES:
                     raise
-                failures += 1
+                self._failures += 1
                 self._note(None)
-                wait = Waiting(_pause_s(failures), or_until_heard=False)
+                wait = Waiting(_pause_s(self._failures), or_until_heard=False)
             left = wait.seconds if deadline is None else min(wait.seconds, deadline - time.monotonic())
             if left <= 0:
                 return None
@@ -257,7 +262,14 @@ class Subscribing:
         if not self._look_at_what_was_heard() and self._is_at_end:
             return False
         self._is_at_end = False
-        page = yield Reading(self._begun.next_page())
+        try:
+            page = yield Reading(self._begun.next_page(self._stride))
+        except Unavailable:
+            self._stride.shorten()
+            raise
+        self._failures = 0
+        if page:
+            self._stride.lengthen()
         self._is_at_end = page is None
         self._page.extend(page or ())
         return page is not None
@@ -304,7 +316,7 @@ class Subscription(Subscribing):
     def get(self, timeout_s: float | None = None) -> Delivery | None:
         """The next delivery; None if none came in time, or the subscription is closed.
 
-        While the server is away, it may take as long as a command is tried again (`retry_for_s`) on top.
+        While the server is away, it may take as long as one command may (`timeout_s` of the connection) on top.
         """
         steps = self._getting(timeout_s)
         try:
@@ -315,7 +327,7 @@ class Subscription(Subscribing):
                     continue
                 try:
                     with self._follower.turns:
-                        page = self._log.run(step.flow) if isinstance(step, Reading) else self._log.drive(step.wire)
+                        page = self._log.look(step.flow) if isinstance(step, Reading) else self._log.drive(step.wire)
                 except MusterError as error:
                     step = steps.throw(error)
                 else:
@@ -407,7 +419,7 @@ class AsyncSubscription(Subscribing):
                 try:
                     async with self._follower.turns:
                         if isinstance(step, Reading):
-                            page = await self._run(step.flow)
+                            page = await self._log.look(step.flow)
                         else:
                             page = await self._log.drive(step.wire)
                 except MusterError as error:

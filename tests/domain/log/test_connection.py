@@ -228,17 +228,21 @@ class Watched(NamedTuple):
             return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])
 
     def replicate(self) -> None:
-        """Returns when the replica holds all that the primary does."""
+        """Returns when the replica holds all that the primary does, and every Sentinel knows that it may take over."""
         with self.primary.client() as client:
             wait_until(lambda: client.info("replication").get("slave0", {}).get("state") == "online")
             client.incr("a-write")
             client.wait(1, 0)
+        for sentinel in self.sentinels:
+            with sentinel.client(password=SECRET) as client:
+                wait_until(lambda: [one["master-link-status"] for one in client.sentinel_slaves("main")] == ["ok"])
 
 
 @pytest.fixture
 def watched(start: Callable[..., OwnServer]) -> Watched:
-    primary = start()
-    replica = start("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
+    at_once = ("--repl-diskless-sync-delay", "0")  # nobody waits for a second replica to come
+    primary = start(*at_once)
+    replica = start("--replicaof", f"127.0.0.1 {primary.port}", *at_once)
     watch = (
         f"requirepass {SECRET}",
         f"sentinel sentinel-pass {SECRET}",

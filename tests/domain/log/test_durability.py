@@ -72,6 +72,8 @@ def test_replicated_is_said_when_so_many_replicas_have_the_commit(server: Embedd
     """Also of a repeat through a new connection, which wrote nothing itself: that is followed by a real write."""
     with Servers.make("valkey", tmp_path / "replica") as replica:
         follower: Any = connect(Connecting(replica.url))
+        with connect(Connecting(server.url)) as client:
+            client.config_set("repl-diskless-sync-delay", 0)  # nobody waits for a second replica to come
         follower.replicaof("127.0.0.1", server.port)
         wait_until(lambda: follower.info("replication")["master_link_status"] == "up")
         with opened(server, "replicated(1)") as log:

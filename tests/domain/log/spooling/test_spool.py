@@ -65,6 +65,13 @@ def test_only_its_owner_may_read_it(spool: Spool) -> None:
     assert [path.stat().st_mode & 0o777 for path in files] == [0o600] * len(files)
 
 
+def test_every_commit_is_synced(spool: Spool) -> None:
+    """A receipt may outlive the power."""
+    with spool._opened() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
+
+
 def test_threads_and_processes_share_it(spool: Spool) -> None:
     """Each one's commits keep their order, and none is lost; the file is made by whoever comes first."""
     path = spool.path.with_name("shared.db")

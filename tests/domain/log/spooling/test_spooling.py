@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from domain import (
     Append,
@@ -27,8 +28,9 @@ from domain import (
 from domain.log import Connecting, Spool, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
+from domain.log.protocol import encode_append, sent_flow
 from domain.log.spooling.appending import is_outage
-from domain.log.spooling.spool import Spooled
+from domain.log.spooling.spool import Entry, Spooled
 from tests.chaos.proxy import Moment, Proxy, Strike, proxied
 from tests.conftest import ENVIRONMENT, Store
 from tests.domain.log.logs import Blocking, ids, new_session, note, notes, refused
@@ -144,11 +146,14 @@ def test_once_the_server_is_known_to_be_away_appends_are_not_tried_first(
     assert log.drained(30)
 
 
-def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: Producers) -> None:
-    """The server took it, and the network went down before it could say so: the spool sends it again, as a repeat."""
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: Producers, is_first: bool) -> None:
+    """The server took it, and the network went down before it could say so: the spool sends it again, as a repeat. Also
+    the first that this producer appends to a session that others began.
+    """
     log = producers.open()
     session = new_session()
-    log.append(session, note("1"))
+    (store.open() if is_first else log).append(session, note("1"))
     cuts: list[Any] = []
 
     def cut() -> None:
@@ -157,11 +162,25 @@ def test_a_commit_in_doubt_arrives_once(store: Store, proxy: Proxy, producers: P
 
     proxy.strikes.append(Strike(Moment.ANSWERED, cut))
     assert log.append(session, note("2")).is_spooled
+    assert producers.waiting()[0].marked
     assert log.append(session, note("3")).is_spooled
     assert ids(store.open().read(session)) == ["1", "2"]
     cuts[0].__exit__(None, None, None)
     assert log.drained(30)
     assert ids(store.open().read(session)) == ["1", "2", "3"]
+
+
+def test_a_commit_in_doubt_is_looked_for_from_where_it_was_sent(store: Store, tmp_path: Path) -> None:
+    """And not from what its producer was told of the session since, by an append that came after it."""
+    log, session = store.open(), new_session()
+    log.spool = Spool(tmp_path / "spool.db")
+    request = structs.replace(encode_append(Append(session, (note("1"),))), known=Position(0))
+    log.run(sent_flow(request))
+    log.append(new_session(), note("2"))
+    log.witness.told(store.open().append(session, note("2")))
+    log.spool.add([Entry(request, 1, marked=True)])
+    assert log.drain().arrived == 1
+    assert ids(log.read(session)) == ["1", "2"]
 
 
 def test_a_sender_that_dies_after_it_sent_leaves_one_copy(
@@ -320,7 +339,12 @@ def test_what_an_operator_must_mend_is_told_and_not_spooled(error: Exception) ->
     assert not is_outage(error)
 
 
-def test_bad_input_is_refused_before_the_spool(proxy: Proxy, producers: Producers) -> None:
+@pytest.mark.parametrize("blip_s", [0.0, 60.0])
+def test_bad_input_is_refused_before_the_spool(
+    proxy: Proxy, producers: Producers, monkeypatch: pytest.MonkeyPatch, blip_s: float
+) -> None:
+    """Whether the server is tried first or is known to be away."""
+    monkeypatch.setattr("domain.log.exchange.BLIP_S", blip_s)
     log = producers.open()
     with proxy.cut():
         log.append(new_session(), note("1"))
@@ -417,6 +441,19 @@ def test_a_lease_that_nobody_took_outlasts_the_outage(store: Store, proxy: Proxy
     assert read == ["joined", "note.made", "left"]
 
 
+def test_a_lease_under_which_commits_wait_is_not_given_back(store: Store, proxy: Proxy, producers: Producers) -> None:
+    """They would be refused when they arrive, although nobody else was at work."""
+    log, spool = producers.open(), producers.spool()
+    session = new_session()
+    lease = log.lease(session, "agent-1")
+    token = store.client.hget(store.keyspace.of(session).hold(session), "token")
+    assert isinstance(token, bytes)
+    spool.add([Entry(encode_append(Append(session, (note("1"),), token=token.decode())), 1)])
+    lease.release()
+    assert producers.open().drained(30)
+    assert ids(store.open().read(session)) == ["1"]
+
+
 def test_a_lease_that_somebody_took_holds_the_commits(store: Store, proxy: Proxy, producers: Producers) -> None:
     log = producers.open()
     session = new_session()
@@ -463,6 +500,27 @@ def test_a_handoff_passes_the_lease_when_it_arrives(store: Store, proxy: Proxy, 
     other = store.open()
     refused(lambda: other.lease(session, "agent-3"), Conflict, "LEASE_HELD")
     other.lease(session, "agent-2").release()
+
+
+def test_appends_of_one_call_that_are_in_doubt_arrive_once(store: Store, proxy: Proxy, producers: Producers) -> None:
+    """Each is looked for as what it is."""
+    log = producers.open()
+    session, other = new_session(), new_session()
+    store.open().append_many([Append(session, notes("0")), Append(other, notes("0"))])
+    cuts: list[Any] = []
+
+    def cut() -> None:
+        cuts.append(proxy.cut())
+        cuts[0].__enter__()
+
+    proxy.strikes.append(Strike(Moment.ANSWERED, cut))
+    appends = [Append(session, notes("1")), Append(other, notes("a")), Append(session, notes("2"))]
+    assert all(receipt.is_spooled for receipt in log.append_many(appends))
+    cuts[0].__exit__(None, None, None)
+    assert log.drained(30)
+    reader = store.open()
+    assert ids(reader.read(session)) == ["0", "1", "2"]
+    assert ids(reader.read(other)) == ["0", "a"]
 
 
 def test_a_deduplicated_append_leaves_out_what_is_there_when_it_arrives(

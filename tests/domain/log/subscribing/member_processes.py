@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import cast
 
-from domain import SessionLog
+from domain import NotFound, SessionLog
 from domain.log.subscribing.durable import DurableSubscriptions
+from workers.child_process import start_child
 
 ROOT = Path(__file__).parents[4]
 
@@ -20,7 +20,7 @@ class MemberProcess:
         command = [sys.executable, "-m", "tests.domain.log.subscribing.member_process"]
         self._output = output
         with output.open("wb") as stdout:
-            self.process = subprocess.Popen([*command, url, namespace, name, str(every)], stdout=stdout, cwd=ROOT)
+            self.process = start_child([*command, url, namespace, name, str(every)], stdout=stdout, cwd=ROOT)
 
     def said(self) -> list[str]:
         """The lines that it said, whole."""
@@ -28,12 +28,24 @@ class MemberProcess:
 
     def acknowledged(self) -> list[str]:
         """Deliveries that it acknowledged, by its own word."""
-        lines = self.said()
-        last = max((at for at, line in enumerate(lines) if line == "ack"), default=0)
-        return [line for line in lines[:last] if line not in ("ack", "lost")]
+        acknowledged: list[str] = []
+        pending: list[str] = []
+        for line in self.said():
+            word, *sessions = line.split()
+            if word in ("ack", "lost"):
+                acknowledged += [one for one in pending if one.split()[0] not in sessions]
+                pending.clear()
+            else:
+                pending.append(line)
+        return acknowledged
 
     def given(self) -> list[str]:
-        return [line for line in self.said() if line not in ("ack", "lost")]
+        return [line for line in self.said() if line.split()[0] not in ("ack", "lost")]
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it was told that a part of what it took is another member's."""
+        return any(line.startswith("lost") for line in self.said())
 
     def kill(self) -> None:
         self.process.kill()
@@ -42,6 +54,9 @@ class MemberProcess:
 
 def is_acknowledged(log: SessionLog, name: str) -> bool:
     """Whether a durable subscription has everything behind it, by the places the store keeps."""
-    places = log.drive(DurableSubscriptions(log.keyspace).show(name)).places
+    try:
+        places = log.drive(DurableSubscriptions(log.keyspace).show(name)).places
+    except NotFound:
+        return False  # none of its members has begun
     totals = [int(cast("bytes", log.client.hget(keys.meta, "total"))) for keys in log.keyspace.partitions]
     return all(place is not None and place.total == totals[at] for at, place in places.items())

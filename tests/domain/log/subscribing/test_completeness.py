@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 import redis
 
-from domain import Damaged, Delivery, SessionLog
+from domain import Append, Damaged, Delivery, Receipt, SessionLog
 from domain.log import Connecting, create_store
+from domain.log.subscribing.stride import LEAST, Stride
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, note, refused
 from tests.domain.log.subscribing.deliveries import everything, fleet, rest, seqs, some
@@ -89,6 +90,19 @@ def test_trims_cuts_and_restarts_lose_and_repeat_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_a_hole_in_the_middle_of_the_feed_loses_nothing(world: World) -> None:
+    """Up to it the feed is followed; what it should tell of is read from the logs."""
+    for _ in range(6):
+        world.append()
+    for keys in world.store.keyspace.partitions:
+        for entry_id, _ in cast("list[Any]", world.store.client.xrange(keys.feed))[1:]:
+            if world.chance.random() < 0.3:
+                world.store.client.xdel(keys.feed, entry_id)
+    with world.log.subscribe(after="beginning") as subscription:
+        assert seqs(rest(subscription)) == everything(world.log)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_a_subscriber_to_what_comes_now_is_as_complete(world: World) -> None:
     """From now on, though the feed it began in is gone before it looks."""
     for _ in range(5):
@@ -126,13 +140,59 @@ def test_a_busy_partition_keeps_nobody_from_being_read(store: Store) -> None:
     names = {store.keyspace.partition_of(name): name for name in (f"s{number}" for number in range(1000))}
     first, last = names[min(names)], names[max(names)]
     with store.open() as log, log.subscribe(after="beginning") as subscription:
-        cast("Any", subscription)._reader._width = 1
+        cast("Any", subscription)._stride = Stride(LEAST)
         log.append(last, note())
         given = []
         for _ in range(2 * len(names)):
             log.append(first, note())
             given += some(subscription, 1)
         assert last in {delivery.session for delivery in given}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.15, LEAST])
+@pytest.mark.parametrize("has_feeds", [True, False])
+def test_a_page_that_breaks_off_is_read_again_whole(
+    make_store: Callable[..., Store], server_url: str, share: float, *, has_feeds: bool
+) -> None:
+    """After any number of exchanges, while partitions are read side by side: some are done before others."""
+    store = make_store(server_url, partitions=2)
+    with store.open() as log:
+        for number in range(200):
+            log.append("long", note())
+            log.append(f"s{number % 20}", note())
+        with log.subscribe(after="beginning") as subscription:
+            reader = cast("Any", subscription)._reader
+            given = some(subscription, 300)
+            given += [item.delivery for item in cast("Any", subscription)._page if item.take() is not None]
+            cast("Any", subscription)._page.clear()
+            for number in range(100):
+                log.append(f"s{number % 30}", note())
+            if not has_feeds:
+                for keys in store.keyspace.partitions:
+                    store.client.delete(keys.feed)
+            reader.news.update(range(store.keyspace.count))
+            breaks_after = 0
+            while (page := _page_of(log, reader, Stride(share), breaks_after := breaks_after + 1)) is not None:
+                if page is not _BROKEN:
+                    breaks_after = 0
+                    given += [item.delivery for item in page if item.take() is not None]
+        assert seqs(given) == everything(log)
+
+
+_BROKEN: Final[list[Any]] = []
+
+
+def _page_of(log: SessionLog, reader: Any, stride: Stride, breaks_after: int) -> list[Any] | None:
+    """The next page, unless it takes so many exchanges: then the connection broke in the last of them."""
+    flow = reader.next_page(stride)
+    answers = None
+    try:
+        for _ in range(breaks_after):
+            # The answers to the last one do not come any more.
+            answers = log._exchange(next(flow) if answers is None else flow.send(answers))
+    except StopIteration as done:
+        return cast("list[Any] | None", done.value)
+    return _BROKEN
 
 
 def test_a_waiting_subscriber_outlives_its_server(tmp_path: Path) -> None:
@@ -236,6 +296,40 @@ def test_a_lost_tail_is_told_until_it_is_accepted(
         assert seqs([*kept, *(one for one in since if one not in repeated)]) == (
             held if session is None else {session: held[session]}
         )
+
+
+def test_a_receipt_that_is_lost_is_no_place_to_go_on_from(forgetful: OwnServer) -> None:
+    """Whoever subscribes after it is told, also where other commits stand in its place."""
+    with opened(forgetful) as log:
+        log.append("s", note())
+        save(forgetful)
+        receipt = log.append("s", note())
+        forget(forgetful)
+    with opened(forgetful) as other, other.subscribe("s", after=receipt) as subscription:
+        refused(lambda: rest(subscription), Damaged, "TAIL_LOST")
+        other.append("s", note())
+        refused(lambda: rest(subscription), Damaged, "FORK")
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_of_what_was_written_in_one_ms_any_may_have_been_the_last(
+    make_store: Callable[..., Store], server_url: str, *, is_resumed: bool
+) -> None:
+    """Read by sessions it comes in another order than it was written in, and a loss takes what was written last."""
+    store = make_store(server_url, partitions=1)
+    with store.open() as log:
+        assert all(
+            isinstance(one, Receipt) for one in log.append_many([Append("b", (note(),)), Append("a", (note(),))])
+        )
+        store.client.delete(store.keyspace.partitions[0].feed)
+        subscription = log.subscribe(after="beginning")
+        assert [delivery.session for delivery in rest(subscription)] == ["a", "b"]
+        if is_resumed:
+            subscription = log.subscribe(after=str(subscription.position))
+        store.client.delete(store.keyspace.of("a").log("a"))
+        error = refused(lambda: rest(subscription), Damaged, "TAIL_LOST")
+        assert error.facts["session"] == "a"
+        subscription.close()
 
 
 def test_a_place_from_before_a_loss_that_it_did_not_see_just_goes_on(forgetful: OwnServer) -> None:

@@ -152,7 +152,7 @@ def test_a_member_that_was_paused_for_too_long_acknowledges_nothing(shared: Stor
             fleet(log, 2, commits=5)
             other.close()
         if not members[0].acknowledged():
-            wait_until(lambda: "lost" in members[0].said(), message="it learns that it lost its share")
+            wait_until(lambda: members[0].has_lost, message="it learns that it lost its share")
         everything_now = {f"{session} {seq}" for session, found in everything(log).items() for seq in found}
         both = [f"{delivery.session} {delivery.seq}" for delivery in given]
         wait_until(lambda: {*both, *members[0].acknowledged()} >= everything_now, message="it goes on with the rest")

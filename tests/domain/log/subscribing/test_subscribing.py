@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from domain import Delivery, Event, Misconfigured, Refused, SessionLog
+from domain import Delivery, Event, MemoryLog, Misconfigured, Refused, SessionLog
 from domain.log import create_store
 from domain.log.subscribing.delivery import SubscriptionPosition
 from tests.conftest import Store
@@ -60,6 +61,18 @@ def test_from_now_on_nothing_older_comes(log: RunnableLog) -> None:
             assert seqs(rest(one)) == {session: [2]}
 
 
+def test_from_now_on_is_told_from_the_ms_before_though_the_feed_is_gone() -> None:
+    """By the times of commits then: what is written after it began must not bear the time it began at."""
+    ticks = itertools.count(8_000)
+    log = MemoryLog(clock_ms=lambda: next(ticks) // 8, partitions=1)
+    log.append("s", note())
+    with log.subscribe() as subscription:
+        log.append("s", note())
+        log.append("s", note())
+        del cast("Any", log)._feeds[0][:-1]
+        assert seqs(rest(subscription)) == {"s": [2, 3]}
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_subscription_goes_on_from_any_place(make_log: MakeLog, seed: int) -> None:
     """Its position, kept as text, may fall into the middle of a commit; other programs go on from it."""
@@ -94,6 +107,17 @@ def test_one_session_is_delivered_from_any_seq_on(log: RunnableLog, seed: int) -
     log.append(session, note())
     with log.subscribe(session, after=position) as again:
         assert [delivery.seq for delivery in rest(again)] == [last + 1]
+
+
+def test_within_a_commit_one_session_goes_on_with_the_rest_of_it(log: RunnableLog) -> None:
+    session = new_session()
+    log.append(session, [note() for _ in range(3)])
+    log.append(session, note())
+    with log.subscribe(session, after=0) as subscription:
+        assert seqs(some(subscription, 2)) == {session: [1, 2]}
+        position = str(subscription.position)
+    with log.subscribe(session, after=position) as again:
+        assert seqs(rest(again)) == {session: [3, 4]}
 
 
 def test_only_what_is_wanted_comes(log: RunnableLog) -> None:
@@ -166,6 +190,10 @@ def test_a_position_belongs_to_what_it_was_taken_from(log: RunnableLog) -> None:
     refused(lambda: log.subscribe(other, after=position).get(timeout_s=0), Refused, "POSITION_INVALID")
     refused(lambda: log.subscribe(after=position).get(timeout_s=0), Refused, "POSITION_INVALID")
     refused(lambda: log.subscribe(other, after=receipt).get(timeout_s=0), Refused, "POSITION_INVALID")
+    with log.subscribe() as everywhere:
+        whole = everywhere.position
+    part = SubscriptionPosition(whole.store, whole.epoch, None, {0: whole.places[0]})
+    refused(lambda: log.subscribe(after=part).get(timeout_s=0), Refused, "POSITION_INVALID")
 
 
 def test_a_place_in_another_store_is_none_here(log: RunnableLog) -> None:
@@ -200,6 +228,8 @@ def test_another_namespace_is_never_heard(store: Store) -> None:
 def test_a_waiting_thread_is_woken_by_an_append_and_by_closing(store: Store) -> None:
     with store.open() as log, ThreadPoolExecutor(2) as threads:
         one, everywhere = log.subscribe("s"), log.subscribe()
+        for subscription in (one, everywhere):
+            cast("Any", subscription)._looks_after_s = 90  # it would look for itself
         waiting = [threads.submit(next, subscription, None) for subscription in (one, everywhere)]
         time.sleep(0.1)
         log.append("s", note())
