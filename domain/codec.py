@@ -7,10 +7,9 @@ MessagePack; the first byte tells which. Body bytes are kept as they came, becau
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from hashlib import sha1
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Generic, NoReturn, TypeVar, overload
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,6 +18,7 @@ from domain.errors import Damaged, Refused
 from domain.events import (
     NO_DATA,
     Event,
+    Gist,
     Shape,
     check_plain,
     check_session,
@@ -50,6 +50,28 @@ class Limits(Struct, frozen=True):
 DEFAULT_LIMITS: Final = Limits()
 
 
+T = TypeVar("T")
+
+
+class _once(Generic[T]):  # noqa: N801 - a decorator
+    """`functools.cached_property` without its lock, which takes as long as decoding an event before Python 3.12."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: object = None) -> _once[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: object = None) -> T: ...
+    def __get__(self, instance: object | None, owner: object = None) -> _once[T] | T:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name] = self._compute(instance)
+        return value
+
+
 class Commit(msgspec.Struct, frozen=True, dict=True):
     """One stream entry: the events from `first_seq` to `last_seq`, appended atomically at `at_ms` (server time).
 
@@ -66,7 +88,7 @@ class Commit(msgspec.Struct, frozen=True, dict=True):
     #: An operator discarded it: a fold passes it over. Whoever reads commits from a log marks them so.
     skipped: bool = False
 
-    @cached_property
+    @_once
     def events(self) -> list[Event]:
         """The events, in order."""
         events = decode_body(self.body)
@@ -78,6 +100,18 @@ class Commit(msgspec.Struct, frozen=True, dict=True):
                 seq=self.first_seq,
             )
         return events
+
+    @_once
+    def gists(self) -> list[Gist] | None:
+        """The events as a fold needs them, in order; None where they are not to be had so, and `events` says why.
+
+        Nearly all commits give them, in a third of the time that `events` and its data take.
+        """
+        try:
+            gists = _GISTS.decode(self.body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
+        return gists if len(gists) == self.last_seq - self.first_seq + 1 else None
 
 
 def genesis(session: str) -> str:
@@ -193,6 +227,7 @@ def format_line(session: str, event: Event) -> bytes:
 
 _EVENTS = msgspec.msgpack.Encoder()
 _BODY = msgspec.msgpack.Decoder(list[Event])
+_GISTS = msgspec.msgpack.Decoder(list[Gist])
 _CANONICAL = msgspec.msgpack.Encoder(order="deterministic")
 _JSON = msgspec.json.Encoder()
 _LINE_FIELDS: Final = frozenset({"session", "type", "actor", "id", "time", "data", "shape"})

@@ -181,6 +181,29 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
         return value
 
 
+class ChangedEntities(Struct, gc=False):
+    """Of a `change`, what a fold looks for."""
+
+    entity_ids: list[str] | None = None
+
+
+class OnlyChange(Struct, gc=False):
+    """Of an event's data, what a fold looks for."""
+
+    change: ChangedEntities | None = None
+
+
+class Gist(Struct, array_like=True, gc=False):
+    """An event as a fold needs it: of its data only the change is read. Its fields stand where those of `Event` do."""
+
+    type: str
+    id: str
+    actor: str
+    time: str | None = None
+    data: OnlyChange | None = None
+    shape: Shape = 1
+
+
 def checked_event(
     type: str, actor: str, id: str | None, time: str | None, data: Mapping[str, Any], shape: int
 ) -> Event:

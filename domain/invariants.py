@@ -11,7 +11,7 @@ from typing import Protocol
 from domain.codec import Commit, chain
 from domain.errors import Damaged
 from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
-from domain.session import Session, entities_of, gate_after, kinds_of
+from domain.session import Session, gate_after, gist_of, kinds_of
 
 
 class Standing(Protocol):
@@ -40,6 +40,11 @@ def is_chained(digest: str, commit: Commit) -> bool:
     """The commit's digest is the hash of `digest` and its own content."""
     count = commit.last_seq - commit.first_seq + 1
     return commit.digest == chain(digest, commit.session, commit.first_seq, count, commit.at_ms, commit.body)
+
+
+def is_next(session: Standing, commit: Commit) -> bool:
+    """The commit follows on what stands before it, and is as it was appended."""
+    return is_dense(session.seq, commit) and is_in_order(session.last_at, commit) and is_chained(session.digest, commit)
 
 
 def is_legal(gate: str, commit: Commit) -> bool:
@@ -77,17 +82,16 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
     LOG_GAP: commits are missing before it; LOG_TRIMMED: all before it are. LOG_ALTERED: its content is not what was
     appended. EVENT_UNREADABLE and EVENT_ILLEGAL: it is as it was appended, by a producer that broke the rules.
     """
-    where = f"of session {commit.session}"
     if not is_dense(session.seq, commit):
         return Damaged(
             "LOG_GAP" if session.seq else "LOG_TRIMMED",
-            f"after seq {session.seq} {where} comes seq {commit.first_seq}",
+            f"after seq {session.seq} of session {commit.session} comes seq {commit.first_seq}",
             seq=session.seq + 1,
         )
     if not is_chained(session.digest, commit) or not is_in_order(session.last_at, commit):
         return Damaged(
             "LOG_ALTERED",
-            f"the commit at seq {commit.first_seq} {where} does not carry the digest {commit.digest} of its content",
+            f"{_named(commit)} does not carry the digest {commit.digest} of its content",
             seq=commit.first_seq,
         )
     if commit.skipped:
@@ -96,25 +100,30 @@ def broken_law(session: Standing, commit: Commit) -> Damaged | None:
         strange = stranger(session, commit)
         if strange is not None:
             code, words = strange
-            return Damaged(code, f"the commit at seq {commit.first_seq} {where} {words}", seq=commit.first_seq)
+            return Damaged(code, f"{_named(commit)} {words}", seq=commit.first_seq)
         if is_legal(session.gate, commit):
             return None
     except Damaged as unreadable:
         return unreadable
-    return Damaged("EVENT_ILLEGAL", f"the commit at seq {commit.first_seq} {where} is illegal", seq=commit.first_seq)
+    return Damaged("EVENT_ILLEGAL", f"{_named(commit)} is illegal", seq=commit.first_seq)
+
+
+def _named(commit: Commit) -> str:
+    return f"the commit at seq {commit.first_seq} of session {commit.session}"
 
 
 def fold(session: Session, commit: Commit) -> None:
     """Moves `session` on by one whole commit. Raises Damaged for one that breaks a law, and changes nothing then."""
-    law = broken_law(session, commit)
-    if law is not None:
-        raise law
+    gists = commit.gists if is_next(session, commit) and not commit.skipped else None
+    if gists is None or not session.takes(gists):
+        law = broken_law(session, commit)
+        if law is not None:
+            raise law
+        gists = [] if commit.skipped else [gist_of(event) for event in commit.events]
     if commit.skipped:
         session.skip(commit.last_seq - session.seq)
     else:
-        changed = [entities_of(event) for event in commit.events]
-        for event, entities in zip(commit.events, changed, strict=True):
-            session.move(event, entities)
+        session.follow(gists)
     session.digest = commit.digest
     if session.started_at == 0:
         session.started_at = commit.at_ms

@@ -9,14 +9,25 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from domain.errors import Damaged
-from domain.events import BUILT_IN, LOG_REPAIRED, NO_DATA, OWN_ACTOR, Event
+from domain.events import (
+    BUILT_IN,
+    LOG_REPAIRED,
+    NO_DATA,
+    OWN_ACTOR,
+    ChangedEntities,
+    Event,
+    Gist,
+    OnlyChange,
+    is_identifier,
+    is_type,
+)
 
 WORKING: Final = "working"
 BROKEN: Final = "broken"
@@ -129,33 +140,56 @@ class Session(Struct, array_like=True):
         if kind_of(event.type) not in GATE[gate]:
             at = self.seq + 1
             raise Damaged("EVENT_ILLEGAL", f"{event.type} at seq {at} is illegal while {self.state}", seq=at)
-        self.move(event, entities_of(event))
+        self.follow([gist_of(event)])
 
-    def move(self, event: Event, entities: list[str] | None) -> None:
-        """`apply` for an event that is known to be legal, and whose entities were read already."""
-        type, actor = event.type, event.actor
-        state = self.state
-        if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
-            state = WORKING
-        self.state = ENTERS.get(type, state)
-        if type == "handoff":
-            self.handed_off_by = actor
+    def takes(self, gists: Iterable[Gist]) -> bool:
+        """Whether these events are lawful here, one after another, at a glance: of types and actors that are known here
+        or could be, in a shape that is known, and legal by the table. `broken_law` (domain/invariants.py) says which
+        law is broken, if one is.
+        """
+        gate, agents, types = self.gate, self.agents, self.event_types
+        for gist in gists:
+            type = gist.type
+            if gist.actor not in agents and not is_identifier(gist.actor):
+                return False
+            if type not in types and not is_type(type):
+                return False
+            if gist.shape != 1 and type in BUILT_IN:
+                return False
+            after = GATE[gate].get(KIND.get(type, DOTTED_KIND))
+            if after is None:
+                return False
+            gate = after
+        return True
 
-        self.seq = seq = self.seq + 1
-        if actor != OWN_ACTOR:
-            part = self.agents.get(actor)
-            if part is None:
-                self.agents[actor] = Participation(1, seq, seq, type != "left")
-            else:
-                part.events += 1
-                part.last_seq = seq
-                part.present = type != "left"
-        self.event_types[type] = self.event_types.get(type, 0) + 1
-        if self.first_actor is None:
-            self.first_actor = actor
-        self.last_type = type
-        if entities:
-            self.entities.update(entities)
+    def follow(self, gists: Sequence[Gist]) -> None:
+        """`apply` for events that are known to be lawful."""
+        state, seq, agents, types = self.state, self.seq, self.agents, self.event_types
+        for gist in gists:
+            type, actor = gist.type, gist.actor
+            if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
+                state = WORKING
+            state = ENTERS.get(type, state)
+            if type == "handoff":
+                self.handed_off_by = actor
+
+            seq += 1
+            if actor != OWN_ACTOR:
+                part = agents.get(actor)
+                if part is None:
+                    agents[actor] = Participation(1, seq, seq, type != "left")
+                else:
+                    part.events += 1
+                    part.last_seq = seq
+                    part.present = type != "left"
+            types[type] = types.get(type, 0) + 1
+            change = gist.data.change if gist.data is not None and type in BUILT_IN else None
+            if change is not None and change.entity_ids:
+                self.entities.update(change.entity_ids)
+            if self.first_actor is None:
+                self.first_actor = actor
+            self.last_type = type
+        self.state, self.seq = state, seq
 
     def skip(self, count: int) -> None:
         """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""
@@ -167,7 +201,7 @@ def entities_of(event: Event) -> list[str] | None:
     """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library
     writes.
     """
-    if event.data == NO_DATA or event.type not in BUILT_IN:
+    if event.type not in BUILT_IN or event.data == NO_DATA:
         return None
     try:
         change = _CHANGES.decode(event.data).change
@@ -178,12 +212,11 @@ def entities_of(event: Event) -> list[str] | None:
     return change.entity_ids if change is not None else None
 
 
-class _ChangedEntities(Struct, gc=False):
-    entity_ids: list[str] | None = None
+def gist_of(event: Event) -> Gist:
+    """An event as a fold needs it. Raises as `entities_of`."""
+    entities = entities_of(event)
+    data = OnlyChange(ChangedEntities(entities)) if entities else None
+    return Gist(event.type, event.id, event.actor, data=data, shape=event.shape)
 
 
-class _OnlyChange(Struct, gc=False):
-    change: _ChangedEntities | None = None
-
-
-_CHANGES = msgspec.msgpack.Decoder(_OnlyChange)
+_CHANGES = msgspec.msgpack.Decoder(OnlyChange)

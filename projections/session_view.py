@@ -67,7 +67,10 @@ def is_checkpoint(commit: Commit) -> bool:
     """Whether a checkpoint is due at the end of this commit; a function of the log alone."""
     if commit.last_seq // CHECKPOINT_INTERVAL > (commit.first_seq - 1) // CHECKPOINT_INTERVAL:
         return True
-    return not commit.skipped and any(event.type in CHECKPOINT_TYPES for event in commit.events)
+    if commit.skipped:
+        return False
+    events = commit.gists if commit.gists is not None else commit.events
+    return not CHECKPOINT_TYPES.isdisjoint([event.type for event in events])
 
 
 class Folding:

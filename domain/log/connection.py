@@ -16,6 +16,7 @@ at once, so the next attempt finds the new one.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import redis
 import redis.asyncio
+from hiredis import pack_command
 from msgspec import Meta, Struct
 from redis import connection as blocking
 from redis.asyncio import connection as asynchronous
@@ -118,13 +120,14 @@ def connect(connecting: Connecting, met: Met | None = None) -> redis.Redis:
         options["connection_class"] = _SocketConnection
     else:
         options["connection_class"] = _TlsConnection if address.tls else _TcpConnection
-    return redis.Redis.from_pool(redis.ConnectionPool(max_connections=connecting.max_connections, **options))
+    return redis.Redis.from_pool(_Pool(max_connections=connecting.max_connections, **options))
 
 
 def connect_async(connecting: Connecting, met: Met | None = None) -> redis.asyncio.Redis:
     """An asyncio client that never repeats a command by itself. As `connect`."""
     address = parse_address(connecting.url)
-    options = _options(address, connecting) | {"retry": AsyncRetry(NoBackoff(), 0), "met": met}
+    # `send_async` bounds every step itself: redis-py makes a task for each write that has a timeout.
+    options = _options(address, connecting) | {"retry": AsyncRetry(NoBackoff(), 0), "met": met, "socket_timeout": None}
     if address.service:
         ask = _AsyncTlsConnection if address.tls else _AsyncTcpConnection
         options["sentinels"] = _AsyncSentinels(address, connecting, ask)
@@ -133,8 +136,7 @@ def connect_async(connecting: Connecting, met: Met | None = None) -> redis.async
         options["connection_class"] = _AsyncSocketConnection
     else:
         options["connection_class"] = _AsyncTlsConnection if address.tls else _AsyncTcpConnection
-    pool = redis.asyncio.ConnectionPool(max_connections=connecting.max_connections, **options)
-    return redis.asyncio.Redis.from_pool(pool)
+    return redis.asyncio.Redis.from_pool(_AsyncPool(max_connections=connecting.max_connections, **options))
 
 
 def _options(address: Address, connecting: Connecting) -> dict[str, Any]:
@@ -282,6 +284,73 @@ class _AsyncViaSentinels(_AsyncTcpConnection):
 
 class _AsyncTlsViaSentinels(_AsyncViaSentinels, _AsyncTlsConnection):
     pass
+
+
+# -- pools -----------------------------------------------------------------------------------------------------------
+
+
+class _Pool(redis.ConnectionPool):
+    """redis-py's pool, with what it does for every exchange and nobody here looks at left out: it took longer than all
+    else the client does for one append.
+    """
+
+    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        self._checkpid()
+        with self._lock:
+            connection = self._available_connections.pop() if self._available_connections else self.make_connection()
+            self._in_use_connections.add(connection)
+        try:
+            _make_ready(connection)
+        except BaseException:
+            connection.disconnect()  # it may be half-way through its handshake
+            self.release(connection)
+            raise
+        return connection
+
+    def release(self, connection: Any) -> None:
+        if connection.pid != self.pid or connection.should_reconnect():
+            super().release(connection)
+            return
+        self._checkpid()
+        with self._lock:
+            if connection in self._in_use_connections:
+                self._in_use_connections.remove(connection)
+                self._available_connections.append(connection)
+
+
+def _make_ready(connection: Any) -> None:
+    """Connects, also anew where the server has closed the connection or something is left on it."""
+    if connection.is_connected:
+        try:
+            if not connection.can_read():
+                return
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            pass
+        connection.disconnect()
+    connection.connect()
+
+
+class _AsyncPool(redis.asyncio.ConnectionPool):
+    """As `_Pool`. Nothing is awaited between looking for a free connection and taking it, so no lock is needed."""
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        connection: Any = self.get_available_connection()  # type: ignore[no-untyped-call]
+        try:
+            if not connection.is_connected or await connection.can_read():
+                await connection.disconnect()
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        if connection.should_reconnect():
+            await super().release(connection)
+            return
+        self._in_use_connections.remove(connection)
+        self._available_connections.append(connection)
 
 
 # -- Sentinels -------------------------------------------------------------------------------------------------------
@@ -483,10 +552,17 @@ class Attempts:
         self._commands = commands
         self._wrote = wrote
         self._in_doubt = False
-        #: Options for tenacity, blocking and asyncio alike. The delay is overshot by at most one attempt.
-        self.policy: dict[str, Any] = {
+        self._until = time.monotonic() + (0 if once else connecting.retry_for_s)
+
+    def go_on(self, error: Exception) -> bool:
+        """Whether there is to be another attempt after the first one, which ended so."""
+        return self._is_passing(error) and time.monotonic() < self._until
+
+    def policy(self) -> dict[str, Any]:
+        """Options for tenacity, blocking and asyncio alike. The delay is overshot by at most one attempt."""
+        return {
             "retry": retry_if_exception(self._is_passing),
-            "stop": stop_after_delay(0 if once else connecting.retry_for_s),
+            "stop": stop_after_delay(max(0.0, self._until - time.monotonic())),
             "wait": wait_random_exponential(multiplier=0.01, max=1.0),
             "reraise": True,
         }
@@ -577,7 +653,12 @@ def send(
             raise
 
     try:
-        return Retrying(**attempts.policy)(attempt)
+        try:
+            return attempt()  # nearly all end here; a policy is set up for those that do not
+        except Exception as error:
+            if not attempts.go_on(error):
+                raise
+        return Retrying(**attempts.policy())(attempt)
     except _Refused as refused:
         return attempts.last_word(refused.replies)
     except _NotSent as not_sent:
@@ -594,13 +675,18 @@ def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
     except (redis.RedisError, OSError) as error:
         raise _NotSent(error) from error
     try:
-        connection.send_packed_command(connection.pack_commands(commands))
+        connection.send_packed_command([_packed(commands)])
         return [_reply_or_error(connection) for _ in commands]
     except BaseException:
         connection.disconnect()  # replies that were not read must not be taken for those of the next caller
         raise
     finally:
         pool.release(connection)
+
+
+def _packed(commands: list[Command]) -> bytes:
+    """The commands as they are sent. hiredis packs text, bytes and numbers, and there is nothing else."""
+    return b"".join([pack_command(tuple(command)) for command in commands])
 
 
 def _reply_or_error(connection: Any) -> Any:
@@ -631,7 +717,7 @@ async def send_async(
 
     async def attempt() -> list[Any]:
         try:
-            replies = await _send_once_async(client, commands)
+            replies = await _send_once_async(client, commands, connecting.timeout_s)
         except (_NotSent, redis.RedisError, OSError) as error:
             if line is not None:
                 line.failed(error.error if isinstance(error, _NotSent) else error)
@@ -646,7 +732,12 @@ async def send_async(
             raise
 
     try:
-        return await AsyncRetrying(**attempts.policy)(attempt)
+        try:
+            return await attempt()
+        except Exception as error:
+            if not attempts.go_on(error):
+                raise
+        return await AsyncRetrying(**attempts.policy())(attempt)
     except _Refused as refused:
         return attempts.last_word(refused.replies)
     except _NotSent as not_sent:
@@ -655,15 +746,27 @@ async def send_async(
         raise attempts.failed(error) from error
 
 
-async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:
+async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command], timeout_s: float) -> list[Any]:
     pool: Any = client.connection_pool
     try:
-        connection = await pool.get_connection()
+        async with asyncio.timeout(timeout_s):
+            connection = await pool.get_connection()
+    except TimeoutError as error:
+        raise _NotSent(redis.TimeoutError("Timeout connecting to the server")) from error
     except (redis.RedisError, OSError) as error:
         raise _NotSent(error) from error
     try:
-        await connection.send_packed_command(connection.pack_commands(commands))
-        return [await _reply_or_error_async(connection) for _ in commands]
+        async with asyncio.timeout(timeout_s) as limit:
+            await connection.send_packed_command(_packed(commands))
+            replies = []
+            for _ in commands:
+                replies.append(await _reply_or_error_async(connection))
+                if len(commands) > 1:
+                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+            return replies
+    except TimeoutError as error:
+        await connection.disconnect()
+        raise redis.TimeoutError("Timeout reading from the server") from error
     except BaseException:
         await connection.disconnect()
         raise

@@ -156,24 +156,21 @@ class Exchanges:
     # -- before a request is sent ------------------------------------------------------------------------------------
 
     def _completed(self, append: Append) -> Append:
-        """The append with ids for events that have none, what is known of its session, and what `_addressed` adds.
+        """The append with ids for events that have none, what is known of its session, the lease's token, its trace.
 
         A deduplicated one has ids, and reads what is known.
         """
+        token = append.token or self.tokens.of(append.session, append.events)
+        trace = append.traceparent or current_traceparent()
         if append.dedupe:
-            return self._addressed(append)
-        given = tuple(event.id for event in append.events if event.id)
+            return structs.replace(append, token=token, traceparent=trace)
+        given = tuple([event.id for event in append.events if event.id])
         events = with_ids(append.events, new_id)
         known = append.known if append.known is not None else self.witness.known(append.session)
         doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted
-        return structs.replace(self._addressed(append), events=events, known=known, ids=given)
-
-    def _addressed(self, append: Append) -> Append:
-        """The append with the lease's token and the trace it is in."""
-        token = append.token or self.tokens.of(append.session, append.events)
-        return structs.replace(append, token=token, traceparent=append.traceparent or current_traceparent())
+        return structs.replace(append, events=events, known=known, token=token, ids=given, traceparent=trace)
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""
@@ -224,19 +221,18 @@ class Exchanges:
     def _answering(self, requests: list[Request]) -> Wire[list[Any]]:
         """The answers to requests."""
         answers = yield from self._asking(requests)
-        if any(_has_code(answer, "EPOCH_CHANGED") for answer in answers):
+        if any(_has_code(answer, "EPOCH_CHANGED") for answer in _errors(answers)):
             yield from self._adopting(requests, answers)
         if not any(isinstance(request, AppendRequest) for request in requests):
             return answers
         if self._accepted:
             yield from self._letting_go(requests, answers)
-        answers = [self._judged(request, answer) for request, answer in zip(requests, answers, strict=True)]
-        for answer in answers:
-            if isinstance(answer, Receipt):
-                self.witness.told(answer)
+        if self._durability.level != "memory":
+            answers = [self._judged(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        self.witness.told(*[answer for answer in answers if isinstance(answer, Receipt)])
         if self._server.changed and any(_is_decided(answer) for answer in answers):
             yield from self._comparing_if_it_answers()
-        lost = [answer for answer in answers if _is_lost(answer)]
+        lost = [answer for answer in answers if isinstance(answer, Damaged) and _is_lost(answer)]
         if lost:
             yield from self._hearing(lost)
             answers = [self._named(answer) if _is_lost(answer) else answer for answer in answers]
@@ -498,6 +494,10 @@ def _told(answer: Damaged) -> Loss:
     """The loss that the caller of an append knew of."""
     facts = answer.facts
     return Loss(facts["session"], answer.code, facts["first_bad_seq"], facts["seen"], ())
+
+
+def _errors(answers: Sequence[Any]) -> list[MusterError]:
+    return [answer for answer in answers if isinstance(answer, MusterError)]
 
 
 def _has_code(answer: Any, code: str) -> bool:

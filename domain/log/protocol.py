@@ -166,14 +166,13 @@ class Protocol:
         open_calls: dict[int, tuple[list[int], list[AppendRequest], int]] = {}
         skips: dict[int, dict[int, str]] = {}
         for place, request in enumerate(requests):
-            if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
-                calls.append(self._hold_call(place, request))
-                continue
-            if isinstance(request, SkipsRequest):
-                skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
-                continue
             if not isinstance(request, AppendRequest):
-                calls.append(self._single(place, request))
+                if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
+                    calls.append(self._hold_call(place, request))
+                elif isinstance(request, SkipsRequest):
+                    skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
+                else:
+                    calls.append(self._single(place, request))
                 continue
             partition = self.keyspace.partition_of(request.session)
             places, grouped, size = open_calls.get(partition, ([], [], 0))
@@ -276,14 +275,15 @@ def _number(value: bytes | None) -> int:
 
 def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching | MusterError:
     """What one row of the append function's reply means."""
+    if row[0] == b"APPENDED":
+        first, last = int(row[1]), int(row[2])
+        return Receipt(request.session, first, last, row[3].decode(), int(row[4]), appended=last - first + 1)
     word, *rest = [value.decode() if isinstance(value, bytes) else value for value in row]
     session = request.session
     match word:
-        case "APPENDED" | "DUPLICATE":
+        case "DUPLICATE":
             first, last, digest, at_ms = int(rest[0]), int(rest[1]), rest[2], int(rest[3])
-            count = last - first + 1
-            known = count if word == "DUPLICATE" else 0
-            return Receipt(session, first, last, digest, at_ms, appended=count - known, duplicates=known)
+            return Receipt(session, first, last, digest, at_ms, appended=0, duplicates=last - first + 1)
         case "CONFLICT":
             return conflict(session, request.expected, int(rest[0]))
         case "FENCED":
@@ -473,8 +473,12 @@ def pack_head(head: Head) -> str:
 def parse_entry(session: str, entry: tuple[bytes, Any]) -> Commit:
     """A stream entry as a commit. An entry that is no commit comes out with a digest that no chain holds."""
     entry_id, flat = entry
-    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
     last, _, count = entry_id.partition(b"-")
+    if len(flat) == 6 and flat[0] == b"t" and flat[2] == b"d" and flat[4] == b"b" and flat[1].isdigit():
+        # As the append function writes it; all that is otherwise is taken apart below.
+        seq = int(last)
+        return Commit(session, seq - int(count) + 1, seq, int(flat[1]), flat[3].decode("ascii", "replace"), flat[5])
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
     trace = fields.get(b"c")
     at_ms = fields.get(b"t", b"0")
     return Commit(
@@ -988,7 +992,7 @@ def policy_flow(session: str, policy: Policy) -> Flow[None]:
 
 def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:
     """The events, each with an id; one that has none gets a new one."""
-    return tuple(event if event.id else structs.replace(event, id=new_id()) for event in events)
+    return tuple([event if event.id else structs.replace(event, id=new_id()) for event in events])
 
 
 def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:

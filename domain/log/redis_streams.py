@@ -81,7 +81,7 @@ LOOK_S: Final = 0.02
 
 def _are_appends(requests: Sequence[Request]) -> bool:
     """Whether requests are to travel with those of other callers: reads do not wait for writes."""
-    return all(isinstance(request, AppendRequest) for request in requests)
+    return not [request for request in requests if not isinstance(request, AppendRequest)]
 
 
 def _doubtful(unknown: OutcomeUnknown, requests: Sequence[Request]) -> OutcomeUnknown:

@@ -10,7 +10,7 @@ def current_traceparent() -> str | None:
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    span = trace.get_current_span()
+    if span is trace.INVALID_SPAN or not (context := span.get_span_context()).is_valid:
         return None
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"

@@ -62,18 +62,19 @@ class Witness:
         with self._lock:
             self._saw(session, position)
 
-    def told(self, receipt: Receipt) -> None:
-        """Remembers a receipt."""
-        if receipt.digest is None:
-            return
+    def told(self, *receipts: Receipt) -> None:
+        """Remembers receipts."""
         with self._lock:
-            self._saw(receipt.session, receipt.position)
-            receipts = self._receipts.setdefault(receipt.session, {})
-            if receipt.last_seq not in receipts:
-                receipts[receipt.last_seq] = receipt
-                self._order.append(receipt.session)
-                if len(self._order) > REMEMBERED_RECEIPTS:
-                    self._forget_oldest()
+            for receipt in receipts:
+                if receipt.digest is None:
+                    continue
+                self._saw(receipt.session, Position(receipt.last_seq, receipt.digest))
+                known = self._receipts.setdefault(receipt.session, {})
+                if receipt.last_seq not in known:
+                    known[receipt.last_seq] = receipt
+                    self._order.append(receipt.session)
+                    if len(self._order) > REMEMBERED_RECEIPTS:
+                        self._forget_oldest()
 
     def forget(self, sessions: Iterable[str]) -> None:
         """Forgets what was known of sessions, because it is accepted that it is lost."""

@@ -355,9 +355,9 @@ class Attempts:
             self._note()
             return blocking(client, commands)
 
-        async def send_async(client: Any, commands: Any) -> Any:
+        async def send_async(client: Any, commands: Any, timeout_s: float) -> Any:
             self._note()
-            return await asynchronous(client, commands)
+            return await asynchronous(client, commands, timeout_s)
 
         monkeypatch.setattr(connection, "_send_once", send)
         monkeypatch.setattr(connection, "_send_once_async", send_async)
@@ -462,8 +462,8 @@ def test_a_refusal_does_not_settle_a_write_in_doubt(
             blocking(client, commands)
             lose()
 
-        async def send_async(client: Any, commands: Any) -> None:
-            await asynchronous(client, commands)
+        async def send_async(client: Any, commands: Any, timeout_s: float) -> None:
+            await asynchronous(client, commands, timeout_s)
             lose()
 
         monkeypatch.setattr(connection, "_send_once", send)

@@ -38,43 +38,43 @@ class Bug(NamedTuple):
 
 
 FOLD: Final = [
-    Bug("a type is counted twice", session.Session, "move", "get(type, 0) + 1", "get(type, 0) + 2"),
-    Bug("an agent's events are counted twice", session.Session, "move", "part.events += 1", "part.events += 2"),
-    Bug("an agent's last seq is off by one", session.Session, "move", "part.last_seq = seq", "part.last_seq = seq - 1"),
-    Bug("an agent that left stays present", session.Session, "move", 'part.present = type != "left"', "pass"),
-    Bug("an agent begins at 0", session.Session, "move", "Participation(1, seq, seq", "Participation(1, 0, seq"),
+    Bug("a type is counted twice", session.Session, "follow", "get(type, 0) + 1", "get(type, 0) + 2"),
+    Bug("an agent's events are counted twice", session.Session, "follow", "part.events += 1", "part.events += 2"),
+    Bug("an agent's last seq is off by one", session.Session, "follow", "part.last_seq = seq", "part.last_seq = seq - 1"),
+    Bug("an agent that left stays present", session.Session, "follow", 'part.present = type != "left"', "pass"),
+    Bug("an agent begins at 0", session.Session, "follow", "Participation(1, seq, seq", "Participation(1, 0, seq"),
     Bug(
         "the wrong agent ends coordinating",
         session.Session,
-        "move",
+        "follow",
         "actor not in (self.handed",
         "actor in (self.handed",
     ),
     Bug(
-        "the state before the rule", session.Session, "move", "ENTERS.get(type, state)", "ENTERS.get(type, self.state)"
+        "the state before the rule", session.Session, "follow", "ENTERS.get(type, state)", "ENTERS.get(type, self.state)"
     ),
-    Bug("who handed off is lost", session.Session, "move", "self.handed_off_by = actor", "pass"),
-    Bug("the first actor is the last", session.Session, "move", "if self.first_actor is None", "if True"),
+    Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actor", "pass"),
+    Bug("the first actor is the last", session.Session, "follow", "if self.first_actor is None", "if True"),
     Bug(
         "the last type is the first",
         session.Session,
-        "move",
+        "follow",
         "self.last_type = type",
         "self.last_type = self.last_type or type",
     ),
     Bug(
         "old entities are lost",
         session.Session,
-        "move",
-        "self.entities.update(entities)",
-        "self.entities = set(entities)",
+        "follow",
+        "self.entities.update(change.entity_ids)",
+        "self.entities = set(change.entity_ids)",
     ),
     Bug(
         "only the first entity",
-        session,
-        "entities_of",
-        "return change.entity_ids if",
-        "return (change.entity_ids or [])[:1] if",
+        session.Session,
+        "follow",
+        "self.entities.update(change.entity_ids)",
+        "self.entities.update(change.entity_ids[:1])",
     ),
     Bug("it began at its last commit", invariants, "fold", "if session.started_at == 0", "if True"),
     Bug(
@@ -86,17 +86,17 @@ FOLD: Final = [
     ),
     Bug(
         "a commit's last event is lost",
-        invariants,
-        "fold",
-        "zip(commit.events, changed, strict=True)",
-        "list(zip(commit.events, changed))[: len(changed) // 2 + 1]",
+        session.Session,
+        "follow",
+        "for gist in gists",
+        "for gist in gists[: len(gists) // 2 + 1]",
     ),
     Bug(
         "two events change places",
-        invariants,
-        "fold",
-        "zip(commit.events, changed, strict=True)",
-        "reversed(list(zip(commit.events, changed)))",
+        session.Session,
+        "follow",
+        "for gist in gists",
+        "for gist in reversed(gists)",
     ),
     Bug(
         "a checkpoint is off by one", session_view, "is_checkpoint", "(commit.first_seq - 1) //", "commit.first_seq //"
@@ -105,8 +105,8 @@ FOLD: Final = [
         "no checkpoint of a handoff",
         session_view,
         "is_checkpoint",
-        "event.type in CHECKPOINT_TYPES",
-        'event.type in ("broke", "completed")',
+        "CHECKPOINT_TYPES.isdisjoint",
+        '{"broke", "completed"}.isdisjoint',
     ),
     Bug(
         "the oldest checkpoints are kept",

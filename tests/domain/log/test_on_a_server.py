@@ -263,8 +263,8 @@ class LostReplies:
             self._lose(commands)
             return replies
 
-        async def send_async(client: Any, commands: list[Any]) -> list[Any]:
-            replies = await asyncio(client, commands)
+        async def send_async(client: Any, commands: list[Any], timeout_s: float) -> list[Any]:
+            replies = await asyncio(client, commands, timeout_s)
             self._lose(commands)
             return replies
 
