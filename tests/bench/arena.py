@@ -81,22 +81,27 @@ class Arena:
             self._servers[key] = server
         return self._servers[key]
 
-    def client(self, *, appendfsync: Fsync = "everysec") -> redis.Redis:
-        """redis-py as it comes, on the row's server."""
-        return self.keep(closing(redis.Redis.from_url(self.server(appendfsync=appendfsync).url)))
+    def client(self, *, server: str = "", appendfsync: Fsync = "everysec") -> redis.Redis:
+        """redis-py as it comes, on a server of the row's."""
+        return self.keep(closing(redis.Redis.from_url(self.server(server, appendfsync=appendfsync).url)))
 
-    def store(self, namespace: str = "main", *, appendfsync: Fsync = "everysec") -> str:
-        """Makes a store on the row's server, unless it is there; the server's URL."""
-        url = self.server(appendfsync=appendfsync).url
+    def store(self, namespace: str = "main", *, server: str = "", appendfsync: Fsync = "everysec") -> str:
+        """Makes a store on a server of the row's, unless it is there; the server's URL."""
+        url = self.server(server, appendfsync=appendfsync).url
         with closing(connect(Connecting(url))) as client:
             create_store(client, namespace=namespace)
         return url
 
     def log(
-        self, namespace: str = "main", *, appendfsync: Fsync = "everysec", durability: str = "memory"
+        self,
+        namespace: str = "main",
+        *,
+        server: str = "",
+        appendfsync: Fsync = "everysec",
+        durability: str = "memory",
     ) -> SessionLog:
         """A blocking log of a store of the row's."""
-        url = self.store(namespace, appendfsync=appendfsync)
+        url = self.store(namespace, server=server, appendfsync=appendfsync)
         return self.keep(SessionLog.open(url, namespace=namespace, durability=durability))
 
     def async_log(

@@ -27,13 +27,16 @@ def redis_benchmark(*, pipeline: int, clients: int, count: int) -> Contestant:
             raise Missing("there is no redis-benchmark (Debian: apt-get install redis-tools)")
         client, port, key = arena.client(), arena.server().port, f"limit:{pipeline}:{clients}"
         command = [program, "-h", "127.0.0.1", "-p", str(port), "-P", str(pipeline), "-c", str(clients), "--csv"]
-        # The last argument comes from stdin: the bytes are those that Muster writes.
-        command += ["-n", str(arena.many(count, least=pipeline * clients)), "-x", "XADD", key, "*", "b"]
+        # The last argument comes from stdin: the bytes are those that Muster writes. The number is one of whole
+        # pipelines: with another it sometimes ends before its last replies, "all clients disconnected".
+        command += ["-n", str(arena.many(count, step=pipeline * clients)), "-x", "XADD", key, "*", "b"]
 
         def measure() -> float:
             client.delete(key)
-            output = subprocess.run(command, input=body(), capture_output=True, check=True).stdout
-            *_, last = csv.reader(output.decode(errors="replace").splitlines())
+            done = subprocess.run(command, input=body(), capture_output=True)
+            if done.returncode:
+                raise RuntimeError(f"redis-benchmark ended with {done.returncode}: {done.stderr!r}")
+            *_, last = csv.reader(done.stdout.decode(errors="replace").splitlines())
             return float(last[1])
 
         return measure

@@ -43,7 +43,8 @@ class Missing(Exception):
 class Contestant(Struct, frozen=True):
     """Who does the work. `prepare` gets everything ready and returns what is timed.
 
-    `x`: the place on the row's curve, such as the number of sessions that the work is done among.
+    `x`: the place on the row's curve, such as the number of sessions that the work is done among; what stands before
+    the last ", " of a figure's name is then the curve it belongs to.
     """
 
     name: str
@@ -104,6 +105,11 @@ def ahead_of(muster: str, peers: Sequence[Contestant]) -> list[Ratio]:
     return [Ratio(muster, peer.name, at_least=1.0) for peer in peers]
 
 
-def flat(contestants: Sequence[Contestant], at_most: float, *, what: str) -> Ratio:
-    """What costs must not grow: the last point of a curve over the first."""
-    return Ratio(contestants[-1].name, contestants[0].name, at_most=at_most, what=what)
+def flat(curve: str, first: float, last: float, at_most: float) -> Ratio:
+    """What must not grow: the last point of a curve over the first, where less is better."""
+    return Ratio(point(curve, last), point(curve, first), at_most=at_most)
+
+
+def point(curve: str, x: float) -> str:
+    """The name of a figure that is a point of a curve."""
+    return f"{curve}, {x:,}"

@@ -105,6 +105,7 @@ def run_row(found: Found, effort: Effort, *, until: float, peers: bool, say: Cal
     row, began = found.row, time.monotonic()
     missing: dict[str, str] = {}
     rounds: list[dict[str, float]] = []
+    xs: dict[str, float] = {}
     error: str | None = None
     contestants = [each for each in row.contestants if peers or each.kind is not Kind.PEER]
     try:
@@ -112,7 +113,7 @@ def run_row(found: Found, effort: Effort, *, until: float, peers: bool, say: Cal
             arena = Arena(effort, Path(folder), ending, say)
             ready = _prepared(contestants, arena, missing)
             while len(rounds) < min(row.rounds, effort.rounds) and not (rounds and time.monotonic() > until):
-                rounds.append(_round(ready, len(rounds), missing))
+                rounds.append(_round(ready, len(rounds), missing, xs))
     except Exception as failure:
         say(traceback.format_exc())
         error = f"{type(failure).__name__}: {failure}"
@@ -123,7 +124,7 @@ def run_row(found: Found, effort: Effort, *, until: float, peers: bool, say: Cal
         row.unit,
         row.axis,
         {each.name: each.kind.value for each in contestants},
-        {each.name: each.x for each in contestants if each.x is not None},
+        xs,
         rounds,
         _spreads(rounds),
         [_judged(ratio, rounds, peers=_peers(row)) for ratio in row.ratios],
@@ -149,7 +150,9 @@ def _prepared(
     return ready
 
 
-def _round(ready: dict[str, tuple[Contestant, Measure]], number: int, missing: dict[str, str]) -> dict[str, float]:
+def _round(
+    ready: dict[str, tuple[Contestant, Measure]], number: int, missing: dict[str, str], xs: dict[str, float]
+) -> dict[str, float]:
     """Every contestant once; another one begins each round. A peer that fails takes no further part."""
     figures: dict[str, float] = {}
     names = list(ready)
@@ -164,7 +167,10 @@ def _round(ready: dict[str, tuple[Contestant, Measure]], number: int, missing: d
             missing[name] = f"{type(failure).__name__}: {failure}"
             del ready[name]
             continue
-        figures |= measured if isinstance(measured, Mapping) else {name: measured}
+        measured = measured if isinstance(measured, Mapping) else {name: measured}
+        figures |= measured
+        if contestant.x is not None:
+            xs |= dict.fromkeys(measured, contestant.x)
     return figures
 
 
