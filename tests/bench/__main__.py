@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from tests.bench.arena import Effort
+from tests.bench.plot import draw
 from tests.bench.report import document, markdown, row_lines, summary
 from tests.bench.running import Found, find_rows, run_rows
 
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> int:
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        (options.output / "bench.svg").write_text(draw(report))
         (options.output / "bench.md").write_text(markdown(results))
     lines, is_good = summary(results, options.output)
     print("\n".join(lines))
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, one round: do rows run at all?")
     parser.add_argument("--no-peers", action="store_true", help="without what a user would pick instead")
     parser.add_argument("--list", action="store_true", help="what rows there are")
-    parser.add_argument("--output", type=Path, help="a folder for bench.json and bench.md")
+    parser.add_argument("--output", type=Path, help="a folder for bench.json, bench.svg and bench.md")
     return parser
 
 

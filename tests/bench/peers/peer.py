@@ -105,7 +105,7 @@ def _filled(peer: Peer, arena: Arena) -> tuple[Opened, list[str], int]:
 
 def _fill(opened: Opened, name: str, arena: Arena) -> tuple[list[str], int]:
     length = arena.whole(LENGTH, smoke=5)
-    sessions = [f"{identifier(name)}-{number}" for number in range(SESSIONS)]
+    sessions = [f"{identifier(name)}-{number}" for number in range(arena.many(SESSIONS))]
     for number in range(length):
         for session in sessions:
             opened.append(session, payload(number))

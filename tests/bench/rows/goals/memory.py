@@ -18,7 +18,7 @@ LENGTH = 50
 
 def stored(commit: int) -> Contestant:
     def prepare(arena: Arena) -> Measure:
-        rounds, sessions = count(), [f"s-{number}" for number in range(arena.many(2_000, least=100))]
+        rounds, sessions = count(), [f"s-{number}" for number in range(arena.many(2_000, least=20))]
 
         def measure() -> dict[str, float]:
             log = arena.log(f"memory-{commit}-{next(rounds)}")

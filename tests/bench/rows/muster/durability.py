@@ -56,6 +56,7 @@ def replicated(arena: Arena) -> None:
     client: Any = arena.client()
     if int(client.info("replication")["connected_slaves"]) == 0:
         follower: Any = arena.client(server="replica")
+        client.config_set("repl-diskless-sync-delay", 0)  # else it waits for more replicas that will not come
         follower.replicaof("127.0.0.1", arena.server().port)
         wait_until(lambda: "online" in str(client.info("replication").get("slave0")))
 

@@ -20,16 +20,16 @@ def way(name: str, begin: Callable[[Arena, SessionLog, str], Callable[[int], obj
     """Appends one event a call to sessions that grow to `length`; `begin` makes one of them ready, untimed."""
 
     def prepare(arena: Arena) -> Measure:
-        log, numbers = arena.log(), count()
-        calls = arena.many(COUNT, least=length, step=length)
+        log, numbers, each = arena.log(), count(), arena.whole(length, smoke=10)
+        calls = arena.many(COUNT, step=each)
 
         def measure() -> float:
             taken = 0.0
-            for _ in range(calls // length):
+            for _ in range(calls // each):
                 append = begin(arena, log, f"{identifier(name)}-{next(numbers)}")
                 append(1)
                 began = time.perf_counter()
-                for seq in range(2, length + 2):
+                for seq in range(2, each + 2):
                     append(seq)
                 taken += time.perf_counter() - began
             return calls / taken
