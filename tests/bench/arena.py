@@ -53,8 +53,12 @@ class Arena:
         self._ending = ending
         self._servers: dict[str, EmbeddedServer] = {}
 
-    def many(self, full: int, *, least: int = 1, step: int = 1) -> int:
-        """How much of something a round has, by the effort; a multiple of `step`."""
+    def many(self, full: int, *, least: int = 1, step: int = 1, smoke: int | None = None) -> int:
+        """How much of something a round has, by the effort: a multiple of `step`, and not below `least`, the size below
+        which what is measured would be something else; `smoke` may be.
+        """
+        if smoke is not None and self.effort is Effort.SMOKE:
+            return smoke
         wanted = max(least, int(full * self.effort.share))
         return max(step, wanted // step * step)
 

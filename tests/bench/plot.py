@@ -123,7 +123,7 @@ def _goals(drawing: Drawing, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _rates(drawing: Drawing, row: dict[str, Any]) -> None:
-    drawing.heading(f"{row['what']}, {row['unit']}")
+    drawing.heading(f"{row['what']}, {row['unit']}, on a logarithmic axis")
     medians = {name: spread["median"] for name, spread in row["figures"].items()}
     place = _log_axis(min(medians.values()) / 2, max(medians.values()), LEFT, RIGHT)
     for name, value in sorted(medians.items(), key=lambda item: -item[1]):

@@ -5,7 +5,6 @@ The one on Redis keeps a session as one value and writes it whole with every eve
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tests.bench.arena import Arena
@@ -17,7 +16,6 @@ APP, USER = "bench", "user"
 def at_work(arena: Arena, service: Any) -> Opened:
     """Any of its session services."""
     from google.adk.events import Event
-    from google.genai.types import Content, Part
 
     class Sessions(InLoop):
         def __init__(self) -> None:
@@ -29,8 +27,7 @@ def at_work(arena: Arena, service: Any) -> Opened:
                 self._sessions[session] = self.run(
                     service.create_session(app_name=APP, user_id=USER, session_id=session)
                 )
-            content = Content(role="user", parts=[Part(text=json.dumps(event["data"]))])
-            made = Event(author=event["actor"], invocation_id=event["id"], content=content)
+            made = Event(author=event["actor"], invocation_id=event["id"], custom_metadata=event["data"])
             self.run(service.append_event(self._sessions[session], made))
 
         def read(self, session: str) -> int:

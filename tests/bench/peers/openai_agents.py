@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tests.bench.arena import Arena
@@ -26,8 +25,7 @@ def opened(arena: Arena) -> Opened:
             return self._sessions[session]
 
         def append(self, session: str, event: dict[str, Any]) -> None:
-            item = {"role": "user", "content": json.dumps(event)}
-            self.run(self._session(session).add_items([item]))
+            self.run(self._session(session).add_items([event]))
 
         def read(self, session: str) -> int:
             return len(self.run(self._session(session).get_items()))

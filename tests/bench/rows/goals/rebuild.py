@@ -13,8 +13,10 @@ LENGTH = 1_000
 
 
 def history(arena: Arena, commit: int) -> History:
-    """Sessions of a thousand events, in commits of so many."""
-    sessions = arena.many(20 if commit == 1 else 60, least=2)
+    """Sessions of a thousand events, in commits of so many: enough of them that what each of the 32 partitions costs,
+    however empty, does not count.
+    """
+    sessions = arena.many(128, least=64, smoke=2)
     return History.of(arena, f"commits-{commit}", sessions=sessions, length=LENGTH, commit=commit)
 
 

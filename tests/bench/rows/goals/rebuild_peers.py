@@ -21,7 +21,7 @@ from tests.bench.row import Contestant, Measure, Ratio, Row
 
 
 def prepare(arena: Arena) -> Measure:
-    made = History.of(arena, "many", sessions=arena.many(100, least=32), length=200, commit=1)
+    made = History.of(arena, "many", sessions=arena.many(500, least=300, smoke=2), length=200, commit=1)
 
     def measure() -> float:
         made.forget()

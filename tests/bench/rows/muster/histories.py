@@ -11,7 +11,10 @@ SHAPES = {"one session": (1, 50_000), "sessions of 10": (5_000, 10)}
 
 def history(arena: Arena, shape: str) -> History:
     sessions, length = SHAPES[shape]
-    sessions, length = (1, arena.many(length, step=10)) if sessions == 1 else (arena.many(sessions), length)
+    if sessions == 1:
+        length = arena.many(length, step=10)
+    else:
+        sessions = arena.many(sessions)
     return History.of(arena, shape.replace(" ", "-"), sessions=sessions, length=length, commit=min(10, length))
 
 
