@@ -20,7 +20,7 @@ import msgspec
 
 from tests.bench.arena import Effort
 from tests.bench.plot import draw
-from tests.bench.report import document, markdown, row_lines, summary
+from tests.bench.report import document, markdown, row_lines, summary, table
 from tests.bench.running import Found, find_rows, run_rows
 
 #: How long the rows may take in all, in seconds: the whole run stays below a quarter of an hour, or two minutes.
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     for result in run_rows(chosen, effort, within_s=WITHIN_S[effort], peers=not options.no_peers, say=say):
         results.append(result)
         say("\n".join(row_lines(result)))
+    say("\n".join(["", *table(results)]))
     report = document(results, effort=effort.name.lower(), started_at=started_at, seconds=time.monotonic() - began)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,17 @@ def row_lines(result: RowResult) -> list[str]:
     return lines
 
 
+def table(results: Sequence[RowResult]) -> list[str]:
+    """Every ratio that has a goal, a line each."""
+    lines = []
+    for result in results:
+        for ratio in result.ratios:
+            if ratio.spread and ratio.verdict != "told":
+                found = _spread(ratio.spread)
+                lines.append(f"{_mark(ratio)} {result.name:<16} {ratio.label:<64} {found:>26} {_goal(ratio)}")
+    return lines
+
+
 def summary(results: Sequence[RowResult], where: Path | None) -> tuple[list[str], bool]:
     """At most three lines, and whether every goal was reached or is listed as out of reach."""
     judged = [r for result in results for r in result.ratios if r.verdict not in ("told", "left out")]

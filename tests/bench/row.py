@@ -100,9 +100,12 @@ class Row(Struct, frozen=True):
     is_quick: bool = True
 
 
-def ahead_of(muster: str, peers: Sequence[Contestant]) -> list[Ratio]:
-    """Muster before each of the peers, where more is better."""
-    return [Ratio(muster, peer.name, at_least=1.0) for peer in peers]
+def ahead_of(
+    muster: str, peers: Sequence[Contestant], *, nothing_to_win: Mapping[str, str] | None = None
+) -> list[Ratio]:
+    """Muster before each peer, where more is better; `nothing_to_win`: which of them it need not beat, and why."""
+    reasons = nothing_to_win or {}
+    return [Ratio(muster, peer.name, at_least=1.0, out_of_reach=reasons.get(peer.name)) for peer in peers]
 
 
 def flat(curve: str, first: float, last: float, at_most: float) -> Ratio:

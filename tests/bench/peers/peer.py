@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -70,6 +71,34 @@ def appending(peer: Peer, calls: int) -> Contestant:
                 for event in events:
                     opened.append(session, event)
             return many / (time.perf_counter() - began)
+
+        return measure
+
+    return Contestant(peer.name, prepare, peer.kind)
+
+
+def appending_together(peer: Peer, producers: int, calls: int) -> Contestant:
+    """Single events by so many threads at a time, each to a session of its own; events/s."""
+
+    def prepare(arena: Arena) -> Measure:
+        opened, name = peer.open(arena), identifier(peer.name)
+        pool = arena.keep(ThreadPoolExecutor(producers))
+        sessions = [f"{name}-{number}" for number in range(producers)]
+        each = max(1, arena.many(calls) // producers)
+
+        def produce(session: str, times: int) -> None:
+            for number in range(times):
+                opened.append(session, payload(number))
+
+        def all_of(times: int) -> None:
+            list(pool.map(produce, sessions, [times] * producers))
+
+        all_of(1)
+
+        def measure() -> float:
+            began = time.perf_counter()
+            all_of(each)
+            return each * producers / (time.perf_counter() - began)
 
         return measure
 
