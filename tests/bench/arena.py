@@ -133,13 +133,6 @@ def allocated(client: redis.Redis) -> int:
     return int(info["used_memory"]) - int(info["mem_clients_normal"]) - int(info["mem_aof_buffer"])
 
 
-def per_second(count: int, work: Callable[[], Any]) -> float:
-    """How many a second, by doing the work once."""
-    began = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - began)
-
-
 def wait_until(is_so: Callable[[], bool], patience_s: float = 300, every_s: float = 0.002) -> None:
     """Waits for something that others do. Raises TimeoutError."""
     deadline = time.monotonic() + patience_s

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from tests.bench.arena import Arena, Effort
+from tests.bench.events import EVENT_BYTES, body
 from tests.bench.plot import draw
 from tests.bench.report import document, markdown, row_lines, summary
 from tests.bench.row import Contestant, Kind, Measure, Missing, Ratio, Row
@@ -46,6 +47,11 @@ def test_a_row_runs_at_the_smallest_size(found: Found) -> None:
     assert len(result.rounds) == 1
     assert result.figures
     assert all("redis-benchmark" in why for why in result.missing.values())
+
+
+def test_an_event_has_the_size_it_is_said_to_have() -> None:
+    """A body is the event and one byte around it."""
+    assert len(body()) == EVENT_BYTES + 1
 
 
 def test_each_goal_and_each_peer_has_its_row() -> None:

@@ -65,5 +65,5 @@ def on_postgresql(arena: Arena) -> Folding:
     )
 
 
-EVENTSOURCING = Peer("eventsourcing, SQLite", on_sqlite, is_synced=True)
-EVENTSOURCING_POSTGRESQL = Peer("eventsourcing, PostgreSQL", on_postgresql, is_synced=True)
+EVENTSOURCING = Peer("eventsourcing, SQLite", on_sqlite)
+EVENTSOURCING_POSTGRESQL = Peer("eventsourcing, PostgreSQL", on_postgresql)

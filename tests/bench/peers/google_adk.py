@@ -48,5 +48,5 @@ def on_sqlite(arena: Arena) -> Opened:
     return at_work(arena, DatabaseSessionService(f"sqlite+aiosqlite:///{arena.folder / 'adk.db'}"))
 
 
-ADK_REDIS = Peer("google-adk RedisSessionService", on_redis, is_synced=False)
-ADK_SQLITE = Peer("google-adk DatabaseSessionService, SQLite", on_sqlite, is_synced=True)
+ADK_REDIS = Peer("google-adk RedisSessionService", on_redis)
+ADK_SQLITE = Peer("google-adk DatabaseSessionService, SQLite", on_sqlite)

@@ -40,4 +40,4 @@ def opened(arena: Arena) -> Opened:
     return Threads()
 
 
-LANGGRAPH = Peer("LangGraph SqliteSaver", opened, is_synced=True)
+LANGGRAPH = Peer("LangGraph SqliteSaver", opened)

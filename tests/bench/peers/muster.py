@@ -29,7 +29,7 @@ def muster(name: str, fsync: Fsync, durability: str) -> Peer:
     def opened(arena: Arena) -> Muster:
         return Muster(arena.log(appendfsync=fsync, durability=durability))
 
-    return Peer(name, opened, is_synced=durability == "local", kind=Kind.MUSTER)
+    return Peer(name, opened, kind=Kind.MUSTER)
 
 
 #: As it comes: the server has replied.

@@ -33,4 +33,4 @@ def opened(arena: Arena) -> Opened:
     return Sessions()
 
 
-OPENAI_AGENTS = Peer("openai-agents RedisSession", opened, is_synced=False)
+OPENAI_AGENTS = Peer("openai-agents RedisSession", opened)

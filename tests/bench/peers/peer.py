@@ -46,11 +46,10 @@ class Folding(Opened, Protocol):
 
 
 class Peer(Struct, frozen=True):
-    """A peer by name. `is_synced`: what it acknowledges is on the disk, as it comes."""
+    """A peer by name."""
 
     name: str
     open: Callable[[Arena], Opened]
-    is_synced: bool
     kind: Kind = Kind.PEER
 
 

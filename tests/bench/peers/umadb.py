@@ -74,4 +74,4 @@ def opened(arena: Arena) -> Folding:
     return Store()
 
 
-UMADB = Peer("UmaDB", opened, is_synced=True)
+UMADB = Peer("UmaDB", opened)
