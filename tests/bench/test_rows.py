@@ -15,8 +15,11 @@ from tests.bench.report import document, markdown, row_lines, summary
 from tests.bench.row import Contestant, Kind, Measure, Missing, Ratio, Row
 from tests.bench.running import Found, RowResult, find_rows, run_row
 
-#: Their fleets, peers and million sessions take longer than a gate has; `./scripts/bench` runs them.
-SLOW: Final = frozenset({"draining", "takeover", "visible", "start_up", "worker_memory", "producers"})
+#: Their fleets and five hundred threads take longer than a gate has, or their parts run in another row; all run in
+#: `./scripts/bench`.
+SLOW: Final = frozenset(
+    {"draining", "takeover", "visible", "start_up", "worker_memory", "producers", "verification", "append_threads"}
+)
 ROWS: Final = find_rows()
 
 
