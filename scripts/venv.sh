@@ -1,23 +1,26 @@
-# Sourced, not run. The one place that makes or renews the virtual environment: `ensure_venv`, then use "$VENV/bin/…".
+# Sourced, not run. The one place that makes or renews virtual environments: `ensure_venv`, then use "$VENV/bin/…".
 #
 # An environment is current while its stamp equals `recipe`: the lock, pyproject.toml, this file, the place of the
 # tree and the interpreter. The stamp is removed first and written last, so an install that was interrupted is not
 # current. Only `ensure_venv` writes, under a lock on the environment's folder.
 #
 # MUSTER_PYTHON  the interpreter to make the environment with (default: the first usable one)
-# MUSTER_VENV    another folder than .venv
+# MUSTER_VENV    another folder than .venv; the bench's is called the same with -bench at its end
 
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-VENV=${MUSTER_VENV:-$ROOT/.venv}
-[[ $VENV == /* ]] || VENV=$PWD/$VENV
-
-# Compiled code goes into the environment too: a script leaves nothing else behind. It does go there, also where the
-# caller's Python keeps none: each of the hundreds of processes that the tests start would compile the whole tree again,
-# which is two thirds of what such a start costs.
-export PYTHONPYCACHEPREFIX=$VENV/cache/pycode
-unset PYTHONDONTWRITEBYTECODE
+# Which environment this script has: a name that is added to its folder, the lock it is made from, more options for pip.
+use_venv() {
+    VENV=${MUSTER_VENV:-$ROOT/.venv}$1 LOCK=$2 PIP_OPTIONS=("${@:3}")
+    [[ $VENV == /* ]] || VENV=$PWD/$VENV
+    # Compiled code goes into the environment too: a script leaves nothing else behind. It does go there, also where the
+    # caller's Python keeps none: each of the hundreds of processes that the tests start would compile the whole tree
+    # again, which is two thirds of what such a start costs.
+    export PYTHONPYCACHEPREFIX=$VENV/cache/pycode
+    unset PYTHONDONTWRITEBYTECODE
+}
+use_venv '' scripts/requirements.lock
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -46,7 +49,7 @@ identity() { "$1" -Ic 'import sys; print(sys.base_prefix, *sys.version_info[:3])
 recipe() {
     local python
     python=$(identity "$1") || return
-    { printf '%s\n' "$python" "$ROOT"; cat "$ROOT"/{scripts/requirements.lock,scripts/venv.sh,pyproject.toml}; } | sha256sum
+    { printf '%s\n' "$python" "$ROOT"; cat "$ROOT"/{"$LOCK",scripts/venv.sh,pyproject.toml}; } | sha256sum
 }
 
 venv_is_current() {
@@ -61,12 +64,12 @@ make_venv() {
     [[ -z ${MUSTER_VENV:-} || -e $VENV/pyvenv.cfg || -z $(ls -A "$VENV") ]] ||
         die "MUSTER_VENV=$VENV holds something that is not a virtual environment; name another folder"
     python=$(find_python) || exit
-    say "making $VENV with $python ($("$python" -V)), from scripts/requirements.lock; takes up to a minute"
+    say "making $VENV with $python ($("$python" -V)), from $LOCK; takes up to a minute"
     if ! {
         rm -f "$VENV/stamp" &&
             "$python" -m venv --clear "$VENV" &&
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-                --require-hashes --only-binary :all: --requirement "$ROOT/scripts/requirements.lock" &&
+                --require-hashes --only-binary :all: "${PIP_OPTIONS[@]}" --requirement "$ROOT/$LOCK" &&
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
                 --no-deps --no-build-isolation --editable "$ROOT" &&
             recipe "$VENV/bin/python" >"$VENV/stamp"

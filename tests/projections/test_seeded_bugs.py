@@ -40,7 +40,9 @@ class Bug(NamedTuple):
 FOLD: Final = [
     Bug("a type is counted twice", session.Session, "follow", "get(type, 0) + 1", "get(type, 0) + 2"),
     Bug("an agent's events are counted twice", session.Session, "follow", "part.events += 1", "part.events += 2"),
-    Bug("an agent's last seq is off by one", session.Session, "follow", "part.last_seq = seq", "part.last_seq = seq - 1"),
+    Bug(
+        "an agent's last seq is off by one", session.Session, "follow", "part.last_seq = seq", "part.last_seq = seq - 1"
+    ),
     Bug("an agent that left stays present", session.Session, "follow", 'part.present = type != "left"', "pass"),
     Bug("an agent begins at 0", session.Session, "follow", "Participation(1, seq, seq", "Participation(1, 0, seq"),
     Bug(
@@ -51,7 +53,11 @@ FOLD: Final = [
         "actor in (self.handed",
     ),
     Bug(
-        "the state before the rule", session.Session, "follow", "ENTERS.get(type, state)", "ENTERS.get(type, self.state)"
+        "the state before the rule",
+        session.Session,
+        "follow",
+        "ENTERS.get(type, state)",
+        "ENTERS.get(type, self.state)",
     ),
     Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actor", "pass"),
     Bug("the first actor is the last", session.Session, "follow", "if self.first_actor is None", "if True"),

@@ -1,7 +1,8 @@
 """The same work on a stock Dramatiq queue, one message an event: what draining is measured against.
 
-    python -m tests.bench.stock STORE_URL ENVIRONMENT NAMESPACE QUEUE_URL        one worker process, until SIGTERM
+    python -m tests.bench.peers.dramatiq_actor STORE_URL ENVIRONMENT NAMESPACE QUEUE_URL
 
+is one worker process, until SIGTERM.
 A message names a session and a seq. Its actor reads the event from the log, folds it into the view it finds, and writes
 the view: no order, no lease, no cursor, no totals.
 """
@@ -24,6 +25,8 @@ from projections import session_view
 
 QUEUE = "stock"
 ACTOR = "fold"
+#: Counts the processes that have begun to listen.
+READY = "stock:ready"
 
 
 def broker_on(url: str) -> RedisBroker:
@@ -34,6 +37,17 @@ def broker_on(url: str) -> RedisBroker:
 
 def send(broker: RedisBroker, session: str, seq: int) -> None:
     broker.enqueue(dramatiq.Message(QUEUE, ACTOR, (session, seq), {}, {}))
+
+
+def waiting(broker: RedisBroker) -> int:
+    """Messages that are not done."""
+    return int(broker.client.hlen(f"{broker.namespace}:{QUEUE}.msgs"))
+
+
+def command(store_url: str, keyspace: Keyspace, queue_url: str) -> list[str]:
+    """What starts a worker process on a store's logs."""
+    module = [sys.executable, "-m", "tests.bench.peers.dramatiq_actor"]
+    return [*module, store_url, keyspace.environment, keyspace.namespace, queue_url]
 
 
 def main(store_url: str, environment: str, namespace: str, queue_url: str) -> None:
@@ -55,6 +69,7 @@ def main(store_url: str, environment: str, namespace: str, queue_url: str) -> No
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     worker.start()
+    client.incr(READY)
     stop.wait()
     worker.stop()
 

@@ -1,0 +1,41 @@
+"""The same events, written one at a time, are folded again from the first: Muster's recovery, against peers that fold.
+
+Muster also checks every law and digest, compares with what is stored, and writes views, checkpoints and totals.
+UmaDB brings no fold: it is read and folded by hand, which is told and not judged.
+"""
+
+from __future__ import annotations
+
+from tests.bench.arena import Arena
+from tests.bench.history import History
+from tests.bench.peers.eventsourcing_library import (
+    EVENTSOURCING,
+    EVENTSOURCING_POSTGRESQL,
+    on_postgresql,
+    on_sqlite,
+)
+from tests.bench.peers.peer import folding
+from tests.bench.peers.umadb import UMADB
+from tests.bench.peers.umadb import opened as open_umadb
+from tests.bench.row import Contestant, Measure, Ratio, Row
+
+
+def prepare(arena: Arena) -> Measure:
+    made = History.of(arena, "many", sessions=arena.many(500, least=300, smoke=2), length=200, commit=1)
+
+    def measure() -> float:
+        made.forget()
+        return made.rebuild()
+
+    return measure
+
+
+MUSTER = Contestant("Muster, rebuild", prepare)
+FOLDING = [folding(EVENTSOURCING, on_sqlite), folding(EVENTSOURCING_POSTGRESQL, on_postgresql)]
+
+ROW = Row(
+    "rebuild from zero, against peers that replay the same events",
+    "events/s",
+    [MUSTER, *FOLDING, folding(UMADB, open_umadb)],
+    [Ratio(MUSTER.name, tuple(peer.name for peer in FOLDING), at_least=10), Ratio(MUSTER.name, UMADB.name)],
+)
