@@ -123,7 +123,7 @@ def _goals(drawing: Drawing, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _rates(drawing: Drawing, row: dict[str, Any]) -> None:
-    drawing.heading(f"{row['what']}, {row['unit']}, on a logarithmic axis")
+    drawing.heading(row["what"], f"{row['unit']}, on a logarithmic axis")
     medians = {name: spread["median"] for name, spread in row["figures"].items()}
     place = _log_axis(min(medians.values()) / 2, max(medians.values()), LEFT, RIGHT)
     for name, value in sorted(medians.items(), key=lambda item: -item[1]):
@@ -138,7 +138,7 @@ def _rates(drawing: Drawing, row: dict[str, Any]) -> None:
 def _growth(drawing: Drawing, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
-    drawing.heading("What must not grow")
+    drawing.heading("What must not grow", "each curve over its first point, whose figure stands below")
     top, height, gap = drawing.y + 26, 130.0, 50.0
     width = (WIDTH - 32 - gap * (SMALL - 1)) / SMALL
     for index, row in enumerate(rows):
@@ -152,10 +152,12 @@ def _curves(drawing: Drawing, row: dict[str, Any], x: float, y: float, width: fl
     for name, at in row["xs"].items():
         if name in row["figures"]:
             curves.setdefault(name.rpartition(", ")[0], []).append((at, row["figures"][name]["median"]))
+    firsts = {name: min(points)[1] for name, points in curves.items()}
+    curves = {name: [(at, value / firsts[name]) for at, value in points] for name, points in curves.items()}
     highest = max(value for points in curves.values() for _, value in points)
     ends = [at for points in curves.values() for at, _ in points]
     place = _log_axis(min(ends), max(ends), x, x + width)
-    drawing.text(x - 34, y - 12, f"{row['what']}, {row['unit']}", size=11, bold=True)
+    drawing.text(x - 34, y - 12, row["what"], size=11, bold=True)
     drawing.line([(x, y), (x, y + height), (x + width, y + height)], "#1c2329", width=1)
     drawing.text(x - 4, y + 8, number(highest), anchor="end", size=10)
     drawing.text(x - 4, y + height, "0", anchor="end", size=10)
@@ -168,8 +170,9 @@ def _curves(drawing: Drawing, row: dict[str, Any], x: float, y: float, width: fl
         drawing.line(places, colour)
         for at in places:
             drawing.dot(*at, colour, radius=2.5)
-        drawing.dot(x + 4 + number_of * 90, y + height + 25, colour, radius=3)
-        drawing.text(x + 10 + number_of * 90, y + height + 28, _short(name, 18), size=10)
+        below = y + height + 28 + 14 * number_of
+        drawing.dot(x + 4, below - 3, colour, radius=3)
+        drawing.text(x + 10, below, f"{_short(name, 20)}: {number(firsts[name])} {row['unit']}", size=10)
 
 
 def _worth(ratio: dict[str, Any], value: float) -> float:
