@@ -16,9 +16,11 @@ by raising the epoch; then it is forgotten here too.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
+from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
@@ -61,9 +63,24 @@ class Sending(Struct, frozen=True):
 Wire: TypeAlias = Generator[Sending, list[Any], T]
 
 
-def new_id() -> str:
-    """An id for an event that came without one."""
-    return uuid4().hex
+class _Ids:
+    """Ids for events that come without one: 80 bits of chance, drawn once a process, and a number. Drawing all of it for
+    each event would take longer than everything else that is done for it.
+    """
+
+    def __init__(self) -> None:
+        self._process, self._drawn = 0, ("", count())
+
+    def __call__(self) -> str:
+        if self._process != os.getpid():  # also in a forked child, whose numbers are its parent's
+            self._drawn = (uuid4().hex[:20], count())
+            self._process = os.getpid()
+        prefix, numbers = self._drawn
+        return f"{prefix}{next(numbers):012x}"
+
+
+#: An id for an event that came without one.
+new_id: Final = _Ids()
 
 
 class _ServerClock:

@@ -992,7 +992,11 @@ def policy_flow(session: str, policy: Policy) -> Flow[None]:
 
 def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:
     """The events, each with an id; one that has none gets a new one."""
-    return tuple([event if event.id else structs.replace(event, id=new_id()) for event in events])
+    return tuple([event if event.id else _with_id(event, new_id()) for event in events])
+
+
+def _with_id(event: Event, id: str) -> Event:
+    return Event(event.type, id, event.actor, event.time, event.data, event.shape)
 
 
 def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
