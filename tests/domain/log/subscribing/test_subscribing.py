@@ -13,6 +13,7 @@ import pytest
 from domain import Delivery, Event, MemoryLog, Misconfigured, Refused, SessionLog
 from domain.log import create_store
 from domain.log.subscribing.delivery import SubscriptionPosition
+from domain.log.subscribing.stride import Stride
 from tests.conftest import Store
 from tests.domain.log.logs import MakeLog, RunnableLog, new_session, note, refused
 from tests.domain.log.subscribing.deliveries import everything, fleet, rest, seqs, some
@@ -71,6 +72,21 @@ def test_from_now_on_is_told_from_the_ms_before_though_the_feed_is_gone() -> Non
         log.append("s", note())
         del cast("Any", log)._feeds[0][:-1]
         assert seqs(rest(subscription)) == {"s": [2, 3]}
+
+
+def test_logs_are_read_up_to_a_time_that_has_passed() -> None:
+    """What is written in the very ms up to which they are read would come again by the feed."""
+    now = 1000
+    log = MemoryLog(clock_ms=lambda: now, partitions=1)
+    log.append("s", note())
+    log.append("s", note())
+    del cast("Any", log)._feeds[0][:1]
+    with log.subscribe(after="beginning") as subscription:
+        reader = cast("Any", subscription)._reader
+        log.run(reader.next_page(Stride()))
+        log.append("s", note())
+        now = 1001
+        assert seqs(rest(subscription)) == {"s": [1, 2, 3]}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
