@@ -64,8 +64,9 @@ Wire: TypeAlias = Generator[Sending, list[Any], T]
 
 
 class _Ids:
-    """Ids for events that come without one: 80 bits of chance, drawn once a process, and a number. Drawing all of it for
-    each event would take longer than everything else that is done for it.
+    """Ids for events that come without one: 80 bits of chance, drawn once a process, and a number.
+
+    Drawing them for every event would take longer than all else that is done for it.
     """
 
     def __init__(self) -> None:
