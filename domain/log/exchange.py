@@ -36,6 +36,8 @@ from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
 from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
+from domain.log.spooling.appending import Steps, append_steps
+from domain.log.spooling.draining import Pass, drain_steps
 from domain.log.spooling.spool import Spool
 from domain.log.store import Identity, parse_info
 from domain.log.tracing import current_traceparent
@@ -162,10 +164,22 @@ class Exchanges:
         """Whether the server answers; if not, since when, and why."""
         return self._line.state
 
-    def _is_away(self) -> bool:
-        """The server did not answer for longer than a blip."""
+    def _appending(self, spool: Spool, appends: Sequence[Append]) -> Steps[list[Receipt | MusterError]]:
+        """Appends commits, or spools them where the server is away."""
         since = self._line.state.waiting_since
-        return since is not None and time.time() - since > BLIP_S
+        return append_steps(
+            spool,
+            appends,
+            self._all_acknowledged,
+            limits=self.limits,
+            epoch=self.identity.epoch,
+            is_away=since is not None and time.time() - since > BLIP_S,
+        )
+
+    def _draining(self, spool: Spool) -> Steps[Pass]:
+        """Sends a page of what waits in the spool."""
+        acknowledge = self._all_acknowledged
+        return drain_steps(spool, self.witness.known, acknowledge, limits=self.limits, epoch=self.identity.epoch)
 
     def is_spooled(self, session: str) -> bool:
         """Whether commits of a session wait in the spool."""

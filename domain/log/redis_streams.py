@@ -55,8 +55,8 @@ from domain.log.protocol import (
     resolve_flow,
     taken,
 )
-from domain.log.spooling.appending import Steps, append_steps
-from domain.log.spooling.draining import DrainingTask, DrainingThread, Pass, drain_steps, ping_steps
+from domain.log.spooling.appending import Steps
+from domain.log.spooling.draining import DrainingTask, DrainingThread, Pass, ping_steps
 from domain.log.spooling.spool import Spool
 from domain.log.store import Identity, check_version, create_commands, open_commands, parse_open
 from domain.log.subscribing.delivery import Wanted
@@ -240,15 +240,7 @@ class SessionLog(Exchanges, BlockingReads):
         return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
 
     def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        steps = append_steps(
-            spool,
-            appends,
-            self._all_acknowledged,
-            limits=self.limits,
-            epoch=self.identity.epoch,
-            is_away=self._is_away(),
-        )
-        answers = self._walk(steps)
+        answers = self._walk(self._appending(spool, appends))
         if any(isinstance(answer, Receipt) and answer.is_spooled for answer in answers):
             self._wake()
         return answers
@@ -340,16 +332,7 @@ class SessionLog(Exchanges, BlockingReads):
         """Sends a page of what waits in the spool. It happens by itself."""
         assert self.spool is not None
         with self.spool.sending() as is_ours:
-            if not is_ours:
-                return self._walk(ping_steps(), once=True)
-            steps = drain_steps(
-                self.spool,
-                self.witness.known,
-                self._all_acknowledged,
-                limits=self.limits,
-                epoch=self.identity.epoch,
-            )
-            return self._walk(steps, once=True)
+            return self._walk(self._draining(self.spool) if is_ours else ping_steps(), once=True)
 
     def drained(self, timeout_s: float = math.inf) -> bool:
         """Waits until the spool holds nothing but what is held, so long at most; returns whether it came to that."""
@@ -531,15 +514,7 @@ class AsyncSessionLog(Exchanges):
         return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
 
     async def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        steps = append_steps(
-            spool,
-            appends,
-            self._all_acknowledged,
-            limits=self.limits,
-            epoch=self.identity.epoch,
-            is_away=self._is_away(),
-        )
-        answers = await self._walk(steps)
+        answers = await self._walk(self._appending(spool, appends))
         if any(isinstance(answer, Receipt) and answer.is_spooled for answer in answers):
             self._wake()
         return answers
@@ -662,16 +637,7 @@ class AsyncSessionLog(Exchanges):
         """As `SessionLog.drain`."""
         assert self.spool is not None
         with self.spool.sending() as is_ours:
-            if not is_ours:
-                return await self._walk(ping_steps(), once=True)
-            steps = drain_steps(
-                self.spool,
-                self.witness.known,
-                self._all_acknowledged,
-                limits=self.limits,
-                epoch=self.identity.epoch,
-            )
-            return await self._walk(steps, once=True)
+            return await self._walk(self._draining(self.spool) if is_ours else ping_steps(), once=True)
 
     async def drained(self, timeout_s: float = math.inf) -> bool:
         """As `SessionLog.drained`."""

@@ -78,7 +78,7 @@ def drain_steps(
     if not page:
         return Pass()
     known, hindrance = yield from _known_flow(page, known_of)
-    ours: set[int] = yield lambda: spool.mark(known)
+    ours: set[int] = (yield lambda: spool.mark(known)) if known else set()
     # What was marked by another process meanwhile, it sends; and without a head nothing can be marked.
     left_out = {one.request.session for one in page if not one.marked and not one.dedupe and one.number not in ours}
     rows: dict[str, list[Spooled]] = {}

@@ -262,7 +262,7 @@ def test_what_comes_after_a_waiting_commit_waits_behind_it(
 ) -> None:
     """Also when the server answers again, and also of another process; other sessions go straight to the server."""
     session = new_session()
-    monkeypatch.setattr("domain.log.redis_streams.drain_steps", lambda *_, **__: waits())
+    monkeypatch.setattr("domain.log.exchange.drain_steps", lambda *_, **__: waits())
     with producers_cut(proxy, producers) as log:
         log.append(session, note("1"))
     log = producers.open()
