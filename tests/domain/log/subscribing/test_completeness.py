@@ -166,7 +166,7 @@ def test_a_page_that_breaks_off_is_read_again_whole(
             given += [item.delivery for item in cast("Any", subscription)._page if item.take() is not None]
             cast("Any", subscription)._page.clear()
             for number in range(20):
-                few = [Append(f"s{(number + one) % 30}", (note(),)) for one in (0, 0, 0, 7)]
+                few = [Append(f"s{10 + (number + one) % 20}", (note(),)) for one in (0, 0, 0, 7)]
                 assert all(isinstance(answer, Receipt) for answer in log.append_many(few))
             if not has_feeds:
                 for keys in store.keyspace.partitions:
