@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from types import FrameType
 
 from workers.child_process import ChildProcess, start_child
 from workers.settings import PREFIX, Settings
+from workers.stopping import Stop
 from workers.supervisor import Supervisor
 
 
@@ -32,7 +32,7 @@ def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[s
 
 
 @contextmanager
-def until_stopped(stop: Event) -> Iterator[Callable[[Callable[[], None]], None]]:
+def until_stopped(stop: Stop) -> Iterator[Callable[[Callable[[], None]], None]]:
     """Sets `stop` at the first SIGTERM or SIGINT; a further one calls what was registered with the yielded function."""
     impatient: list[Callable[[], None]] = []
 

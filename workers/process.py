@@ -40,6 +40,7 @@ from workers.registered import registered
 from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
+from workers.stopping import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def main() -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    stop = Event()
+    stop = Stop()
 
     def handle(number: int, _: object) -> None:
         if stop.is_set():

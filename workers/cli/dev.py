@@ -6,7 +6,6 @@ import argparse
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 
 from projections.store import ProjectionStore
 from workers.cli import printing
@@ -14,6 +13,7 @@ from workers.embedded import EmbeddedServer
 from workers.fleet import until_stopped
 from workers.settings import Settings
 from workers.stack import Stack
+from workers.stopping import Stop
 from workers.watching import Watch
 
 
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Event()
+    stop = Stop()
     with ExitStack() as resources:
         # First: a signal that comes while the rest is being built must not leave half of it behind.
         impatient = resources.enter_context(until_stopped(stop))

@@ -6,7 +6,6 @@ import argparse
 import os
 import time
 from pathlib import Path
-from threading import Event
 from typing import Final
 
 import msgspec
@@ -25,6 +24,7 @@ from workers.fleet import until_stopped
 from workers.pacing import Pace, Stopped
 from workers.recovery import Plan, Recovery, being_built, plan_of, sized
 from workers.settings import Settings
+from workers.stopping import Stop
 
 FINDING_COLUMNS = ("code", "kind", "session", "agent", "first_bad_seq", "partition")
 #: How often it is looked whether workers have built everything, in seconds.
@@ -98,7 +98,7 @@ def run_apply(options: argparse.Namespace, settings: Settings) -> int:
         if options.dry_run:
             show(plan, options.output)
             return 0
-        stop = Event()
+        stop = Stop()
         with until_stopped(stop) as impatient:
             impatient(lambda: os._exit(130))
             pace = Pace(printing.Progress(), verb="went through", total=plan.events, per_s=options.rate, stop=stop)

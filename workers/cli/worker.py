@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from threading import Event
 from typing import Any
 
 from projections.session_view import rfc3339
@@ -11,6 +10,7 @@ from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.leasing import living_workers
 from workers.settings import Settings
+from workers.stopping import Stop
 from workers.watching import Watch
 
 COLUMNS = ("pid", "host", "partitions", "heartbeat_at")
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Event()
+    stop = Stop()
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
     with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
         watch = Watch(store, printing.say)
