@@ -42,8 +42,8 @@ class Views:
         With `at_least`, the receipt of an append, not before that commit is in its view: read your own writes. Waits
         for it up to `wait_s`.
 
-        Raises NotFound (SESSION_UNKNOWN), DeadlineExceeded (BEHIND), and Damaged (TAIL_LOST, FORK) if the log does
-        not hold the commit of the receipt.
+        Raises NotFound (SESSION_UNKNOWN), DeadlineExceeded (BEHIND, SPOOL_WAITS), and Damaged (TAIL_LOST, FORK) if the
+        log does not hold the commit of the receipt.
         """
         check_session(session)
         if at_least is not None:
@@ -95,6 +95,7 @@ class Views:
             yield agent_view.document(agent, total)
 
     def _wait_for(self, receipt: Receipt, wait_s: float) -> None:
+        receipt.check_arrived()
         deadline = time.monotonic() + wait_s
         session, seen = receipt.session, receipt.position
         while True:

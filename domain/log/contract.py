@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from domain.codec import Commit
-from domain.errors import MusterError
+from domain.errors import DeadlineExceeded, MusterError
 from domain.events import Event
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Receipt(Struct, frozen=True):
     def is_spooled(self) -> bool:
         """The commit waits in the outage spool: it is not in the log yet."""
         return self.durability == SPOOLED
+
+    def check_arrived(self) -> None:
+        """Raises DeadlineExceeded (SPOOL_WAITS) if the commit waited in the spool when the receipt was given."""
+        if self.is_spooled:
+            raise DeadlineExceeded("SPOOL_WAITS", f"a commit to session {self.session} waits in the outage spool")
 
 
 class Head(Struct, frozen=True):

@@ -40,7 +40,7 @@ class OwnViews:
 
         With `at_least`, the receipt of an append, not before that commit is in it: read your own writes.
 
-        Raises NotFound (PROJECTION_UNKNOWN, KEY_UNKNOWN), DeadlineExceeded (BEHIND), and Misconfigured
+        Raises NotFound (PROJECTION_UNKNOWN, KEY_UNKNOWN), DeadlineExceeded (BEHIND, SPOOL_WAITS), and Misconfigured
         (PROJECTION_ABSENT) if this process has not the version's class.
         """
         store = self.store(name, version)
@@ -143,6 +143,7 @@ class OwnViews:
         return (state,)
 
     def _wait_for(self, store: OwnStore, receipt: Receipt, wait_s: float) -> None:
+        receipt.check_arrived()
         deadline = time.monotonic() + wait_s
         partition = self._keyspace.partition_of(receipt.session)
         while True:

@@ -6,6 +6,7 @@ import pytest
 from msgspec import structs
 
 from domain import Append, DeadlineExceeded
+from domain.log.contract import SPOOLED
 from projections import session_view
 from projections.queries import state_at
 from tests.projections.world import World, did, folded, foreign_append, notes, raised_code
@@ -251,6 +252,15 @@ def test_a_reader_with_a_receipt_of_what_is_lost_is_told(world: World) -> None:
 
     assert raised_code(lambda: world.views.session("s", at_least=beyond)) == "TAIL_LOST"
     assert raised_code(lambda: world.views.session("s", at_least=other)) == "FORK"
+
+
+def test_a_reader_with_a_receipt_of_what_is_spooled_is_told(world: World) -> None:
+    """Its commit is in no log yet: it is neither lost, nor in a view that happens to stand far enough."""
+    receipt = world.log.append("s", did("broke"))
+    world.project()
+    for spooled in (0, 1, 9):
+        waiting = structs.replace(receipt, first_seq=spooled, last_seq=spooled, digest=None, durability=SPOOLED)
+        assert raised_code(lambda waiting=waiting: world.views.session("s", at_least=waiting)) == "SPOOL_WAITS"  # type: ignore[misc]
 
 
 def test_a_head_that_is_damaged_is_no_lost_tail(world: World) -> None:
