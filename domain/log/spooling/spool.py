@@ -91,7 +91,6 @@ class SpoolTotals(Struct, frozen=True):
     held: int
     bytes: int
     max_bytes: int
-    oldest_ms: int | None
 
 
 class Spool:
@@ -299,12 +298,10 @@ class Spool:
     def totals(self) -> SpoolTotals:
         """What it holds."""
         with self._opened() as db:
-            commits, sessions, oldest = db.execute(
-                "SELECT COUNT(*), COUNT(DISTINCT session), MIN(at_ms) FROM commits"
-            ).fetchone()
+            commits, sessions = db.execute("SELECT COUNT(*), COUNT(DISTINCT session) FROM commits").fetchone()
             ((held,),) = db.execute("SELECT COUNT(DISTINCT session) FROM commits WHERE code IS NOT NULL")
             ((size,),) = db.execute("SELECT value FROM about WHERE name = 'bytes'")
-        return SpoolTotals(commits, sessions, held, size, self.max_bytes, oldest)
+        return SpoolTotals(commits, sessions, held, size, self.max_bytes)
 
     def is_empty(self) -> bool:
         """Whether nothing is there to be sent; what is held, or waits behind it, does not count."""
