@@ -27,8 +27,23 @@ local GATE = {
   e = { s = 'o' },
 }
 
+-- Numbers as text. Making one costs more than most else that a commit needs, so the small ones are made when the library is
+-- loaded, and of times the last one is kept.
+local TEXT = {}
+for number = 0, 1000 do
+  TEXT[number] = number .. ''
+end
+
 local function integer(value)
-  return string.format('%.0f', value)
+  return TEXT[value] or string.format('%.0f', value)
+end
+
+local last_time, last_time_text
+local function time_text(ms)
+  if ms ~= last_time then
+    last_time, last_time_text = ms, integer(ms)
+  end
+  return last_time_text
 end
 
 -- The number that a text of digits is; nil for any other text, and for one that a double cannot hold exactly.
@@ -52,17 +67,23 @@ local function server_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- A head as it is stored. The commits of a call move it on; `stored` and `stored_digest` stay where the log stands by now.
+-- While a call moves it: `reply` and `body` of the last commit that is to be written; where there are several, `pending`, the replies
+-- to all of them by body; `lease`, and whether that `lease_moved`.
+local function head_at(seq, digest, gate, ms, flags)
+  return { seq = seq, digest = digest, gate = gate, ms = ms, flags = flags, stored = seq, stored_digest = digest, reply = false }
+end
+
 local function read_head(key)
   local packed = redis.call('GET', key)
   if not packed then
     return nil
   end
   local seq, digest, gate, ms, flags = string.match(packed, '^(%d+) (%x+) ([oce]) (%d+) (%S+)$')
-  if not whole(seq) or not whole(ms) then
+  if not seq or #seq > 15 or #ms > 15 then
     return nil, true
   end
-  return { seq = tonumber(seq), digest = digest, gate = gate, ms = tonumber(ms), flags = flags,
-    stored = tonumber(seq), stored_digest = digest, pending = {} }
+  return head_at(tonumber(seq), digest, gate, tonumber(ms), flags)
 end
 
 local function has(head, flag)
@@ -98,6 +119,17 @@ local function receipt_of(entry, body)
   end
 end
 
+-- `whole` of what stays as it is while a store lives, so that it need be read only once.
+local SETTINGS = {}
+local function setting(text)
+  local number = SETTINGS[text]
+  if not number then
+    number = whole(text)
+    SETTINGS[text] = number
+  end
+  return number
+end
+
 -- The store here, or an error reply: none, another one, or at another epoch.
 local function open_store(key, store, epoch)
   local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes',
@@ -106,15 +138,15 @@ local function open_store(key, store, epoch)
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
     return nil, redis.error_reply('STORE_CHANGED the store here is ' .. stored[1])
-  elseif tonumber(epoch) < tonumber(stored[2]) then
+  elseif epoch ~= stored[2] and tonumber(epoch) < tonumber(stored[2]) then
     return nil, redis.error_reply('EPOCH_CHANGED the store is at epoch ' .. stored[2])
   end
   local meta = {
-    partition = whole(stored[3]),
-    partitions = whole(stored[4]),
+    partition = setting(stored[3]),
+    partitions = setting(stored[4]),
     total = whole(stored[5]) or 0, -- the feed knows better, see there
-    max_events = whole(stored[6]),
-    max_bytes = whole(stored[7]),
+    max_events = setting(stored[6]),
+    max_bytes = setting(stored[7]),
     at = whole(stored[8]) or 0,
   }
   if not (meta.partition and meta.partitions and meta.partitions > 0 and meta.max_events and meta.max_bytes) then
@@ -142,7 +174,7 @@ local function new_head(session, meta, sessions)
     return nil, { 'DAMAGED', 'HEAD_MISSING' }
   end
   local digest = string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH)
-  return { seq = 0, digest = digest, gate = 'o', ms = 0, flags = '-', stored = 0, stored_digest = digest, pending = {} }
+  return head_at(0, digest, 'o', 0, '-')
 end
 
 local function quarantined(hold)
@@ -161,22 +193,22 @@ local function lease_of(head, hold)
 end
 
 -- What a producer saw and the log does not hold (any more): nil if the log holds it.
-local function lost(commit, head)
-  local seen, stored = commit.known, head and head.stored or 0
-  if not seen or seen <= 0 or not commit.known_digest then
+local function lost(seen, seen_digest, head, log)
+  local stored = head and head.stored or 0
+  if not seen or seen <= 0 or seen_digest == '' then
     return nil
   end
   local digest = head and head.stored_digest
   if seen ~= stored then
-    local entry = redis.call('XRANGE', commit.log, integer(seen), integer(seen), 'COUNT', 1)[1]
+    local entry = redis.call('XRANGE', log, integer(seen), integer(seen), 'COUNT', 1)[1]
     digest = entry and field(entry, 'd')
-    if seen > stored and digest == commit.known_digest then
+    if seen > stored and digest == seen_digest then
       return { 'DAMAGED', head and 'LOG_AHEAD' or 'HEAD_MISSING' }
     end
   end
   if seen > stored then
     return { 'LOST', 'TAIL_LOST', integer(stored), head and head.stored_digest or '' }
-  elseif digest ~= commit.known_digest then
+  elseif digest ~= seen_digest then
     return { 'LOST', 'FORK', integer(stored), head.stored_digest }
   end
 end
@@ -187,149 +219,180 @@ local function may_hold(body, id)
   return string.find(body, packed, 1, true) ~= nil or string.find(body, '"' .. id .. '"', 1, true) ~= nil
 end
 
--- Looks for the commit in what came after the seq the producer last knew. Returns its receipt; or nil, and whether the
--- library has to look: because that is further than the limit, or an event of the commit may be in another.
-local function find_commit(commit)
-  local entries = redis.call('XRANGE', commit.log, integer(commit.known + 1), '+', 'COUNT', SEARCH_LIMIT + 1)
-  if #entries > SEARCH_LIMIT or commit.ids ~= '' and #entries * #commit.kinds > 4 * SEARCH_LIMIT then
+-- Looks for a commit of `count` events in what came after the seq its producer last knew. Returns its receipt; or nil, and
+-- whether the library has to look: because that is further than the limit, or an event of the commit may be in another.
+local function find_commit(log, known, count, ids, body)
+  local entries = redis.call('XRANGE', log, integer(known + 1), '+', 'COUNT', SEARCH_LIMIT + 1)
+  if #entries > SEARCH_LIMIT or ids ~= '' and #entries * count > 4 * SEARCH_LIMIT then
     return nil, true
   end
   local part = false
   for _, entry in ipairs(entries) do
-    local receipt = receipt_of(entry, commit.body)
+    local receipt = receipt_of(entry, body)
     if receipt then
       return receipt, false
     end
-    for id in string.gmatch(commit.ids, '%S+') do
+    for id in string.gmatch(ids, '%S+') do
       part = part or may_hold(field(entry, 'b') or '', id)
     end
   end
   return nil, part
 end
 
--- Decides on one commit, given the head as the commits before it in this call leave it: `stored` is the seq up to which the
--- log holds commits by now, `pending` the replies of those that come before this one, by body. Writes nothing.
--- Returns a reply, and the head after the commit if it is to be written, or whether it repeats one that is pending.
-local function decide(commit, head, meta, now)
-  local seq = head and head.seq or 0
-  local count = #commit.kinds
-  if count == 0 or count > meta.max_events or #commit.body > meta.max_bytes then
-    return { 'REFUSED', 'COMMIT_TOO_LARGE', integer(count) .. ' events, ' .. integer(#commit.body) .. ' bytes' }
+-- A commit of this call that is to be written already, before this one, if this one repeats it: its reply.
+local function repeated(head, body, expected, known)
+  local after = expected or known
+  local earlier = head.pending and head.pending[body] or head.body == body and head.reply
+  if after and earlier then
+    local first = tonumber(earlier[2])
+    if first == after + 1 or not expected and first > after then
+      return { 'DUPLICATE', earlier[2], earlier[3], earlier[4], earlier[5] }
+    end
+  end
+end
+
+-- The lease after a commit with this token; or nil and why it is refused.
+local function lease_after(head, hold, token, heir, now)
+  if token == '' then
+    return nil, { 'REFUSED', 'LEASE_REQUIRED', lease_of(head, hold).holder }
+  end
+  local lease = lease_of(head, hold)
+  if token ~= lease.token or now > lease.deadline then
+    return nil, { 'FENCED', lease.holder }
+  elseif heir == '' then
+    return { holder = lease.holder, token = lease.token, deadline = now + lease.ttl, ttl = lease.ttl }
+  end
+  return { holder = heir, token = '', deadline = now + lease.ttl, ttl = lease.ttl }
+end
+
+-- Decides on one commit, given the head as the commits before it in this call leave it, and what the call knows. Writes nothing,
+-- but moves the head on if the commit is to be written. Returns a reply, and whether it is one of what this call writes.
+local function decide(call, head, log, hold, session, expected_text, known_text, not_after, token, heir, ids, kinds, body)
+  local count, meta = #kinds, call.meta
+  if count == 0 or count > meta.max_events or #body > meta.max_bytes then
+    return { 'REFUSED', 'COMMIT_TOO_LARGE', integer(count) .. ' events, ' .. integer(#body) .. ' bytes' }
   end
 
   local expected = nil
-  if commit.expected == 'new' then
+  if expected_text == 'new' then
     expected = 0
-  elseif commit.expected ~= 'any' then
-    expected = whole(commit.expected)
+  elseif expected_text ~= 'any' then
+    expected = whole(expected_text)
     if not expected then
-      return { 'REFUSED', 'EXPECTED_INVALID', commit.expected }
+      return { 'REFUSED', 'EXPECTED_INVALID', expected_text }
     end
   end
 
-  local loss = lost(commit, head)
-  if loss then
-    return loss
+  local known, known_digest
+  if head and known_text == integer(head.stored) .. ' ' .. head.stored_digest then
+    known = head.stored
+  else
+    known, known_digest = string.match(known_text, '^(%d+) ?(%x*)$')
+    known = tonumber(known)
+    local loss = lost(known, known_digest, head, log)
+    if loss then
+      return loss
+    end
   end
   if head then
     if expected and expected < head.stored then
       local id = integer(expected + count) .. '-' .. integer(count)
-      local receipt = receipt_of(redis.call('XRANGE', commit.log, id, id)[1], commit.body)
+      local receipt = receipt_of(redis.call('XRANGE', log, id, id)[1], body)
       if receipt then
         return receipt
       end
-    elseif not expected and commit.known and commit.known < head.stored then
-      local receipt, further = find_commit(commit)
+    elseif not expected and known and known < head.stored then
+      local receipt, further = find_commit(log, known, count, ids, body)
       if receipt then
         return receipt
       elseif further then
-        return { 'SEARCH', integer(seq), head.digest }
+        return { 'SEARCH', integer(head.seq), head.digest }
       end
     end
-    local earlier = head.pending[commit.body]
-    local after = expected or commit.known
-    if earlier and after and (tonumber(earlier[2]) == after + 1 or not expected and tonumber(earlier[2]) > after) then
-      return { 'DUPLICATE', earlier[2], earlier[3], earlier[4], earlier[5] }, nil, true
+    local earlier = repeated(head, body, expected, known)
+    if earlier then
+      return earlier, true
     end
   end
 
-  if commit.not_after ~= '' and now > (whole(commit.not_after) or -1) then
+  local now = call.now
+  if not_after ~= '' and now > (whole(not_after) or -1) then
     return { 'REFUSED', 'TOO_LATE', integer(now) }
   end
   if not head then
     local why
-    head, why = new_head(commit.session, meta, commit.sessions)
+    head, why = new_head(session, meta, call.sessions)
     if not head then
       return why
     end
   end
-  if has(head, 'q') then
-    return quarantined(commit.hold)
-  end
   local lease = nil
-  if has(head, 'l') then
-    lease = lease_of(head, commit.hold)
-    if commit.token == '' then
-      return { 'REFUSED', 'LEASE_REQUIRED', lease.holder }
-    elseif commit.token ~= lease.token or now > lease.deadline then
-      return { 'FENCED', lease.holder }
+  if head.flags ~= '-' and has(head, 'q') then
+    return quarantined(hold)
+  elseif head.flags ~= '-' and has(head, 'l') then
+    local why
+    lease, why = lease_after(head, hold, token, heir, now)
+    if not lease then
+      return why
     end
-    if commit.heir == '' then
-      lease = { holder = lease.holder, token = lease.token, deadline = now + lease.ttl, ttl = lease.ttl }
-    else
-      lease = { holder = commit.heir, token = '', deadline = now + lease.ttl, ttl = lease.ttl }
-    end
-  elseif commit.token ~= '' then
+  elseif token ~= '' then
     return { 'FENCED', '' }
-  elseif has(head, 's') and not expected then
-    return { 'REFUSED', 'EXPECTED_REQUIRED', integer(seq) }
+  elseif not expected and has(head, 's') then
+    return { 'REFUSED', 'EXPECTED_REQUIRED', integer(head.seq) }
   end
+  local seq = head.seq
   if expected and expected ~= seq then
     return { 'CONFLICT', integer(seq), head.digest }
   end
   -- A log that is ahead of its head refuses the id of a single event, but a longer commit could end beyond it.
-  if count > 1 and seq == head.stored and redis.call('XRANGE', commit.log, integer(seq + 1), '+', 'COUNT', 1)[1] then
+  if count > 1 and seq == head.stored and redis.call('XRANGE', log, integer(seq + 1), '+', 'COUNT', 1)[1] then
     return { 'DAMAGED', 'LOG_AHEAD' }
   end
 
   local gate = head.gate
   for index = 1, count do
-    gate = GATE[gate][string.sub(commit.kinds, index, index)]
+    gate = GATE[gate][string.sub(kinds, index, index)]
     if not gate then
       return { 'REFUSED', 'GATE_REFUSED', integer(index), head.gate, integer(seq) }
     end
   end
 
-  local ms = math.max(written_at(meta, now), head.ms)
-  local first, last = seq + 1, seq + count
-  local chained = head.digest .. '|1|' .. commit.session .. '|' .. integer(first) .. '|' .. integer(count) .. '|'
-    .. integer(ms) .. '|' .. commit.body
-  local digest = string.sub(redis.sha1hex(chained), 1, DIGEST_LENGTH)
-  local after = { seq = last, digest = digest, gate = gate, ms = ms, flags = head.flags, lease = lease,
-    stored = head.stored, stored_digest = head.stored_digest, pending = head.pending }
-  local reply = { 'APPENDED', integer(first), integer(last), digest, integer(ms) }
-  head.pending[commit.body] = reply
-  return reply, after
+  local ms = math.max(call.at, head.ms)
+  local first, last, at = integer(seq + 1), integer(seq + count), time_text(ms)
+  local digest = string.sub(redis.sha1hex(head.digest .. '|1|' .. session .. '|' .. first .. '|' .. integer(count) .. '|' .. at .. '|'
+    .. body), 1, DIGEST_LENGTH)
+  local reply = { 'APPENDED', first, last, digest, at }
+  if head.reply and not head.pending then
+    head.pending = { [head.body] = head.reply }
+  end
+  if head.pending then
+    head.pending[body] = reply
+  end
+  head.seq, head.digest, head.gate, head.ms, head.reply, head.body = seq + count, digest, gate, ms, reply, body
+  if lease then
+    head.lease, head.lease_moved, call.has_lease = lease, true, true
+  end
+  call.heads[session], call.has_new = head, call.has_new or head.stored == 0
+  return reply, true
 end
 
 -- Decides on one commit as the commits before it in the call leave its session.
-local function judge(commit, heads, searching, meta, now)
-  local head, unreadable = heads[commit.session], false
+local function judge(call, log, head_key, hold, session, expected, ...)
+  local head, unreadable = call.heads[session], false
   if not head then
-    head, unreadable = read_head(commit.head)
+    head, unreadable = read_head(head_key)
   end
   if unreadable then
     return { 'DAMAGED', 'HEAD_MISSING' }
-  elseif searching[commit.session] and commit.expected == 'any' then
+  elseif call.searching[session] and expected == 'any' then
     -- The library sends the commit before this one again, and this one after it: their order is the caller's.
     return { 'SEARCH', integer(head and head.seq or 0), head and head.digest or '' }
   end
-  local reply, after, repeats = decide(commit, head, meta, now)
-  searching[commit.session] = searching[commit.session] or reply[1] == 'SEARCH'
-  if after then
-    after.new = head == nil or head.seq == 0 or head.new
+  local reply, is_accepted = decide(call, head, log, hold, session, expected, ...)
+  if reply[1] == 'SEARCH' then
+    call.searching[session] = true
   end
-  return reply, after, repeats
+  return reply, is_accepted
 end
 
 -- A function has the rights of its caller, and one that is missing in the middle would leave half an append behind: so they
@@ -340,10 +403,11 @@ local function may_read(keys)
     and may('ZSCORE', keys[2], '') and may('XLEN', keys[3]) and may('ZCARD', keys[2])
 end
 
-local function may_append(keys)
+local function may_append(keys, has_new, has_lease)
   local may = redis.acl_check_cmd
   return may('XADD', keys[4], '*', 'b', '') and may('SET', keys[5], '') and may('XADD', keys[3], '*', 't', '')
-    and may('HSET', keys[1], 'total', '') and may('ZADD', keys[2], '0', '') and may('HSET', keys[6], 'token', '')
+    and may('HSET', keys[1], 'total', '') and (not has_new or may('ZADD', keys[2], '0', ''))
+    and (not has_lease or may('HSET', keys[6], 'token', ''))
 end
 
 local function denied()
@@ -363,11 +427,67 @@ end
 -- Adds one entry to the feed and moves the running total. A total that was rolled back behind the feed must not lose the
 -- entry of commits that are written already: then the total is taken from the feed.
 local function feed(meta, stream, total, count, at, packed)
-  if type(redis.pcall('XADD', stream, integer(total + count) .. '-0', 't', integer(at), 'c', packed)) == 'table' then
-    total = feed_end(stream)
-    redis.call('XADD', stream, integer(total + count) .. '-0', 't', integer(at), 'c', packed)
+  local position, at_text = integer(total + count), time_text(at)
+  if type(redis.pcall('XADD', stream, position .. '-0', 't', at_text, 'c', packed)) == 'table' then
+    position = integer(feed_end(stream) + count)
+    redis.call('XADD', stream, position .. '-0', 't', at_text, 'c', packed)
   end
-  redis.call('HSET', meta, 'total', integer(total + count), 'at', integer(at))
+  redis.call('HSET', meta, 'total', position, 'at', at_text)
+end
+
+-- Writes where the last commit of a session in a call leaves it.
+local function settle(head, session, sessions, head_key, hold)
+  local reply = head.reply
+  redis.call('SET', head_key, reply[3] .. ' ' .. reply[4] .. ' ' .. head.gate .. ' ' .. reply[5] .. ' ' .. head.flags)
+  if head.stored == 0 then
+    redis.call('ZADD', sessions, 0, session)
+  end
+  if head.lease_moved then
+    local lease = head.lease
+    redis.call('HSET', hold, 'holder', lease.holder, 'token', lease.token, 'deadline', integer(lease.deadline))
+  end
+end
+
+-- Writes the commits that were accepted, and tells the feed of them. Which is refused after all gets another reply.
+local function write(call, keys, args, replies, accepted)
+  local fed, failed, events_fed, at, at_text = {}, {}, 0, 0, nil
+  for index = 1, #accepted do
+    local number = accepted[index]
+    local arg, reply = 2 + (number - 1) * ARGUMENTS, replies[number]
+    local session, kinds, body, trace = args[arg + 1], args[arg + 8], args[arg + 9], args[arg + 10]
+    local is_written = not failed[session]
+    if is_written and reply[1] == 'APPENDED' then
+      local log, id = keys[1 + number * 3], reply[3] .. '-' .. integer(#kinds)
+      local added
+      if trace == '' then
+        added = redis.pcall('XADD', log, id, 't', reply[5], 'd', reply[4], 'b', body)
+      else
+        added = redis.pcall('XADD', log, id, 't', reply[5], 'd', reply[4], 'b', body, 'c', trace)
+      end
+      is_written = type(added) ~= 'table'
+      if is_written then
+        local last = tonumber(reply[3])
+        events_fed = events_fed + #kinds
+        fed[#fed + 1] = { session, last - #kinds + 1, last, #body }
+        if reply[5] ~= at_text then
+          at_text = reply[5]
+          at = math.max(at, tonumber(at_text))
+        end
+        local head = call.heads[session]
+        if head.reply == reply then
+          settle(head, session, keys[2], keys[2 + number * 3], keys[3 + number * 3])
+        end
+      end
+    end
+    if not is_written then
+      -- The one write that can fail: a log that is ahead of its head refuses the id. Of this session nothing is written then.
+      failed[session] = true
+      replies[number] = { 'DAMAGED', 'LOG_AHEAD' }
+    end
+  end
+  if events_fed > 0 then
+    feed(keys[1], keys[3], call.meta.total, events_fed, at, cmsgpack.pack(fed))
+  end
 end
 
 -- muster_append_1: appends commits, each on its own, in the order given.
@@ -388,90 +508,44 @@ local function append(keys, args)
     return problem
   end
   local now = server_ms()
-  local replies, heads, accepted, searching, has_new = {}, {}, {}, {}, false
-  local tag = string.match(keys[1], '^(.*:)meta$')
-  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' then
+  if string.sub(keys[1], -5) ~= ':meta' then
     return redis.error_reply('ARGUMENTS_INVALID the keys are not those of one partition')
   end
+  local tag = string.sub(keys[1], 1, -5)
+  if keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of one partition')
+  end
+  local log_tag, head_tag, hold_tag = tag .. 'log:', tag .. 'head:', tag .. 'hold:'
 
+  local call = { meta = meta, now = now, at = written_at(meta, now), sessions = keys[2], heads = {}, searching = {},
+    has_new = false, has_lease = false }
+  local replies, accepted = {}, {}
   for number = 1, count do
     local arg, key = 2 + (number - 1) * ARGUMENTS, 3 + (number - 1) * 3
-    local known, known_digest = string.match(args[arg + 3], '^(%d+) ?(%x*)$')
-    local commit = {
-      number = number,
-      log = keys[key + 1],
-      head = keys[key + 2],
-      hold = keys[key + 3],
-      sessions = keys[2],
-      session = args[arg + 1],
-      expected = args[arg + 2],
-      known = tonumber(known),
-      known_digest = known_digest ~= '' and known_digest or nil,
-      not_after = args[arg + 4],
-      token = args[arg + 5],
-      heir = args[arg + 6],
-      ids = args[arg + 7],
-      kinds = args[arg + 8],
-      body = args[arg + 9],
-      trace = args[arg + 10],
-    }
-    if commit.log ~= tag .. 'log:' .. commit.session or commit.head ~= tag .. 'head:' .. commit.session
-      or commit.hold ~= tag .. 'hold:' .. commit.session then
+    local session, log, head, hold = args[arg + 1], keys[key + 1], keys[key + 2], keys[key + 3]
+    if log ~= log_tag .. session or head ~= head_tag .. session or hold ~= hold_tag .. session then
       return redis.error_reply('ARGUMENTS_INVALID the keys of commit ' .. number .. ' are not those of its session')
     end
     -- Nothing was written yet, so whatever fails in here (a key of another type) is the trouble of this session alone.
-    local is_whole, reply, after, repeats = pcall(judge, commit, heads, searching, meta, now)
+    local is_whole, reply, is_accepted = pcall(judge, call, log, head, hold, unpack(args, arg + 1, arg + ARGUMENTS - 1))
     if not is_whole and not may_read(keys) then
       return denied()
     end
     replies[number] = is_whole and reply or { 'DAMAGED', 'KEY_DAMAGED' }
-    if is_whole and after then
-      heads[commit.session] = after
-      has_new = has_new or after.new
+    if is_whole and is_accepted then
+      accepted[#accepted + 1] = number
     end
-    if is_whole and (after or repeats) then
-      accepted[#accepted + 1] = { commit = commit, reply = reply, head = after }
-    end
+  end
+  if #accepted == 0 then
+    return replies
   end
   -- What all sessions share can fail only by its type, or for lack of rights.
-  if #accepted > 0 and not may_append(keys) then
+  if not may_append(keys, call.has_new, call.has_lease) then
     return denied()
-  end
-  if #accepted > 0 and (type(redis.pcall('XLEN', keys[3])) == 'table'
-    or has_new and type(redis.pcall('ZCARD', keys[2])) == 'table') then
+  elseif type(redis.pcall('XLEN', keys[3])) == 'table' or call.has_new and type(redis.pcall('ZCARD', keys[2])) == 'table' then
     return redis.error_reply('STORE_DAMAGED the feed or the registry is of another type')
   end
-
-  local fed, failed, events_fed, at = {}, {}, 0, 0
-  for _, item in ipairs(accepted) do
-    local commit, reply = item.commit, item.reply
-    local events = #commit.kinds
-    local entry = { 'XADD', commit.log, reply[3] .. '-' .. integer(events), 't', reply[5], 'd', reply[4], 'b', commit.body }
-    if commit.trace ~= '' then
-      entry[#entry + 1] = 'c'
-      entry[#entry + 1] = commit.trace
-    end
-    -- The one write that can fail: a log that is ahead of its head refuses the id. Nothing of this commit is written then.
-    if failed[commit.session] or item.head and type(redis.pcall(unpack(entry))) == 'table' then
-      failed[commit.session] = true
-      replies[commit.number] = { 'DAMAGED', 'LOG_AHEAD' }
-    elseif item.head then
-      redis.call('SET', commit.head, pack_head(item.head))
-      if item.head.new then
-        redis.call('ZADD', commit.sessions, 0, commit.session)
-      end
-      local lease = item.head.lease
-      if lease then
-        redis.call('HSET', commit.hold, 'holder', lease.holder, 'token', lease.token, 'deadline', integer(lease.deadline))
-      end
-      events_fed = events_fed + events
-      at = math.max(at, tonumber(reply[5]))
-      fed[#fed + 1] = { commit.session, tonumber(reply[2]), tonumber(reply[3]), #commit.body }
-    end
-  end
-  if events_fed > 0 then
-    feed(keys[1], keys[3], meta.total, events_fed, at, cmsgpack.pack(fed))
-  end
+  write(call, keys, args, replies, accepted)
   return replies
 end
 

@@ -471,7 +471,7 @@ def test_a_producer_that_lacks_a_right_writes_nothing(filled: Guarded, taken: st
 
     error = refused(lambda: append("new", expected="new"), Misconfigured, "ACCESS_DENIED")
     assert isinstance(error, MusterError)
-    if taken != "+zscore":  # an append to a session that is there asks for no place in the registry
+    if taken not in ("+zscore", "+zadd"):  # an append to a session that is there asks for no place in the registry
         with pytest.raises(Misconfigured, match="ACCESS_DENIED"):
             append("s-0", expected=2)
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
