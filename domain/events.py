@@ -31,6 +31,8 @@ OWN_ACTOR: Final = "muster"
 OWN_TYPE_PREFIX: Final = "muster."
 #: An operator accepted that a session lost what followed here; data: code, first_bad_seq, given_up_to, who, why.
 LOG_REPAIRED: Final = "muster.log_repaired"
+#: An agent gave no sign of life for too long; data: gone (the agent), silent_since (RFC 3339).
+AGENT_GONE: Final = "muster.agent_gone"
 
 #: Data that nests deeper is no data: beyond what any limit of a producer's library should be set to.
 _READABLE_DEPTH: Final = 500
@@ -191,6 +193,8 @@ class OnlyChange(Struct, gc=False):
     """Of an event's data, what a fold looks for."""
 
     change: ChangedEntities | None = None
+    #: Of `muster.agent_gone`: the agent.
+    gone: str | None = None
 
 
 class Gist(Struct, array_like=True, gc=False):

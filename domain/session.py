@@ -17,11 +17,11 @@ from msgspec import Struct
 
 from domain.errors import Damaged
 from domain.events import (
+    AGENT_GONE,
     BUILT_IN,
     LOG_REPAIRED,
     NO_DATA,
     OWN_ACTOR,
-    ChangedEntities,
     Event,
     Gist,
     OnlyChange,
@@ -182,6 +182,8 @@ class Session(Struct, array_like=True):
                     part.events += 1
                     part.last_seq = seq
                     part.present = type != "left"
+            elif type == AGENT_GONE and gist.data is not None and gist.data.gone in agents:
+                agents[gist.data.gone].present = False
             types[type] = types.get(type, 0) + 1
             change = gist.data.change if gist.data is not None and type in BUILT_IN else None
             if change is not None and change.entity_ids:
@@ -197,25 +199,16 @@ class Session(Struct, array_like=True):
         self.event_types[SKIPPED] = self.event_types.get(SKIPPED, 0) + count
 
 
-def entities_of(event: Event) -> list[str] | None:
-    """The entities a built-in event changed. Raises Damaged (EVENT_UNREADABLE) for data no producer's library
-    writes.
-    """
-    if event.type not in BUILT_IN or event.data == NO_DATA:
-        return None
-    try:
-        change = _CHANGES.decode(event.data).change
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(
-            "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
-        ) from None
-    return change.entity_ids if change is not None else None
-
-
 def gist_of(event: Event) -> Gist:
-    """An event as a fold needs it. Raises as `entities_of`."""
-    entities = entities_of(event)
-    data = OnlyChange(ChangedEntities(entities)) if entities else None
+    """An event as a fold needs it. Raises Damaged (EVENT_UNREADABLE) for data no producer's library writes."""
+    data = None
+    if event.data != NO_DATA and (event.type in BUILT_IN or event.type == AGENT_GONE):
+        try:
+            data = _CHANGES.decode(event.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Damaged(
+                "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
+            ) from None
     return Gist(event.type, event.id, event.actor, data=data, shape=event.shape)
 
 

@@ -111,6 +111,9 @@ class SecondReading:
         if actor != "muster":
             events, first, *_ = told["agents"].get(actor, (0, told["seq"]))
             told["agents"][actor] = [events + 1, first, told["seq"], type != "left"]
+        gone = data.get("gone") if type == "muster.agent_gone" and isinstance(data, dict) else None
+        if actor == "muster" and isinstance(gone, str) and gone in told["agents"]:
+            told["agents"][gone] = [*told["agents"][gone][:3], False]
         self._count(type, 1)
         change = data.get("change") if isinstance(data, dict) and not is_dotted else None
         if isinstance(change, dict):

@@ -32,6 +32,7 @@ from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
+from workers.absence import Absences
 from workers.following import Following, follow_own
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
@@ -189,6 +190,7 @@ def look_after(
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
     publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
+    absences = Absences(log, sessions.store, grace_s=settings.worker.absence_grace_s)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
@@ -196,12 +198,13 @@ def look_after(
             for store, totals in caught_up.items():
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
+            absences.look(list(sessions.partitions.tokens()))
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
                 keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
-            hindrances.met("the feed cannot be trimmed nor a projection published", error)
+            hindrances.met("feeds cannot be trimmed, projections published, nor absent agents reported", error)
         except Exception:
             logger.exception("looking after the server failed")
 

@@ -54,6 +54,9 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     batch_deadline_s: Annotated[float, Meta(gt=0)] = 120.0
     #: How long an entry stays in the feed after it was written, at least, in seconds; applied entries only are trimmed.
     feed_keep_s: Annotated[float, Meta(ge=0)] = 600.0
+    #: How long no agent is reported gone after this process lost sight of all: it began, the server was away, or its
+    #: clock jumped; in seconds.
+    absence_grace_s: Annotated[float, Meta(ge=0)] = 10.0
     #: How long an own projection that is behind keeps entries in the feed, in seconds; past it, it reads the log.
     feed_pin_s: Annotated[float, Meta(ge=0)] = 3600.0
 

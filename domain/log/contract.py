@@ -233,6 +233,18 @@ class EventLog(CommitReader, Protocol):
         """
         ...
 
+    def heartbeat(self, session: str, agent: str, *, silent_after_s: float = ...) -> bool:
+        """An agent's sign of life in a session. It costs no event; many a second are fine. Not sent again: who beats
+        will beat again.
+
+        Once the agent was silent for `silent_after_s` (up to a day), a worker appends `muster.agent_gone`, once, and it
+        is present no more; 0: it leaves, and none is waited for. Returns whether the agent was known to be there: who
+        is told False after its first was reported gone, and may say `joined` again.
+
+        Raises NotFound (SESSION_UNKNOWN), Refused, Unavailable.
+        """
+        ...
+
     def head(self, session: str) -> Head | None:
         """Where the session stands; None if it was never appended to."""
         ...
@@ -251,12 +263,22 @@ class EventLog(CommitReader, Protocol):
         """
         ...
 
-    def session(self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = ...) -> WorkingSession:
-        """An agent at work in a session, for `with`: entering takes the lease and appends `joined`; the lease is kept
-        while inside, however idle; leaving appends `left` and gives it back, also after an error in the block.
+    def session(
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = ...,
+        silent_after_s: float | None = ...,
+    ) -> WorkingSession:
+        """An agent at work in a session, for `with`: entering takes the lease and appends `joined`; while inside,
+        however idle, the lease is kept and heartbeats are sent; leaving appends `left` and gives it back, also after an
+        error in the block.
 
-        Not `exclusive`: without a lease, so that several agents may be at work at a time. Raises like `lease` and
-        `append`; an agent that lost its lease is told at its next append (LEASE_LOST).
+        Not `exclusive`: without a lease, so that several agents may be at work at a time. `silent_after_s`: as
+        `heartbeat`'s; None sends none. Raises like `lease` and `append`; an agent that lost its lease is told at its
+        next append (LEASE_LOST).
         """
         ...
 
@@ -318,6 +340,8 @@ class AsyncEventLog(Protocol):
 
     async def set_policy(self, session: str, policy: Policy) -> None: ...
 
+    async def heartbeat(self, session: str, agent: str, *, silent_after_s: float = ...) -> bool: ...
+
     async def head(self, session: str) -> Head | None: ...
 
     async def heads(self, sessions: Sequence[str]) -> list[Head | None]: ...
@@ -329,7 +353,13 @@ class AsyncEventLog(Protocol):
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]: ...
 
     def session(
-        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = ...
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = ...,
+        silent_after_s: float | None = ...,
     ) -> AsyncWorkingSession: ...
 
     def subscribe(

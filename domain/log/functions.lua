@@ -14,6 +14,7 @@
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
+--   beats     zset    "<session> <agent>", score: the server ms from which on the agent counts as silent
 
 local DIGEST_LENGTH = 20
 local SEARCH_LIMIT = 256
@@ -153,6 +154,12 @@ local function open_store(key, store, epoch)
     return nil, redis.error_reply('STORE_DAMAGED ' .. key .. ' lacks a number')
   end
   return meta
+end
+
+local function of_another_store(meta, store)
+  if redis.call('HGET', meta, 'store') ~= store then
+    return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
 end
 
 -- When what is written now is written: by the server's clock, and never before what the partition holds already. So times grow in
@@ -329,6 +336,8 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
   local lease = nil
   if head.flags ~= '-' and has(head, 'q') then
     return quarantined(hold)
+  elseif call.is_own then
+    lease = nil -- what Muster states needs nobody's leave
   elseif head.flags ~= '-' and has(head, 'l') then
     local why
     lease, why = lease_after(head, hold, token, heir, now)
@@ -490,19 +499,8 @@ local function write(call, keys, args, replies, accepted)
   end
 end
 
--- muster_append_1: appends commits, each on its own, in the order given.
---   KEYS  meta sessions feed, then log head hold for each commit
---   ARGV  store, epoch, then for each commit: session, expected ("any", "new" or a seq), known ("<seq>" or "<seq> <digest>",
---         what the producer last knew, or ""), not_after (server ms, or ""), token (of a lease, or ""), heir (whom the lease
---         passes to with the commit, or ""), ids (those of its events that may be in another commit too, by spaces, or ""),
---         kinds (a letter an event, see GATE), body, traceparent (or "")
---   Reply one array a commit: APPENDED or DUPLICATE first last digest ms; CONFLICT seq digest; FENCED holder; REFUSED code ...;
---         DAMAGED code ...; LOST code seq digest; SEARCH seq digest
-local function append(keys, args)
-  local count = (#args - 2) / ARGUMENTS
-  if count ~= math.floor(count) or #keys ~= 3 + 3 * count then
-    return redis.error_reply('ARGUMENTS_INVALID a commit has 3 keys and ' .. ARGUMENTS .. ' arguments')
-  end
+-- What `muster_append_1` does with the first `count` commits of its arguments. Muster's own need no lease and no exact seq.
+local function appended(keys, args, count, is_own)
   local meta, problem = open_store(keys[1], args[1], args[2])
   if not meta then
     return problem
@@ -518,7 +516,7 @@ local function append(keys, args)
   local log_tag, head_tag, hold_tag = tag .. 'log:', tag .. 'head:', tag .. 'hold:'
 
   local call = { meta = meta, now = now, at = written_at(meta, now), sessions = keys[2], heads = {}, searching = {},
-    has_new = false, has_lease = false }
+    has_new = false, has_lease = false, is_own = is_own }
   local replies, accepted = {}, {}
   for number = 1, count do
     local arg, key = 2 + (number - 1) * ARGUMENTS, 3 + (number - 1) * 3
@@ -547,6 +545,79 @@ local function append(keys, args)
   end
   write(call, keys, args, replies, accepted)
   return replies
+end
+
+-- muster_append_1: appends commits, each on its own, in the order given.
+--   KEYS  meta sessions feed, then log head hold for each commit
+--   ARGV  store, epoch, then for each commit: session, expected ("any", "new" or a seq), known ("<seq>" or "<seq> <digest>",
+--         what the producer last knew, or ""), not_after (server ms, or ""), token (of a lease, or ""), heir (whom the lease
+--         passes to with the commit, or ""), ids (those of its events that may be in another commit too, by spaces, or ""),
+--         kinds (a letter an event, see GATE), body, traceparent (or "")
+--   Reply one array a commit: APPENDED or DUPLICATE first last digest ms; CONFLICT seq digest; FENCED holder; REFUSED code ...;
+--         DAMAGED code ...; LOST code seq digest; SEARCH seq digest
+local function append(keys, args)
+  local count = (#args - 2) / ARGUMENTS
+  if count ~= math.floor(count) or #keys ~= 3 + 3 * count then
+    return redis.error_reply('ARGUMENTS_INVALID a commit has 3 keys and ' .. ARGUMENTS .. ' arguments')
+  end
+  return appended(keys, args, count, false)
+end
+
+-- muster_beat_1: an agent says that it is there, and how long it may be silent from now on; with 0, that it is no more.
+--   KEYS meta head beats   ARGV store session agent silent_ms
+--   Reply 1 if it was known to be there; 0 if not, be it new or reported as gone; UNKNOWN where no such session is
+local function beat(keys, args)
+  local problem = miscounted(keys, args, 3, 4) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
+  end
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'head:' .. args[2] or keys[3] ~= tag .. 'beats' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not whole(args[4]) or not string.find(args[3], '^%S+$') then
+    return redis.error_reply('ARGUMENTS_INVALID an agent gives a sign of life for a time in ms')
+  end
+  local member = args[2] .. ' ' .. args[3]
+  local was_there = redis.call('ZSCORE', keys[3], member) and 1 or 0
+  if args[4] == '0' then
+    redis.call('ZREM', keys[3], member)
+  elseif not redis.call('GET', keys[2]) then
+    return 'UNKNOWN'
+  else
+    redis.call('ZADD', keys[3], integer(server_ms() + tonumber(args[4])), member)
+  end
+  return was_there
+end
+
+-- muster_gone_1: appends that an agent is gone, unless it gave a sign of life since it was found silent; once.
+--   KEYS as of muster_append_1 with one commit, then beats   ARGV as of muster_append_1 with one commit, then agent and the time
+--        (server ms) since which it is silent. Without a body it is only forgotten.
+--   Reply as to a commit of muster_append_1; {MOVED} if it is not silent since then
+local function gone(keys, args)
+  local problem = miscounted(keys, args, 7, 2 + ARGUMENTS + 2)
+  if problem then
+    return problem
+  end
+  local member, since = args[3] .. ' ' .. args[13], whole(args[14])
+  if keys[7] ~= (string.match(keys[1], '^(.*:)meta$') or '') .. 'beats' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of one partition')
+  elseif not since or tonumber(redis.call('ZSCORE', keys[7], member) or -1) ~= since then
+    return { 'MOVED' }
+  elseif not redis.acl_check_cmd('ZREM', keys[7], member) then
+    return denied()
+  end
+  local replies = { { 'FORGOTTEN' } }
+  if args[11] ~= '' then
+    replies = appended(keys, args, 1, true)
+    if replies.err then
+      return replies
+    end
+  end
+  -- Of a session that is damaged it is said later, when that is mended.
+  if replies[1][1] ~= 'DAMAGED' then
+    redis.call('ZREM', keys[7], member)
+  end
+  return replies[1]
 end
 
 -- muster_init_1: makes a partition's store unless it has one. Reply: the store id that is there now.
@@ -655,12 +726,6 @@ local function policy(keys, args)
   with_flag(head, 'l', args[4] == 'leased')
   redis.call('SET', keys[3], pack_head(head))
   return { 'OK' }
-end
-
-local function of_another_store(meta, store)
-  if redis.call('HGET', meta, 'store') ~= store then
-    return redis.error_reply('STORE_CHANGED the store here is another one')
-  end
 end
 
 -- muster_touch_1: writes something, so that replicas and the disk can be waited for. KEYS meta, ARGV store. Reply OK.
@@ -1076,6 +1141,8 @@ end
 
 redis.register_function { function_name = 'muster_repair_1', callback = repair }
 redis.register_function { function_name = 'muster_append_1', callback = append }
+redis.register_function { function_name = 'muster_beat_1', callback = beat }
+redis.register_function { function_name = 'muster_gone_1', callback = gone }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }
 redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }

@@ -57,6 +57,7 @@ KEYS: Final = (
     ),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
+    Key("{p}:beats", "zset", KeyClass.EPHEMERAL, "entries until the agent leaves or is reported gone"),
     Key("{p}:place:<subscription>", "string", KeyClass.CONTROL, "until dropped; up to where it is acknowledged"),
     Key("{p}:acked:<subscription>", "hash", KeyClass.CONTROL, "as the place; its position in the feed"),
     Key("{p}:subowner:<subscription>", "hash", KeyClass.CONTROL, "as the place; which member holds it"),
@@ -117,6 +118,7 @@ class PartitionKeys:
         self.agents = f"{tag}:index:agents"
         self.audit = f"{tag}:audit"
         self.lost = f"{tag}:lost"
+        self.beats = f"{tag}:beats"
         self.proofs = f"{tag}:proofs"
         self.swept = f"{tag}:swept"
         self.drifted = f"{tag}:drifted"

@@ -23,6 +23,7 @@ from domain.log.feed import FeedEntry, Span
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
+    BeatRequest,
     FeedRequest,
     Flow,
     HeadRequest,
@@ -42,6 +43,7 @@ from domain.log.protocol import (
     append_many_flow,
     as_events,
     as_position,
+    beat_flow,
     conflict,
     expected_required,
     gate_refused,
@@ -52,6 +54,7 @@ from domain.log.protocol import (
     policy_flow,
     repeated,
     resolve_flow,
+    unknown_session,
     with_ids,
 )
 from domain.log.skips import NO_SKIPS, Skips
@@ -60,7 +63,7 @@ from domain.log.subscribing.delivery import Wanted
 from domain.log.subscribing.listening import Listeners
 from domain.log.subscribing.subscription import After, Subscription, begin_flow
 from domain.log.tracing import current_traceparent
-from domain.log.working import WorkingSession
+from domain.log.working import SILENT_AFTER_S, WorkingSession
 from domain.session import OPEN_GATE, gate_after
 
 T = TypeVar("T")
@@ -89,6 +92,8 @@ class MemoryLog(BlockingReads):
         self._heads: dict[str, Head] = {}
         self._holds: dict[str, _Hold] = {}
         self._skips: dict[str, Skips] = {}
+        #: Until when each agent in a session may be silent. Nobody looks after the log in memory, and reports it gone.
+        self._beats: dict[tuple[str, str], int] = {}
         self.tokens = Tokens()
         self.identity = Identity("memory", 1, partitions)
         self._listeners = Listeners(self.keyspace)
@@ -116,9 +121,15 @@ class MemoryLog(BlockingReads):
         return self.run(append_many_flow([self._completed(append) for append in appends], self.limits))
 
     def session(
-        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        silent_after_s: float | None = SILENT_AFTER_S,
     ) -> WorkingSession:
-        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms, silent_after_s=silent_after_s)
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
@@ -139,6 +150,9 @@ class MemoryLog(BlockingReads):
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
+
+    def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
+        return self.look(beat_flow(session, agent, silent_after_s))
 
     def _completed(self, append: Append) -> Append:
         token = append.token or self.tokens.of(append.session, append.events)
@@ -203,6 +217,8 @@ class MemoryLog(BlockingReads):
                 high = len(commits) if to_seq is None else bisect_left(commits, to_seq + 1, key=_last_seq)
                 found = commits[low:high]
                 return found[::-1][:count] if backward else found[:count]
+            case BeatRequest(session, agent, silent_ms):
+                return self._beat(session, agent, silent_ms)
             case SkipsRequest(session):
                 return self._skips.get(session, NO_SKIPS)
             case RegistryRequest(partition, after, count):
@@ -315,6 +331,14 @@ class MemoryLog(BlockingReads):
         else:
             hold.deadline = self._clock_ms() + request.ttl_ms
         return True
+
+    def _beat(self, session: str, agent: str, silent_ms: int) -> bool | MusterError:
+        was_there = self._beats.pop((session, agent), None) is not None
+        if silent_ms and session not in self._heads:
+            return unknown_session(session)
+        if silent_ms:
+            self._beats[session, agent] = self._clock_ms() + silent_ms
+        return was_there
 
     def _policy(self, request: PolicyRequest) -> MusterError | None:
         head, hold = self._head(request.session), self._holds.get(request.session, _Hold())

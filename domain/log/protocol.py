@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 from msgspec import Struct, structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprint
-from domain.errors import Conflict, Damaged, Misconfigured, MusterError, Refused, Unavailable
+from domain.errors import Conflict, Damaged, Misconfigured, MusterError, NotFound, Refused, Unavailable
 from domain.events import Event, check_actor, check_session, is_identifier
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.feed import parse_feed_entry
@@ -34,6 +34,8 @@ PAGE_ENTRIES = 1024
 FIRST_PAGE_ENTRIES = 128
 #: The first page of each session when many are read together.
 EACH_FIRST_PAGE_ENTRIES = 32
+#: How long an agent may be silent at most before it is reported gone, in seconds: a day.
+LONGEST_SILENCE_S = 86_400
 #: How often a deduplicated append reads and decides again when other producers are quicker.
 DEDUPE_ATTEMPTS = 32
 
@@ -79,6 +81,16 @@ class PolicyRequest(Struct, frozen=True):
 
     session: str
     policy: Policy
+
+
+class BeatRequest(Struct, frozen=True):
+    """An agent's sign of life in a session: how long it may be silent from now on; 0 that it is there no more. Answered
+    by whether it was known to be there.
+    """
+
+    session: str
+    agent: str
+    silent_ms: int
 
 
 class HeadRequest(Struct, frozen=True):
@@ -133,7 +145,7 @@ class Standing(Struct, frozen=True):
     epoch: int
 
 
-Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest
+Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest | BeatRequest
 Feeding: TypeAlias = StandingRequest | FeedRequest
 Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest | Feeding
 Request: TypeAlias = AppendRequest | Holding | Reading
@@ -167,7 +179,7 @@ class Protocol:
         skips: dict[int, dict[int, str]] = {}
         for place, request in enumerate(requests):
             if not isinstance(request, AppendRequest):
-                if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
+                if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest | BeatRequest):
                     calls.append(self._hold_call(place, request))
                 elif isinstance(request, SkipsRequest):
                     skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
@@ -235,6 +247,10 @@ class Protocol:
             case RenewRequest(_, token, ttl_ms):
                 name, *more = ["muster_release_1"] if ttl_ms is None else ["muster_renew_1", ttl_ms]
                 command = ["FCALL", name, 1, hold, token, *more]
+            case BeatRequest(_, agent, silent_ms):
+                names = [keys.meta, keys.head(session), keys.beats]
+                arguments = [self._identity[0], session, agent, silent_ms]
+                command = ["FCALL", "muster_beat_1", len(names), *names, *arguments]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
 
     def _single(
@@ -304,6 +320,8 @@ def hold_answer(session: str, reply: Any) -> Any:
     """What a reply of the functions means that give, keep and take back leases, and set policies."""
     if isinstance(reply, int):
         return reply == 1
+    if reply == b"UNKNOWN":
+        return unknown_session(session)
     word, *rest = [value.decode() if isinstance(value, bytes) else value for value in reply]
     match word:
         case "OK":
@@ -345,6 +363,11 @@ def pack_position(known: Position | None) -> str:
     if known is None:
         return ""
     return str(known.seq) if known.digest is None else f"{known.seq} {known.digest}"
+
+
+def unknown_session(session: str) -> NotFound:
+    """Nothing was ever appended to the session."""
+    return NotFound("SESSION_UNKNOWN", f"there is no session {session}", session=session)
 
 
 def lease_required(session: str, holder: str) -> Refused:
@@ -985,6 +1008,18 @@ def policy_flow(session: str, policy: Policy) -> Flow[None]:
         raise Refused("FIELD_INVALID", f"{policy!r} is no policy: there are any, strict, leased", session=session)
     (answer,) = yield [PolicyRequest(session, policy)]
     taken(answer)
+
+
+def beat_flow(session: str, agent: str, silent_after_s: float) -> Flow[bool]:
+    """An agent's sign of life. Raises Refused (SESSION_INVALID, ACTOR_INVALID, FIELD_INVALID), NotFound
+    (SESSION_UNKNOWN).
+    """
+    check_session(session)
+    check_actor(agent)
+    if not 0 <= silent_after_s <= LONGEST_SILENCE_S:
+        raise Refused("FIELD_INVALID", f"{silent_after_s} s of silence are not between 0 and {LONGEST_SILENCE_S}")
+    (known,) = yield [BeatRequest(session, agent, int(silent_after_s * 1000))]
+    return bool(taken(known))
 
 
 # -- what all shells do with arguments and results -------------------------------------------------------------------

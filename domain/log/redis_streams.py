@@ -50,6 +50,7 @@ from domain.log.protocol import (
     append_many_flow,
     as_events,
     as_position,
+    beat_flow,
     head_flow,
     policy_flow,
     resolve_flow,
@@ -67,7 +68,7 @@ from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
 from domain.log.witness import Loss
-from domain.log.working import AsyncWorkingSession, WorkingSession
+from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession, WorkingSession
 
 T = TypeVar("T")
 
@@ -246,9 +247,15 @@ class SessionLog(Exchanges, BlockingReads):
         return answers
 
     def session(
-        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        silent_after_s: float | None = SILENT_AFTER_S,
     ) -> WorkingSession:
-        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+        return WorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms, silent_after_s=silent_after_s)
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> Lease:
         return Lease(self, session, agent, ttl_ms, new_id())
@@ -267,6 +274,9 @@ class SessionLog(Exchanges, BlockingReads):
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
+
+    def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
+        return self.look(beat_flow(session, agent, silent_after_s))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]
@@ -520,9 +530,17 @@ class AsyncSessionLog(Exchanges):
         return answers
 
     def session(
-        self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        silent_after_s: float | None = SILENT_AFTER_S,
     ) -> AsyncWorkingSession:
-        return AsyncWorkingSession(self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+        return AsyncWorkingSession(
+            self, session, agent, exclusive=exclusive, ttl_ms=ttl_ms, silent_after_s=silent_after_s
+        )
 
     def lease(self, session: str, agent: str, ttl_ms: int = DEFAULT_TTL_MS) -> AsyncLease:
         return AsyncLease(self, session, agent, ttl_ms, new_id())
@@ -541,6 +559,9 @@ class AsyncSessionLog(Exchanges):
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
+
+    async def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
+        return await self.look(beat_flow(session, agent, silent_after_s))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]

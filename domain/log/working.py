@@ -1,8 +1,11 @@
-"""An agent at work in a session: it joins, keeps the lease, says what it does, and leaves.
+"""An agent at work in a session: it joins, keeps the lease, gives signs of life, says what it does, and leaves.
 
     with log.session("s-1", "agent-7") as s:
         s.modified(change={"element_type": "function", "entity_ids": ["parse"]})
         s.test_pass()
+
+To be a member (`joined`, `left`) is said by events; to be there is shown by heartbeats, which cost none. An agent that
+is silent for too long is reported gone by Muster, and joins again by itself when it comes back.
 
 What the agent says is written once, here, for both faces: `R` is what an append gives, a receipt or the promise of one.
 """
@@ -14,16 +17,16 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from threading import Event as Flag
-from threading import Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypedDict, TypeVar, Unpack
 from uuid import uuid4
 
 import msgspec
 
-from domain.errors import Conflict, MusterError, Refused, Unavailable
+from domain.errors import Conflict, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Change, Event, Impact, Transition
-from domain.log.contract import Position, Receipt
+from domain.log.contract import Expected, Position, Receipt
 
 if TYPE_CHECKING:
     from domain.log.lease import AsyncLease, Lease
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
-#: How often a lease is renewed in its time to live.
+#: How often a lease is renewed in its time to live, and a sign of life given in the silence that is allowed.
 RENEWALS: Final = 3
+#: How long an agent may be silent before it is reported gone, unless told otherwise, in seconds.
+SILENT_AFTER_S: Final = 60.0
 
 
 class Known(TypedDict, total=False):
@@ -56,13 +61,14 @@ class Known(TypedDict, total=False):
 class Working(ABC, Generic[R]):
     """What an agent may say in a session. Each call appends one commit; raises as `log.append`."""
 
-    def __init__(self, session: str, agent: str, *, exclusive: bool, ttl_ms: int) -> None:
+    def __init__(self, session: str, agent: str, *, exclusive: bool, ttl_ms: int, silent_after_s: float | None) -> None:
         self.session = session
         self.agent = agent
         #: The receipt of the last append.
         self.receipt: Receipt | None = None
         self._exclusive = exclusive
         self._ttl_ms = ttl_ms
+        self._silent_after_s = silent_after_s
         self._has_left = False
 
     @property
@@ -71,7 +77,7 @@ class Working(ABC, Generic[R]):
         return self.receipt.position if self.receipt is not None and not self.receipt.is_spooled else None
 
     @abstractmethod
-    def append(self, *events: Event) -> R:
+    def append(self, *events: Event, expected: Expected = "any") -> R:
         """Appends events, the agent's own, as one commit."""
 
     @abstractmethod
@@ -81,6 +87,25 @@ class Working(ABC, Generic[R]):
     def event(self, type: str, data: Mapping[str, Any] | None = None, *, id: str = "", time: str | None = None) -> R:
         """Appends an event of any type, such as `tool.called`."""
         return self.append(Event.of(type, actor=self.agent, data=data, id=id or uuid4().hex, time=time))
+
+    def create(self, *, ttl_s: int | None = None, **known: Unpack[Known]) -> R:
+        """The session begins here, with tags, a priority, metadata, and how long it may idle at a time (60 s to 7 d).
+
+        Raises Conflict (SEQ_CONFLICT) if it is there already; said again with the same `id`, it is the same commit.
+        """
+        events = [self._built("start", known)]
+        if ttl_s is not None:
+            id = f"{known['id']}:ttl"[-200:] if known.get("id") else uuid4().hex
+            events.append(Event.of("extended", actor=self.agent, data={"ttl_s": ttl_s}, id=id))
+        return self.append(*events, expected="new")
+
+    def join(self, **known: Unpack[Known]) -> R:
+        """The agent becomes a member; `with` does it by itself."""
+        return self._did("joined", known)
+
+    def leave(self, **known: Unpack[Known]) -> R:
+        """The agent is a member no more; `with` does it by itself."""
+        return self._did("left", known)
 
     def start(self, **known: Unpack[Known]) -> R:
         """The session begins, or begins again."""
@@ -121,6 +146,16 @@ class Working(ABC, Generic[R]):
             raise Refused("KEY_DUPLICATE", f"`data` and a field of its own both say {', '.join(sorted(twice))}")
         return Event.of(type, actor=self.agent, data={**data, **stated}, id=id or uuid4().hex, time=time)
 
+    def _joined(self) -> Event:
+        return Event.of("joined", actor=self.agent, id=uuid4().hex)
+
+    @property
+    def _keep_every_s(self) -> float | None:
+        """How often the lease is to be renewed and a sign of life given; None where there is neither."""
+        times = [self._ttl_ms / 1000] if self._exclusive else []
+        times += [self._silent_after_s] if self._silent_after_s is not None else []
+        return min(times) / RENEWALS if times else None
+
     def _own(self, events: Sequence[Event]) -> Sequence[Event]:
         if others := {event.actor for event in events} - {self.agent}:
             raise Refused("ACTOR_INVALID", f"{self.agent} is at work here; {', '.join(sorted(others))} is not")
@@ -134,14 +169,16 @@ class Working(ABC, Generic[R]):
 class WorkingSession(Working[Receipt]):
     """An agent at work through a blocking log, for `with`. See `SessionLog.session`."""
 
-    def __init__(self, log: SessionLog | MemoryLog, session: str, agent: str, *, exclusive: bool, ttl_ms: int) -> None:
-        super().__init__(session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+    def __init__(self, log: SessionLog | MemoryLog, session: str, agent: str, **options: Any) -> None:
+        super().__init__(session, agent, **options)
         self._log = log
         self._lease: Lease | None = None
         self._stop = Flag()
+        #: Held while something is kept, so that nothing is kept any more once the agent has left.
+        self._keeping = Lock()
 
-    def append(self, *events: Event) -> Receipt:
-        self.receipt = self._log.append(self.session, self._own(events), known=self.receipt)
+    def append(self, *events: Event, expected: Expected = "any") -> Receipt:
+        self.receipt = self._log.append(self.session, self._own(events), expected=expected, known=self.receipt)
         return self.receipt
 
     def handoff(self, to: str, **known: Unpack[Known]) -> Receipt:
@@ -154,12 +191,12 @@ class WorkingSession(Working[Receipt]):
         if self._exclusive:
             self._lease = self._log.lease(self.session, self.agent, self._ttl_ms)
         try:
-            self.append(Event.of("joined", actor=self.agent, id=uuid4().hex))
+            self.append(self._joined())
         except BaseException:
             self._give_back()
             raise
-        if self._lease is not None:
-            Thread(target=self._renew, args=(self._lease,), name="muster-lease", daemon=True).start()
+        if self._keep_every_s is not None:
+            Thread(target=self._keep, args=(self._keep_every_s,), name="muster-presence", daemon=True).start()
         return self
 
     def __exit__(
@@ -173,36 +210,50 @@ class WorkingSession(Working[Receipt]):
             if error is None and not self._is_over(failed):
                 raise
         finally:
-            self._give_back()
+            with self._keeping:
+                self._give_back()
 
     def _give_back(self) -> None:
-        if self._lease is not None:
-            try:
+        try:
+            if self._silent_after_s is not None:
+                self._log.heartbeat(self.session, self.agent, silent_after_s=0)
+            if self._lease is not None:
                 self._lease.release()
-            except MusterError as error:
-                logger.warning("the lease of %s runs out by itself: %s", self.session, error)
+        except MusterError as error:
+            logger.warning("the lease of %s runs out by itself: %s", self.session, error)
 
-    def _renew(self, lease: Lease) -> None:
-        while not self._stop.wait(self._ttl_ms / 1000 / RENEWALS):
-            try:
-                lease.renew()
-            except Unavailable as error:
-                logger.warning("the lease of %s could not be renewed: %s", self.session, error)
-            except MusterError:
-                return  # it is lost: the next append says so
+    def _keep(self, every_s: float) -> None:
+        is_there = False
+        while True:
+            with self._keeping:
+                if self._stop.is_set():
+                    return
+                try:
+                    if self._lease is not None:
+                        self._lease.renew()
+                    if self._silent_after_s is not None:
+                        known = self._log.heartbeat(self.session, self.agent, silent_after_s=self._silent_after_s)
+                        if is_there and not known:
+                            self._log.append(self.session, self._joined())  # it was reported gone
+                        is_there = True
+                except (Unavailable, OutcomeUnknown) as error:
+                    logger.warning("the presence in %s could not be renewed: %s", self.session, error)
+                except MusterError:
+                    return  # the lease is lost, or the session over: the next append says so
+            self._stop.wait(every_s)
 
 
 class AsyncWorkingSession(Working[Awaitable[Receipt]]):
     """An agent at work through an asyncio log, for `async with`. See `SessionLog.session`."""
 
-    def __init__(self, log: AsyncSessionLog, session: str, agent: str, *, exclusive: bool, ttl_ms: int) -> None:
-        super().__init__(session, agent, exclusive=exclusive, ttl_ms=ttl_ms)
+    def __init__(self, log: AsyncSessionLog, session: str, agent: str, **options: Any) -> None:
+        super().__init__(session, agent, **options)
         self._log = log
         self._lease: AsyncLease | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
-    async def append(self, *events: Event) -> Receipt:
-        receipt = await self._log.append(self.session, self._own(events), known=self.receipt)
+    async def append(self, *events: Event, expected: Expected = "any") -> Receipt:
+        receipt = await self._log.append(self.session, self._own(events), expected=expected, known=self.receipt)
         self.receipt = receipt
         return receipt
 
@@ -218,20 +269,21 @@ class AsyncWorkingSession(Working[Awaitable[Receipt]]):
         if self._exclusive:
             self._lease = await self._log.lease(self.session, self.agent, self._ttl_ms).take()
         try:
-            await self.append(Event.of("joined", actor=self.agent, id=uuid4().hex))
+            await self.append(self._joined())
         except BaseException:
             await self._give_back()
             raise
-        if self._lease is not None:
-            self._renewing = asyncio.get_running_loop().create_task(self._renew(self._lease), name="muster-lease")
+        if self._keep_every_s is not None:
+            keep = self._keep(self._keep_every_s)
+            self._keeping = asyncio.get_running_loop().create_task(keep, name="muster-presence")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         try:
             if not self._has_left:
                 await self.append(Event.of("left", actor=self.agent, id=uuid4().hex))
@@ -242,21 +294,30 @@ class AsyncWorkingSession(Working[Awaitable[Receipt]]):
             await self._give_back()
 
     async def _give_back(self) -> None:
-        if self._lease is not None:
-            try:
+        try:
+            if self._silent_after_s is not None:
+                await self._log.heartbeat(self.session, self.agent, silent_after_s=0)
+            if self._lease is not None:
                 await self._lease.release()
-            except MusterError as error:
-                logger.warning("the lease of %s runs out by itself: %s", self.session, error)
+        except MusterError as error:
+            logger.warning("the lease of %s runs out by itself: %s", self.session, error)
 
-    async def _renew(self, lease: AsyncLease) -> None:
+    async def _keep(self, every_s: float) -> None:
+        is_there = False
         while True:
-            await asyncio.sleep(self._ttl_ms / 1000 / RENEWALS)
             try:
-                await lease.renew()
-            except Unavailable as error:
-                logger.warning("the lease of %s could not be renewed: %s", self.session, error)
+                if self._lease is not None:
+                    await self._lease.renew()
+                if self._silent_after_s is not None:
+                    known = await self._log.heartbeat(self.session, self.agent, silent_after_s=self._silent_after_s)
+                    if is_there and not known:
+                        await self._log.append(self.session, self._joined())
+                    is_there = True
+            except (Unavailable, OutcomeUnknown) as error:
+                logger.warning("the presence in %s could not be renewed: %s", self.session, error)
             except MusterError:
                 return
+            await asyncio.sleep(every_s)
 
 
 def _plain(value: Any) -> Any:

@@ -254,6 +254,7 @@ class World:
         projections: str = "",
         jobs_url: str | None = None,
         verify_every_s: float | None = None,
+        absence_grace_s: float = 10.0,
     ) -> Settings:
         """Settings of worker processes and commands on this store; quick to notice a dead worker."""
         return Settings(
@@ -263,7 +264,11 @@ class World:
             projections=projections,
             jobs=JobSettings(jobs_url, verify_every_s=verify_every_s),
             worker=WorkerSettings(
-                lease_ttl_ms=lease_ttl_ms, beat_ms=beat_ms, drain_s=drain_s, batch_deadline_s=batch_deadline_s
+                lease_ttl_ms=lease_ttl_ms,
+                beat_ms=beat_ms,
+                drain_s=drain_s,
+                batch_deadline_s=batch_deadline_s,
+                absence_grace_s=absence_grace_s,
             ),
         )
 

@@ -148,7 +148,10 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         with log.lease("s-2", "a") as lease:
             lease.append(Event.of("start", actor="a"))
             lease.renew()
-        assert [commit.last_seq for commit in log.read("s-0")] == [1, 2]
+        with log.session("s-0", "gone", exclusive=False, silent_after_s=60):
+            assert log.heartbeat("s-0", "lost", silent_after_s=0.001) is False
+            log.session("s-0", "lost", exclusive=False).join()
+        assert [commit.last_seq for commit in log.read("s-0")] == [1, 2, 3, 4, 5]
         assert list(log.sessions()) == ["s-0", "s-2"]
     with guarded.client("producer") as client:  # what it asks for the durability of its receipts
         assert client.wait(0, 1) == 0
@@ -175,12 +178,16 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("monitor", "subscription", "show", "audit").code == 0
 
     # a worker projects it, while a monitor watches
-    environ = {"PATH": "/usr/bin:/bin", **guarded.settings("worker").environ()}
+    environ = {"PATH": "/usr/bin:/bin", **guarded.settings("worker").environ(), "MUSTER_WORKER__ABSENCE_GRACE_S": "0"}
     worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
     try:
         caught_up = guarded.run("monitor", "projection", "lag", "--wait", "--timeout", "60")
         assert caught_up.code == 0, (caught_up, guarded.denials())
         assert [row["pid"] for row in guarded.run("monitor", "worker", "ls").rows] == [worker.pid]
+        # it states that an agent is gone
+        beats = guarded.keyspace.of("s-0").beats
+        wait_until(lambda: not guarded.root.exists(beats), message="the silent agent is reported")
+        assert guarded.run("reader", "event", "tail", "s-0").rows[-1]["type"] == "muster.agent_gone"
         # and a projection of the user's own, until it is published
         wait_until(
             lambda: [row["published"] for row in guarded.run("monitor", "projection", "ls").rows] == [True, True],
@@ -197,7 +204,7 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     # a reader sees what came of it, and verifies
     assert len(guarded.run("reader", "session", "ls", "--all").rows) == 19
     assert guarded.run("reader", "session", "show", "s-3", "--at", "1").rows[0]["seq"] == 1
-    assert len(guarded.run("reader", "agent", "ls").rows) == 3
+    assert len(guarded.run("reader", "agent", "ls").rows) == 5
     assert guarded.run("reader", "projection", "verify", "--all").code == 0
     assert guarded.run("reader", "parked", "ls") == Ran(0, [], "")
     assert guarded.run("reader", "projection", "show", "by_type", "start").rows[0]["state"] >= 18
@@ -378,7 +385,6 @@ NOT: Final = {
     ),
     "subscriber": (*_WRITES, "GET {view}", "HGETALL {owner}", "HGETALL {cursor}"),
     "worker": (
-        "XADD {log} 99-1 b x",
         "ZADD {sessions} 0 x",
         "XTRIM {log} MINID 99",
         "HSET {hold} code x",
@@ -388,7 +394,6 @@ NOT: Final = {
     ),
     "jobs": (
         "HSET {skips} s-0 []",
-        "XADD {log} 99-1 b x",
         "FUNCTION LOAD x",
         "FUNCTION KILL",
         "CONFIG GET save",
@@ -443,7 +448,7 @@ def test_commands_say_that_access_is_denied(filled: Guarded) -> None:
         ("reader", "init"),
         ("reader", "event", "append", "s-0", "start", "--actor", "a"),
         ("monitor", "event", "append", "s-0", "start", "--actor", "a"),
-        ("worker", "event", "append", "s-0", "start", "--actor", "a"),
+        ("subscriber", "event", "append", "s-0", "start", "--actor", "a"),
         ("operator", "event", "append", "new", "start", "--actor", "a"),
         ("monitor", "session", "ls"),
         ("producer", "session", "ls"),

@@ -18,7 +18,7 @@ from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
 from domain.log.protocol import Flow, Request
 from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
 from domain.log.subscribing.subscription import AsyncSubscription
-from domain.log.working import AsyncWorkingSession
+from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession
 
 T = TypeVar("T")
 _NUMBERS = count(1)
@@ -70,8 +70,20 @@ class Blocking:
     ) -> Receipt:
         return self._runner.run(self._log.handoff(session, agent, to, data=data, event_id=event_id, leaves=leaves))
 
-    def session(self, session: str, agent: str, *, exclusive: bool = True, ttl_ms: int = DEFAULT_TTL_MS) -> Any:
-        return BlockingWork(self._runner, self._log.session(session, agent, exclusive=exclusive, ttl_ms=ttl_ms))
+    def session(
+        self,
+        session: str,
+        agent: str,
+        *,
+        exclusive: bool = True,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        silent_after_s: float | None = SILENT_AFTER_S,
+    ) -> Any:
+        work = self._log.session(session, agent, exclusive=exclusive, ttl_ms=ttl_ms, silent_after_s=silent_after_s)
+        return BlockingWork(self._runner, work)
+
+    def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
+        return self._runner.run(self._log.heartbeat(session, agent, silent_after_s=silent_after_s))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self._runner.run(self._log.set_policy(session, policy))

@@ -68,7 +68,7 @@ _JUNK: Final[list[Argument]] = [
 
 #: The functions that producers call: they take the keys of the session that is named, and no others. The rest are for
 #: workers and operators, whose keys are what they say.
-_CHECKS_KEYS: Final = ("muster_append_1", "muster_lease_1", "muster_policy_1")
+_CHECKS_KEYS: Final = ("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1")
 
 
 class Call(NamedTuple):
@@ -139,6 +139,8 @@ class Functions:
             "muster_init_1": lambda: Call("muster_init_1", [self.keys.meta], ["store", 1, 0, 1, 1, 1000, 10**6]),
             "muster_lease_1": lambda: self._of_session("muster_lease_1", "agent", "nonce", 60_000),
             "muster_policy_1": lambda: self._of_session("muster_policy_1", self._any_of("any", "strict", "leased")),
+            "muster_beat_1": self._beat,
+            "muster_gone_1": self._gone,
             "muster_touch_1": lambda: Call("muster_touch_1", [self.keys.meta], self._identity[:1]),
             "muster_report_1": lambda: Call(
                 "muster_report_1", [self.keys.meta, self.keys.lost], [self._identity[0], "s1", "witness", "{}"]
@@ -182,6 +184,20 @@ class Functions:
         session = f"l{self._chance.randrange(3)}"
         names = [self.keys.meta, self.keys.sessions, self.keys.head(session), self.keys.hold(session)]
         return Call(function, names, [*self._identity, session, *more])
+
+    def _beat(self) -> Call:
+        session = f"s{self._chance.randrange(4)}"
+        names = [self.keys.meta, self.keys.head(session), self.keys.beats]
+        silent_ms = self._any_of(0, 1, 1, 60_000)
+        return Call("muster_beat_1", names, [self._identity[0], session, f"a{self._chance.randrange(3)}", silent_ms])
+
+    def _gone(self) -> Call:
+        silent = cast("Any", self.store.client).zrange(self.keys.beats, 0, 0, withscores=True) or [(b"s1 a1", 1)]
+        session, agent = silent[0][0].decode().split(" ")
+        names = [self.keys.meta, self.keys.sessions, self.keys.feed, self.keys.log(session), self.keys.head(session)]
+        names += [self.keys.hold(session), self.keys.beats]
+        commit: list[Argument] = [session, "any", "", "", "", "", "", ".", any_body(self._chance), ""]
+        return Call("muster_gone_1", names, [*self._identity, *commit, agent, int(silent[0][1])])
 
     def _step(self) -> Call:
         view, other = self.keys.session_view("s1"), self.keys.agents

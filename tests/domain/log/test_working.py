@@ -6,16 +6,18 @@ import asyncio
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from domain import Append, Conflict, Event, Refused
+from domain import Append, Conflict, Event, NotFound, Refused
 from domain.events import Change
 from tests.conftest import ENVIRONMENT, Store
 from tests.domain.log.logs import MakeLog, RunnableLog, new_session, note, refused
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -142,6 +144,69 @@ def test_the_lease_is_kept_while_the_agent_is_idle(store: Store) -> None:
             refused(lambda: other.lease("s", "b"), Conflict, "LEASE_HELD")
             time.sleep(0.05)
         work.checkpoint()
+
+
+def test_a_session_is_created_once_with_what_it_is_about(log: RunnableLog) -> None:
+    """Tags, priority, metadata and how long it may idle, in its first commit; said again it is the same commit."""
+    session = new_session()
+    work = log.session(session, "a", exclusive=False)
+    about: dict[str, Any] = {"tags": ["x"], "priority": "high", "metadata": {"k": "v"}, "ttl_s": 600}
+    receipt = work.create(**about, id="c-1")
+
+    again = log.session(session, "a", exclusive=False).create(**about, id="c-1")
+    refused(lambda: log.session(session, "b", exclusive=False).create(), Conflict, "SEQ_CONFLICT")
+
+    assert (receipt.first_seq, receipt.last_seq, receipt.appended) == (1, 2, 2)
+    assert (again.digest, again.duplicates) == (receipt.digest, 2)
+    said = {event.type: event.payload() for commit in log.read(session) for event in commit.events}
+    assert said == {
+        "start": {"tags": ["x"], "priority": "high", "metadata": {"k": "v"}}, "extended": {"ttl_s": 600},
+    }  # fmt: skip
+
+
+def test_a_hundred_agents_join_at_a_time_and_all_are_kept(store: Store) -> None:
+    """From threads of one log; each seq once, and every agent a member."""
+    with store.open() as log:
+        log.append("s", note())
+        with ThreadPoolExecutor(20) as pool:
+            joins = [pool.submit(log.session("s", f"a-{n}", exclusive=False).join) for n in range(100)]
+            seqs = sorted(join.result().last_seq for join in joins)
+        joined = [actor for type, actor in types(log, "s") if type == "joined"]
+    assert seqs == list(range(2, 102))
+    assert sorted(joined) == sorted(f"a-{n}" for n in range(100))
+
+
+def test_a_sign_of_life_costs_no_event_and_says_whether_the_agent_was_known(log: RunnableLog) -> None:
+    session = new_session()
+    refused(lambda: log.heartbeat(session, "a"), NotFound, "SESSION_UNKNOWN")
+    log.append(session, note())
+    assert [log.heartbeat(session, "a") for _ in range(50)] == [False] + [True] * 49
+    assert log.heartbeat(session, "b") is False
+    assert log.heartbeat(session, "a", silent_after_s=0) is True
+    assert log.heartbeat(session, "a") is False
+    assert types(log, session) == [("note.made", "agent-1")]
+
+
+@pytest.mark.parametrize("silence", [-1, 86_401, float("nan"), float("inf")])
+def test_silence_without_bounds_is_refused(log: RunnableLog, silence: float) -> None:
+    session = new_session()
+    log.append(session, note())
+    refused(lambda: log.heartbeat(session, "a", silent_after_s=silence), Refused, "FIELD_INVALID")
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_an_agent_at_work_gives_signs_of_life_until_it_leaves(store: Store, exclusive: bool) -> None:
+    """With a lease and without one, however idle it is."""
+    key = store.keyspace.of("s").beats
+
+    def silent_at() -> float:
+        return cast("Any", store.client).zscore(key, "s a") or 0.0
+
+    with store.open() as log, log.session("s", "a", exclusive=exclusive, silent_after_s=0.3):
+        wait_until(silent_at)
+        first = silent_at()
+        wait_until(lambda: silent_at() > first + 300)
+    assert silent_at() == 0.0
 
 
 def test_the_lease_of_a_killed_agent_runs_out(store: Store) -> None:

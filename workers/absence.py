@@ -1,0 +1,105 @@
+"""Reports agents that gave no sign of life for too long: one event each, and they are present no more.
+
+Whoever was not watched all the while is not reported. After this process began, took a partition over, could not reach
+the server, or saw the server's clock jump, agents are given the time to be heard again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from domain.codec import encode_body
+from domain.events import AGENT_GONE, OWN_ACTOR, Event
+from domain.log import SessionLog
+from domain.log.exchange import new_id
+from domain.session import kinds_of
+from projections import session_view
+from projections.session_view import rfc3339
+from projections.store import ProjectionStore
+
+logger = logging.getLogger(__name__)
+
+#: How many silent agents of a partition are looked at in one round.
+PAGE: Final = 256
+#: How far the server's clock may run beside ours from one look to the next, in ms.
+JUMP_MS: Final = 2_000
+
+
+class Absences:
+    """The silent agents in the partitions that this process holds. `monotonic` gives seconds."""
+
+    def __init__(
+        self,
+        log: SessionLog,
+        store: ProjectionStore,
+        *,
+        grace_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._grace_ms = int(grace_s * 1000)
+        self._monotonic = monotonic
+        self._looked: tuple[int, float] | None = None
+        #: Since when each partition is watched without a gap, in server ms.
+        self._watched: dict[int, int] = {}
+
+    def look(self, partitions: Sequence[int]) -> int:
+        """Reports who is silent for too long; returns how many agents. Raises redis-py's errors."""
+        watched, self._watched = self._watched, {}  # a look that fails is a gap
+        now = self._store.server_ms()
+        if self._has_jumped(now):
+            watched = {}
+        pipe = self._log.client.pipeline(transaction=False)
+        for partition in partitions:
+            pipe.zrange(
+                self._store.keys(partition).beats, "-inf", str(now), byscore=True, offset=0, num=PAGE, withscores=True
+            )
+        reported = 0
+        for partition, silent in zip(partitions, pipe.execute() if partitions else [], strict=True):
+            since = watched.setdefault(partition, now)
+            if now - since >= self._grace_ms:
+                reported += sum(self._report(partition, *_named(member), int(at)) for member, at in silent)
+        self._watched = {partition: watched[partition] for partition in partitions}
+        return reported
+
+    def _has_jumped(self, now: int) -> bool:
+        before, self._looked = self._looked, (now, self._monotonic())
+        if before is None:
+            return False
+        return abs((now - before[0]) - (self._looked[1] - before[1]) * 1000) > JUMP_MS
+
+    def _report(self, partition: int, session: str, agent: str, since_ms: int) -> bool:
+        """Appends that the agent is gone, unless it was heard of since. Of one that left before, nothing is said."""
+        keys, identity = self._store.keys(partition), self._log.identity
+        body, kinds = b"", ""
+        if self._is_present(session, agent):
+            told = {"gone": agent, "silent_since": rfc3339(since_ms)}
+            event = Event(AGENT_GONE, new_id(), OWN_ACTOR, data=msgspec.Raw(msgspec.msgpack.encode(told)))
+            body, kinds = encode_body([event]), kinds_of([event])
+        names = (
+            *(keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)),
+            keys.beats,
+        )
+        commit = (session, "any", "", "", "", "", "", kinds, body, "")
+        reply: Any = self._log.client.fcall(
+            "muster_gone_1", len(names), *names, identity.store, identity.epoch, *commit, agent, since_ms
+        )
+        if reply[0] == b"DAMAGED":
+            logger.warning("that agent %s of session %s is gone cannot be said: %s", agent, session, reply[1].decode())
+        return bool(reply[0] == b"APPENDED")
+
+    def _is_present(self, session: str, agent: str) -> bool:
+        """Whether the agent is a member by the session's view, which may be a moment old."""
+        view = session_view.readable(self._store.views([session])[0], session)
+        return view is None or agent not in view.agents or view.agents[agent].present
+
+
+def _named(member: bytes) -> tuple[str, str]:
+    session, _, agent = member.decode().partition(" ")
+    return session, agent
