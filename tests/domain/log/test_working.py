@@ -164,6 +164,14 @@ def test_a_session_is_created_once_with_what_it_is_about(log: RunnableLog) -> No
     }  # fmt: skip
 
 
+def test_the_example_of_the_docs_does_what_it_says(log: RunnableLog) -> None:
+    text = (ROOT / "docs/coordination.md").read_text("utf-8")
+    session = new_session()
+    exec(text.partition("```python\n")[2].partition("```")[0].replace("s-1", session), {"log": log})
+    said = ["start", "extended", "joined", "modified", "handoff", "left"]
+    assert types(log, session) == [(type, "agent-7") for type in said]
+
+
 def test_a_hundred_agents_join_at_a_time_and_all_are_kept(store: Store) -> None:
     """From threads of one log; each seq once, and every agent a member."""
     with store.open() as log:
