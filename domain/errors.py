@@ -184,6 +184,19 @@ REGISTRY: dict[str, Entry] = {
         Conflict,
         "look at it with `muster spool ls`; `muster spool drain` tries it again, `… export --remove` takes it out",
     ),
+    "BACKUP_EXISTS": Entry(Conflict, "name another folder: a backup is never overwritten"),
+    "BACKUP_DIFFERS": Entry(Conflict, "name the folder, and the base, of a backup of this very store"),
+    "RESTORE_DIFFERS": Entry(
+        Conflict, "finish the restore that was begun, with its backup and its --at; or restore into another namespace"
+    ),
+    "STORE_EXISTS": Entry(Conflict, "restore into an empty server or another namespace: nothing is overwritten"),
+    "BACKUP_MISSING": Entry(NotFound, "name the folder of a finished backup; `backup create` again finishes one"),
+    "BACKUP_DAMAGED": Entry(
+        Damaged, "restore from another copy of it, or from an older backup; `muster backup verify` names all damage"
+    ),
+    "STORE_RESTORING": Entry(
+        Misconfigured, "wait until it is done; one that was interrupted goes on with the same `muster backup restore`"
+    ),
     "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"

@@ -1043,6 +1043,61 @@ local function mend_total(keys, args)
   return integer(last)
 end
 
+-- muster_copy_1: writes commits of a session as they were appended elsewhere, into a store that is being restored and that nobody
+-- can open yet.
+--   KEYS meta sessions log head
+--   ARGV store session, seq and digest at which the session stands here, gate and flags after the commits, then for each commit:
+--        number of events, server ms, digest, body, traceparent (or "")
+--   Reply {COPIED seq}; {MOVED seq digest} if it stands elsewhere; {CHAIN seq} for a commit whose digest is not that of its content
+local function copy(keys, args)
+  local count = (#args - 6) / 5
+  if #keys ~= 4 or count < 1 or count ~= math.floor(count) or not whole(args[3]) or not GATE[args[5]] then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 4 keys, 6 arguments, and 5 for each commit')
+  end
+  local meta = redis.call('HMGET', keys[1], 'store', 'restoring', 'at')
+  if meta[1] or meta[2] ~= args[1] then
+    return redis.error_reply('STORE_CHANGED the store here is not one that is being restored as ' .. args[1])
+  end
+  local head = read_head(keys[4]) or head_at(0, string.sub(redis.sha1hex(args[2]), 1, DIGEST_LENGTH), 'o', 0, '-')
+  if head.seq ~= whole(args[3]) or head.digest ~= args[4] then
+    return { 'MOVED', integer(head.seq), head.digest }
+  end
+  local seq, digest, ms = head.seq, head.digest, head.ms
+  for at = 7, #args, 5 do
+    local events = whole(args[at])
+    if not events or events < 1 or not whole(args[at + 1]) then
+      return redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
+    end
+    ms = math.max(ms, whole(args[at + 1]))
+    digest = string.sub(redis.sha1hex(digest .. '|1|' .. args[2] .. '|' .. integer(seq + 1) .. '|' .. args[at] .. '|' .. args[at + 1]
+      .. '|' .. args[at + 3]), 1, DIGEST_LENGTH)
+    if digest ~= args[at + 2] then
+      return { 'CHAIN', integer(seq + 1) }
+    end
+    seq = seq + events
+  end
+  -- All that can fail, before anything is written.
+  if #redis.call('XRANGE', keys[3], integer(head.seq + 1), '+', 'COUNT', 1) > 0 then
+    return { 'MOVED', integer(head.seq), head.digest }
+  end
+  redis.call('ZCARD', keys[2])
+  seq = head.seq
+  for at = 7, #args, 5 do
+    seq = seq + whole(args[at])
+    local entry = { 'XADD', keys[3], integer(seq) .. '-' .. args[at], 't', args[at + 1], 'd', args[at + 2], 'b', args[at + 3] }
+    if args[at + 4] ~= '' then
+      entry[#entry + 1] = 'c'
+      entry[#entry + 1] = args[at + 4]
+    end
+    redis.call(unpack(entry))
+  end
+  head.seq, head.digest, head.gate, head.ms, head.flags = seq, digest, args[5], ms, args[6]
+  redis.call('SET', keys[4], pack_head(head))
+  redis.call('ZADD', keys[2], 0, args[2])
+  redis.call('HSET', keys[1], 'at', integer(math.max(whole(meta[3]) or 0, ms)))
+  return { 'COPIED', integer(seq) }
+end
+
 -- The first of the writes of a repair that its caller may not do; nil if he may do all.
 local function may_not_repair(keys)
   local may = redis.acl_check_cmd
@@ -1141,6 +1196,7 @@ end
 
 redis.register_function { function_name = 'muster_repair_1', callback = repair }
 redis.register_function { function_name = 'muster_append_1', callback = append }
+redis.register_function { function_name = 'muster_copy_1', callback = copy }
 redis.register_function { function_name = 'muster_beat_1', callback = beat }
 redis.register_function { function_name = 'muster_gone_1', callback = gone }
 redis.register_function { function_name = 'muster_init_1', callback = init }

@@ -776,7 +776,7 @@ def create_store(
     opening = open_commands(environment, namespace)
     replies = ask(opening)
     is_new = b"ready" not in replies[0]
-    if is_new:
+    if is_new and b"restoring" not in replies[0]:
         check_version(replies[1])
     else:
         parse_open(replies, environment, namespace, partitions)

@@ -42,6 +42,8 @@ def parse_open(replies: list[Any], environment: str, namespace: str, partitions:
     meta, info, clock = (taken(reply) for reply in replies)
     check_version(info)
     fields = {name.decode(): value.decode() for name, value in zip(meta[::2], meta[1::2], strict=True)}
+    if fields.get("restoring"):
+        raise Misconfigured("STORE_RESTORING", f"backup {fields['restoring']} is being restored here")
     if "ready" not in fields:
         raise Misconfigured(
             "STORE_MISSING",
@@ -81,7 +83,9 @@ def load_library_command() -> Command:
     return ["FUNCTION", "LOAD", "REPLACE", library_source()]
 
 
-def create_commands(keyspace: Keyspace, store: str, limits: Limits = DEFAULT_LIMITS) -> list[list[Command]]:
+def create_commands(
+    keyspace: Keyspace, store: str, limits: Limits = DEFAULT_LIMITS, *, epoch: int = 1
+) -> list[list[Command]]:
     """The steps that make a store, in order. Every step may be repeated, so an interrupted `init` is finished by
     the next.
 
@@ -96,9 +100,9 @@ def create_commands(keyspace: Keyspace, store: str, limits: Limits = DEFAULT_LIM
     partitions: list[Command] = [
         [
             "FCALL", "muster_init_1", 1, keys.meta,
-            store, 1, index, keyspace.count, WIRE_VERSION, limits.commit_events, limits.commit_bytes,
+            store, epoch, index, keyspace.count, WIRE_VERSION, limits.commit_events, limits.commit_bytes,
         ]
         for index, keys in enumerate(keyspace.partitions)
     ]  # fmt: skip
-    ready: list[Command] = [["HSET", keyspace.store_meta, "epoch", 1, "wire", WIRE_VERSION, "ready", 1]]
+    ready: list[Command] = [["HSET", keyspace.store_meta, "epoch", epoch, "wire", WIRE_VERSION, "ready", 1]]
     return [claim, partitions, ready]

@@ -32,7 +32,9 @@ from workers.cli import main
 from workers.settings import Settings, load
 
 ROOT: Final = Path(__file__).parents[2]
-ROLES: Final = ("deployer", "producer", "subscriber", "worker", "jobs", "operator", "repairer", "reader", "monitor")
+ROLES: Final = (
+    *("deployer", "producer", "subscriber", "worker", "jobs", "operator", "repairer", "restorer", "reader", "monitor"),
+)
 ENVIRONMENT, NAMESPACE = "prod", "main"
 
 
@@ -280,6 +282,14 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("operator", "epoch", "accept").code == 0
     assert guarded.run("operator", "epoch", "show").code == 0
 
+    # what a reader backed up is restored, after all is lost, by a restorer
+    backed_up = guarded.run("reader", "backup", "create", str(tmp_path / "backup")).rows[0]
+    guarded.root.flushall()
+    assert (
+        guarded.run("restorer", "backup", "restore", str(tmp_path / "backup")).rows[0]["events"] == backed_up["events"]
+    )
+    assert len(guarded.run("reader", "session", "ls", "--all").rows) == backed_up["sessions"]
+
     assert guarded.denials() == []
 
 
@@ -406,6 +416,14 @@ NOT: Final = {
         ),
         "RENAME {log} {view}",
         "DEL {head}",
+    ),
+    "restorer": (
+        *(
+            write
+            for write in _WRITES
+            if any(f"{{{key}}}" in write for key in ("view", "cursor", "owner", "feed", "lost"))
+        ),
+        "FCALL muster_claim_1 1 {owner} w n 1 1",
     ),
     "operator": ("HDEL {skips} s-0", "DEL {skips}", "XADD {log} 99-1 b x", "FUNCTION LOAD x"),
     "reader": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),

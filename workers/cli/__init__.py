@@ -33,6 +33,7 @@ GROUPS: Final = {
     "spool": "what waits in an outage spool on this host: list, send, take out",
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
+    "backup": "the truth of a store in files: create, verify, restore",
     "explain": "say what an error code means and what to do",
 }
 

@@ -139,6 +139,7 @@ class Functions:
             "muster_init_1": lambda: Call("muster_init_1", [self.keys.meta], ["store", 1, 0, 1, 1, 1000, 10**6]),
             "muster_lease_1": lambda: self._of_session("muster_lease_1", "agent", "nonce", 60_000),
             "muster_policy_1": lambda: self._of_session("muster_policy_1", self._any_of("any", "strict", "leased")),
+            "muster_copy_1": self._copy,
             "muster_beat_1": self._beat,
             "muster_gone_1": self._gone,
             "muster_touch_1": lambda: Call("muster_touch_1", [self.keys.meta], self._identity[:1]),
@@ -184,6 +185,12 @@ class Functions:
         session = f"l{self._chance.randrange(3)}"
         names = [self.keys.meta, self.keys.sessions, self.keys.head(session), self.keys.hold(session)]
         return Call(function, names, [*self._identity, session, *more])
+
+    def _copy(self) -> Call:
+        # Into a store that is open it must not be taken, whatever it brings.
+        names = [self.keys.meta, self.keys.sessions, self.keys.log("s1"), self.keys.head("s1")]
+        arguments: list[Argument] = [self._identity[0], "s1", 0, genesis("s1"), "o", "-", 1, 1, "0" * 20, b"\x90", ""]
+        return Call("muster_copy_1", names, arguments)
 
     def _beat(self) -> Call:
         session = f"s{self._chance.randrange(4)}"
