@@ -187,8 +187,7 @@ def state_at(log: EventLog, view: Session, seq: int) -> tuple[Session, bool]:
         else:
             for event in inside.events[: seq - view.seq]:
                 view.apply(event)
-        view.last_at = inside.at_ms
-        view.started_at = view.started_at or inside.at_ms
+        view.dated(inside.at_ms)
     if view.seq != seq:
         raise Damaged("TAIL_LOST", f"the log of session {view.session} ends at seq {view.seq}", session=view.session)
     return view, inside is None

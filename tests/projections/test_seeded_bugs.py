@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 import domain.log
-from domain import Event, MusterError, agent, invariants, session
+from domain import Event, MusterError, agent, session
 from projections import catchup, session_view, store
 from tests.conftest import Servers, Store
 from tests.projections.world import World, did, foreign_append, notes
@@ -59,7 +59,7 @@ FOLD: Final = [
         "ENTERS.get(type, state)",
         "ENTERS.get(type, self.state)",
     ),
-    Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actor", "pass"),
+    Bug("who handed off is lost", session.Session, "_enter", "self.handed_off_by = actor", "pass"),
     Bug("the first actor is the last", session.Session, "follow", "if self.first_actor is None", "if True"),
     Bug(
         "the last type is the first",
@@ -82,13 +82,13 @@ FOLD: Final = [
         "self.entities.update(change.entity_ids)",
         "self.entities.update(change.entity_ids[:1])",
     ),
-    Bug("it began at its last commit", invariants, "fold", "if session.started_at == 0", "if True"),
+    Bug("it began at its last commit", session.Session, "dated", "self.started_at or at_ms", "at_ms"),
     Bug(
         "it never moves on in time",
-        invariants,
-        "fold",
-        "session.last_at = commit.at_ms",
-        "session.last_at = session.started_at",
+        session.Session,
+        "dated",
+        "self.last_at = at_ms",
+        "self.last_at = self.started_at",
     ),
     Bug(
         "a commit's last event is lost",
@@ -121,7 +121,13 @@ FOLD: Final = [
         "min(self.checkpoints)",
         "max(self.checkpoints)",
     ),
-    Bug("contributes where it left", agent, "contributions", "int(part.present)", "1"),
+    Bug(
+        "contributes where it left",
+        agent,
+        "_contribution",
+        "return Totals(part.events, 1, int(part.present))\n",
+        "return Totals(part.events, 1, 1)\n",
+    ),
 ]
 
 CATCH_UP: Final = [
@@ -147,7 +153,13 @@ CATCH_UP: Final = [
         "outcomes:\n        yield write_view",
         "outcomes[:-1]:\n        yield write_view",
     ),
-    Bug("a session counts again each time", catchup, "fold_span", "before = contributions(view)", "before = {}"),
+    Bug(
+        "a session counts again each time",
+        catchup,
+        "fold_span",
+        "before, gave = contributions(view),",
+        "before, gave = {},",
+    ),
     Bug(
         "agents that are not new do not move",
         agent,
