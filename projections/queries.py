@@ -12,6 +12,8 @@ from heapq import merge as merged
 from itertools import groupby, islice
 from typing import Any, Final
 
+from msgspec import Struct
+
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
 from domain.errors import Damaged, DeadlineExceeded, NotFound
@@ -22,11 +24,23 @@ from domain.log.protocol import lost, position_of
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.catchup import from_log
+from projections.indexing import entries
+from projections.searching import Condition, Filter, Search
 from projections.session_view import Folding
 from projections.store import ProjectionStore
 
 #: How many sessions are read in one round trip.
 PAGE: Final = 256
+
+
+class Found(Struct, frozen=True):
+    """A page of sessions, and the cursor after which the next one begins; None: there is none.
+
+    Each session holds a `cursor` of its own too.
+    """
+
+    sessions: list[dict[str, Any]]
+    cursor: str | None
 
 
 class Views:
@@ -74,6 +88,30 @@ class Views:
         while page := list(islice(ids, PAGE)):
             yield from self._documents(page)
 
+    def find(self, filter: Filter, *, after: str | None = None, limit: int = PAGE) -> Found:
+        """A page of the sessions that meet a filter, beginning after the cursor of the page before.
+
+        Each meets it as it is given: an index that is behind, or wrong, can only lack sessions. What meets the filter
+        all the while is in one of the pages; what was appended to between two pages may be in both, where the order is
+        that of `last_at`.
+
+        Raises Refused (USAGE) for what no session can have, and for a cursor of another filter.
+        """
+        search = Search(self._store, filter)
+        candidates = search.candidates(after, limit)
+        found: list[dict[str, Any]] = []
+        cursor = None
+        while len(found) < limit and (page := list(islice(candidates, limit - len(found)))):
+            documents = self._documents([candidate.session for candidate in page], search.conditions)
+            cursors = {candidate.session: candidate.cursor for candidate in page}
+            found += [{**document, "cursor": cursors[document["session"]]} for document in documents]
+            cursor = page[-1].cursor
+        return Found(found, cursor if len(found) >= limit else None)
+
+    def count(self, filter: Filter) -> int:
+        """How many sessions meet a filter, by the indexes: as of what is projected. Raises as `find`."""
+        return Search(self._store, filter).count()
+
     def agent(self, agent: str) -> dict[str, Any]:
         """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""
         total = NOTHING
@@ -117,7 +155,8 @@ class Views:
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def _documents(self, sessions: Sequence[str]) -> list[dict[str, Any]]:
+    def _documents(self, sessions: Sequence[str], conditions: Sequence[Condition] = ()) -> list[dict[str, Any]]:
+        """The sessions as they stand; of those that meet these conditions now."""
         heads = self._store.heads(sessions)
         stored = self._store.views(sessions)
         views = [session_view.readable(view, session) for session, view in zip(sessions, stored, strict=True)]
@@ -127,6 +166,8 @@ class Views:
             if view is None:
                 # Without a head that can be read, as far as the log goes.
                 view = from_log(self._log, session, head.seq if head is not None else None)[0].view
+            if conditions and not all(one.holds(entries(view), quarantined is not None) for one in conditions):
+                continue
             if view.seq or head is not None:
                 found.append(session_view.document(view, quarantined=quarantined))
         return found

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from domain import Event
 from tests.conftest import Store
 from tests.projections.world import World, did, run_cli
 
@@ -70,4 +71,78 @@ def test_agents_are_listed_and_shown(world: World) -> None:
     assert [row["agent"] for row in run_cli(world, "agent", "ls", "--after", "ann", "--limit", "1").rows] == ["bob"]
     assert run_cli(world, "agent", "show", "ann").row == {
         "schema": "muster.agent/1", "agent": "ann", "events": 61, "sessions": 60, "present": 59,
+        "severities": {}, "perf_delta": 0.0,
     }  # fmt: skip
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    """Some of the sessions are broken, tagged, completed."""
+    for number in range(12):
+        data = {"tags": ["auth"], "priority": "high", "impact": {"severity": "critical", "perf_delta": -3.5}}
+        world.log.append(f"s-{number}", Event.of("broke", actor="eve", data=data))
+    for number in range(6):
+        done = Event.of("completed", actor="zoe", data={"outcome": "merged"})
+        world.log.append(f"s-{number}", [did("modified", "zoe", entities=["src/a.py"]), did("test_pass", "zoe"), done])
+    world.project()
+    return world
+
+
+@pytest.mark.parametrize(
+    ("wanted", "numbers"),
+    [
+        (("--state", "broken"), range(6, 12)),
+        (("--state", "broken", "--state", "completed"), range(12)),
+        (("--agent", "zoe"), range(6)),
+        (("--entity", "src/a.py"), range(6)),
+        (("--tag", "auth", "--priority", "high", "--severity", "critical"), range(12)),
+        (("--outcome", "merged"), range(6)),
+        (("--transition", "working>broken"), range(12)),
+        (("--transition", "broke>test_pass", "--agent", "eve"), range(6)),
+        (("--perf-below", "-3"), range(12)),
+        (("--completed-since", "1h"), range(6)),
+        (("--since", "1h", "--until", "2000-01-01T00:00:00Z"), ()),
+        (("--started-until", "2000-01-01T00:00:00Z"), ()),
+        (("--since", "2000-01-01T00:00:00Z", "--state", "broken"), range(6, 12)),
+        (("--quarantined",), ()),
+        (("--parked",), ()),
+    ],
+)
+def test_ls_lists_and_counts_what_meets_a_filter(busy: World, wanted: tuple[str, ...], numbers: range) -> None:
+    """Options are combined; one that is given twice means either."""
+    found = run_cli(busy, "session", "ls", *wanted)
+
+    assert sorted(row["session"] for row in found.rows) == sorted(f"s-{number}" for number in numbers)
+    assert run_cli(busy, "session", "ls", *wanted, "--count").row == {
+        "schema": "muster.count/1", "sessions": len(numbers),
+    }  # fmt: skip
+
+
+def test_ls_with_a_filter_pages_by_its_cursor(busy: World) -> None:
+    """Each row holds the cursor after it; stderr says the last one."""
+    whole = [row["session"] for row in run_cli(busy, "session", "ls", "--agent", "ann", "--all").rows]
+    first = run_cli(busy, "session", "ls", "--agent", "ann", "--limit", "40")
+    cursor = first.rows[-1]["cursor"]
+    second = run_cli(busy, "session", "ls", "--agent", "ann", "--after", cursor)
+
+    assert first.err == f"there may be more: --after {cursor}\n"
+    assert [row["session"] for row in first.rows + second.rows] == whole
+    assert len(whole) == 60
+    assert run_cli(busy, "session", "ls", "--count").row["sessions"] == 60
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        (("--since", "yesterday"), 2),
+        (("--state", "asleep"), 9),
+        (("--after", "s-1", "--tag", "a"), 9),
+        (("--transition", "x"), 9),
+    ],
+)
+def test_ls_refuses_what_no_session_can_have(world: World, wanted: tuple[str, ...], code: int) -> None:
+    """An option that cannot be read is usage, a value that is none is refused; stdout stays empty."""
+    ran = run_cli(world, "session", "ls", *wanted)
+
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err
