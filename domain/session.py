@@ -70,6 +70,8 @@ GATE: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
 
+_MARKS: Final = frozenset({*ENTERS, "checkpoint"})
+
 assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
 
 
@@ -129,7 +131,7 @@ class Session(Struct, array_like=True):
     `transitions` counts changes of the state ("working>broken"), `type_pairs` the events that lead to a state with the
     one before ("test_pass>broke"; ENTERS, whatever came between). `outcome` and `completed_at` are those of the last
     completion, until the session is reopened. `open_breaks` are the seqs of `broke` since the last event that leads to
-    working or completed.
+    working or completed; `last_handoff` and `last_checkpoint` are seqs too, 0 for none.
     """
 
     session: str
@@ -152,6 +154,8 @@ class Session(Struct, array_like=True):
     type_pairs: dict[str, int] = {}
     last_entering: str | None = None
     open_breaks: list[int] = []
+    last_handoff: int = 0
+    last_checkpoint: int = 0
 
     @property
     def gate(self) -> str:
@@ -202,8 +206,8 @@ class Session(Struct, array_like=True):
                 self.transitions[pair] = self.transitions.get(pair, 0) + 1
 
             seq += 1
-            if type in ENTERS:
-                self._enter(type, actor, seq, data)
+            if type in _MARKS:
+                self._mark(type, actor, seq, data)
             if actor != OWN_ACTOR:
                 part = agents.get(actor)
                 if part is None:
@@ -224,10 +228,13 @@ class Session(Struct, array_like=True):
             self.last_type = type
         self.state, self.seq = state, seq
 
-    def _enter(self, type: str, actor: str, seq: int, data: FoldedData | None) -> None:
-        """What an event that leads to a state does beside leading there."""
+    def _mark(self, type: str, actor: str, seq: int, data: FoldedData | None) -> None:
+        """What an event that leads to a state does beside leading there; and a checkpoint."""
+        if type == "checkpoint":
+            self.last_checkpoint = seq
+            return
         if type == "handoff":
-            self.handed_off_by = actor
+            self.handed_off_by, self.last_handoff = actor, seq
         elif type == "broke":
             self.open_breaks = [*self.open_breaks, seq][-MAX_OPEN_BREAKS:]
         elif type != "expired":

@@ -31,6 +31,8 @@ from projections.store import ProjectionStore
 STATES: Final = (WORKING, BROKEN, COORDINATING, COMPLETED, EXPIRED)
 #: How many sessions are looked up in one round trip.
 PAGE: Final = 256
+#: How many are looked up at a time, of many partitions together, where there are several conditions.
+LOOKED_UP: Final = 1024
 #: A time is gone through instead of values only where it is met by so much fewer.
 CLEARLY_FEWER: Final = 4
 _BY_ID: Final = "id"
@@ -251,11 +253,12 @@ class Search:
             if partition >= begin and all(by.values())
         ]
         while left:
-            group, room = [], max(expected, 1)
+            # Of many conditions' candidates few may be left: then more are looked up at once.
+            group, room = [], expected if len(self.conditions) <= 1 else max(expected, LOOKED_UP)
             while left and room > 0:
                 group.append(left.pop(0))
                 room -= min(self._drivers(counts[group[-1][0]])[1], PAGE)
-            pages = self._pages(counts, group, min(PAGE, max(2 * expected, 16)))
+            pages = self._pages(counts, group, PAGE if len(self.conditions) > 1 else min(PAGE, expected))
             tested = self._tested({partition: page for (partition, _), (page, _) in zip(group, pages, strict=True)})
             for at, ((partition, _), (page, goes_on)) in enumerate(zip(group, pages, strict=True)):
                 for session in page:

@@ -23,7 +23,7 @@ from domain.codec import Commit
 FIELDS: Final = (
     *("session", "seq", "digest", "state", "agents", "event_types", "entities", "first_actor", "last_type"),
     *("handed_off_by", "started_at", "last_at", "tags", "priority", "outcome", "completed_at", "transitions"),
-    *("type_pairs", "last_entering", "open_breaks"),
+    *("type_pairs", "last_entering", "open_breaks", "last_handoff", "last_checkpoint"),
 )
 #: Those that are sets or counts, and their places in a stored view.
 _SETS: Final = ("entities", "tags")
@@ -44,6 +44,7 @@ class SecondReading:
             "agents": {}, "event_types": {}, "entities": set(), "first_actor": None, "last_type": None,
             "handed_off_by": None, "started_at": 0, "last_at": 0, "tags": set(), "priority": None, "outcome": None,
             "completed_at": 0, "transitions": {}, "type_pairs": {}, "last_entering": None, "open_breaks": [],
+            "last_handoff": 0, "last_checkpoint": 0,
         }  # fmt: skip
 
     @classmethod
@@ -118,11 +119,13 @@ class SecondReading:
         elif type == "broke":
             state = "broken"
         elif type == "handoff":
-            state, told["handed_off_by"] = "coordinating", actor
+            state, told["handed_off_by"], told["last_handoff"] = "coordinating", actor, told["seq"]
         elif type in ("completed", "expired"):
             state = type
         if told["seq"] > 1 and was != state:
             self._count(f"{was}>{state}", 1, "transitions")
+        if type == "checkpoint":
+            told["last_checkpoint"] = told["seq"]
         known = data if isinstance(data, dict) and not is_dotted else {}
         if type in ("start", "test_pass", "broke", "handoff", "completed", "expired"):
             if told["last_entering"] is not None:

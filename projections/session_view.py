@@ -129,6 +129,8 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
         "transitions": dict(sorted(view.transitions.items())),
         "type_pairs": dict(sorted(view.type_pairs.items())),
         "open_breaks": list(view.open_breaks),
+        "last_handoff": view.last_handoff or None,
+        "last_checkpoint": view.last_checkpoint or None,
     }
 
 
