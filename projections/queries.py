@@ -12,8 +12,6 @@ from heapq import merge as merged
 from itertools import groupby, islice
 from typing import Any, Final
 
-from msgspec import Struct
-
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
 from domain.errors import Damaged, DeadlineExceeded, NotFound
@@ -22,25 +20,15 @@ from domain.invariants import broken_law
 from domain.log.contract import EventLog, Head, Receipt
 from domain.log.protocol import lost, position_of
 from domain.session import Session
-from projections import agent_view, session_view
+from projections import agent_view, session_view, what_happened
 from projections.catchup import from_log
 from projections.indexing import entries
-from projections.searching import Condition, Filter, Search
+from projections.searching import Condition, Filter, Page, Search
 from projections.session_view import Folding
 from projections.store import ProjectionStore
 
 #: How many sessions are read in one round trip.
 PAGE: Final = 256
-
-
-class Found(Struct, frozen=True):
-    """A page of sessions, and the cursor after which the next one begins; None: there is none.
-
-    Each session holds a `cursor` of its own too.
-    """
-
-    sessions: list[dict[str, Any]]
-    cursor: str | None
 
 
 class Views:
@@ -88,7 +76,7 @@ class Views:
         while page := list(islice(ids, PAGE)):
             yield from self._documents(page)
 
-    def find(self, filter: Filter, *, after: str | None = None, limit: int = PAGE) -> Found:
+    def find(self, filter: Filter, *, after: str | None = None, limit: int = PAGE) -> Page:
         """A page of the sessions that meet a filter, beginning after the cursor of the page before.
 
         Each meets it as it is given: an index that is behind, or wrong, can only lack sessions. What meets the filter
@@ -106,11 +94,57 @@ class Views:
             cursors = {candidate.session: candidate.cursor for candidate in page}
             found += [{**document, "cursor": cursors[document["session"]]} for document in documents]
             cursor = page[-1].cursor
-        return Found(found, cursor if len(found) >= limit else None)
+        return Page(found, cursor if len(found) >= limit else None)
 
     def count(self, filter: Filter) -> int:
         """How many sessions meet a filter, by the indexes: as of what is projected. Raises as `find`."""
         return Search(self._store, filter).count()
+
+    def transitions(
+        self,
+        wanted: Filter | None = None,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> Page:
+        """A page of the events at which sessions went from one state, or one event that leads to a state, to another;
+        or whose impact has a severity, or a perf_delta below a bound: as the filter asks, and of these times (server
+        ms).
+
+        Without any of these, every change of state. Sessions are found by their indexes, events read from their logs: a
+        session whose newest events are not projected yet may be missing. Raises Refused (USAGE).
+        """
+        return what_happened.transitions(
+            self._store, self._log, wanted or Filter(), since=since, until=until, after=after, limit=limit
+        )
+
+    def agent_events(
+        self,
+        agent: str,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> Page:
+        """A page of an agent's events, session by session; as `transitions`."""
+        return what_happened.events_of_agent(
+            self._store, self._log, agent, since=since, until=until, after=after, limit=limit
+        )
+
+    def context(self, session: str, *, recent: int = what_happened.RECENT) -> dict[str, Any]:
+        """What whoever takes a session over should know, and look at first. Raises NotFound (SESSION_UNKNOWN)."""
+        check_session(session)
+        (head,) = self._store.heads([session])
+        view = session_view.readable(self._store.views([session])[0], session)
+        if view is None:
+            view = from_log(self._log, session, head.seq if head is not None else None)[0].view
+        if head is None and not view.seq:
+            raise unknown_session(session)
+        quarantined = self._quarantines([session], [head])[0]
+        return {**what_happened.context(self._log, view, recent=recent), "quarantined": quarantined}
 
     def agent(self, agent: str) -> dict[str, Any]:
         """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""

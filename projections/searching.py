@@ -66,6 +66,15 @@ class Filter(Struct, frozen=True, kw_only=True):
     perf_below: float | None = None
 
 
+class Page(Struct, frozen=True):
+    """A page of what was asked for, each with a `cursor` of its own, and the cursor after which the next page begins;
+    None: there is none.
+    """
+
+    found: list[dict[str, Any]]
+    cursor: str | None
+
+
 class OneOf(Struct, frozen=True):
     """A condition: the session has one of these values (as they stand before its id in the index)."""
 

@@ -36,12 +36,12 @@ def pages(world: World, filter: Filter, limit: int) -> list[dict[str, Any]]:
     found, cursor = [], None
     while True:
         page = world.views.find(filter, after=cursor, limit=limit)
-        assert len(page.sessions) <= limit
-        found += page.sessions
+        assert len(page.found) <= limit
+        found += page.found
         cursor = page.cursor
         if cursor is None:
             return found
-        assert page.sessions[-1]["cursor"] == cursor
+        assert page.found[-1]["cursor"] == cursor
 
 
 def filter_of(**wanted: Any) -> Filter:
@@ -154,11 +154,11 @@ def test_a_page_goes_on_where_the_last_one_ended_whatever_was_added(crowd: World
     cursor = first.cursor
     while cursor is not None:
         page = crowd.views.find(Filter(state="working"), after=cursor, limit=10)
-        rest += [document["session"] for document in page.sessions]
+        rest += [document["session"] for document in page.found]
         cursor = page.cursor
 
     old = [session for session in rest if not session.startswith("new-")]
-    assert [document["session"] for document in first.sessions] + old == before
+    assert [document["session"] for document in first.found] + old == before
     assert len(set(rest)) == len(rest) > len(old)
 
 
@@ -170,14 +170,14 @@ def test_a_lagging_index_never_lies(world: World) -> None:
     world.project()
     stale = world.projections.views(["s-3"])[0]
     world.log.append("s-3", did("broke"))
-    assert world.views.find(Filter(state="broken")).sessions == []
+    assert world.views.find(Filter(state="broken")).found == []
     world.project()
     keys = world.keyspace.of("s-3")
     world.redis.zadd(keys.session_index, {"state\0working\0s-3": 0, "state\0completed\0s-4": 0})
-    (broken,) = world.views.find(Filter(state="broken")).sessions
+    (broken,) = world.views.find(Filter(state="broken")).found
     assert broken["session"] == "s-3"
-    assert "s-3" not in [document["session"] for document in world.views.find(Filter(state="working")).sessions]
-    assert world.views.find(Filter(state="completed")).sessions == []
+    assert "s-3" not in [document["session"] for document in world.views.find(Filter(state="working")).found]
+    assert world.views.find(Filter(state="completed")).found == []
     assert stale is not None
 
 
@@ -213,7 +213,7 @@ def test_an_index_of_another_type_is_none_and_comes_back(crowd: World) -> None:
     crowd.redis.delete(keys.session_index)
     crowd.redis.set(keys.session_index, "none")
 
-    assert crowd.views.find(Filter(state="working")).sessions
+    assert crowd.views.find(Filter(state="working")).found
     assert {found.code for found in crowd.verify()} == {"INDEX_DIFFERS"}
     assert crowd.recover() == []
     assert crowd.derived() == before
@@ -229,11 +229,11 @@ def test_quarantined_sessions_are_found_without_reading_others(world: World) -> 
     assert world.views.count(Filter(quarantined=True)) == 0
     world.recover()
 
-    (found,) = world.views.find(Filter(quarantined=True)).sessions
+    (found,) = world.views.find(Filter(quarantined=True)).found
     assert (found["session"], found["quarantined"]["code"]) == ("s-7", "LOG_GAP")
     assert world.views.count(Filter(quarantined=True)) == 1
-    assert world.views.find(Filter(quarantined=True, state="completed")).sessions == []
-    assert len(world.views.find(Filter(quarantined=True, state="working")).sessions) == 1
+    assert world.views.find(Filter(quarantined=True, state="completed")).found == []
+    assert len(world.views.find(Filter(quarantined=True, state="working")).found) == 1
     assert {finding.code for finding in world.verify()} == {"LOG_GAP"}
 
 
@@ -250,7 +250,7 @@ def test_parked_sessions_are_found_by_their_list(crowd: World) -> None:
         f"lied-{number}" for number in range(5)
     ]
     assert crowd.views.count(Filter(parked=True, state="completed")) == 5
-    assert crowd.views.find(Filter(parked=True, state="broken")).sessions == []
+    assert crowd.views.find(Filter(parked=True, state="broken")).found == []
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,43 @@ def test_ls_refuses_what_no_session_can_have(world: World, wanted: tuple[str, ..
 
     assert (ran.code, ran.out) == (code, "")
     assert ran.err
+
+
+def test_transitions_are_listed_page_by_page(busy: World) -> None:
+    """By states, types, severity, perf_delta and time, over all sessions."""
+    ran = run_cli(busy, "session", "transitions", "--transition", "working>broken", "--limit", "7")
+    after = ran.rows[-1]["cursor"]
+    rest = run_cli(busy, "session", "transitions", "--transition", "working>broken", "--after", after).rows
+
+    assert ran.err == f"there may be more: --after {after}\n"
+    assert sorted(row["session"] for row in ran.rows + rest) == sorted(f"s-{number}" for number in range(12))
+    assert {(row["schema"], row["from"], row["to"], row["severity"]) for row in rest} == {
+        ("muster.transition/1", "working", "broken", "critical"),
+    }  # fmt: skip
+    assert len(run_cli(busy, "session", "transitions", "--severity", "critical", "--perf-below", "-3").rows) == 12
+    assert len(run_cli(busy, "session", "transitions", "--transition", "broke>test_pass", "--agent", "zoe").rows) == 6
+    assert run_cli(busy, "session", "transitions", "--until", "2000-01-01T00:00:00Z").rows == []
+    assert len(run_cli(busy, "session", "transitions", "--since", "1h", "--all").rows) == 24
+
+
+def test_the_context_of_a_session_is_shown(busy: World) -> None:
+    """As JSON, and a field a line."""
+    told = run_cli(busy, "session", "context", "s-7", "--recent", "2").row
+
+    assert (told["schema"], told["state"], told["tags"]) == ("muster.context/1", "broken", ["auth"])
+    assert told["look_first"][0]["impact"] == {"severity": "critical", "perf_delta": -3.5}
+    assert [event["seq"] for event in told["recent"]] == [4, 3]
+    assert "look_first" in run_cli(busy, "session", "context", "s-7", output="table").out
+    assert run_cli(busy, "session", "context", "none").code == 4
+
+
+def test_an_agent_is_shown_by_itself(busy: World) -> None:
+    """With its impacts; its events session by session."""
+    told = run_cli(busy, "agent", "show", "eve").row
+    events = run_cli(busy, "agent", "events", "zoe", "--all").rows
+
+    assert (told["severities"], told["perf_delta"]) == ({"critical": 12}, -42.0)
+    assert len(events) == 18
+    assert {(event["schema"], event["actor"]) for event in events} == {("muster.agent-event/1", "zoe")}
+    assert len(run_cli(busy, "agent", "events", "zoe", "--limit", "5").rows) == 5
+    assert run_cli(busy, "agent", "events", "zoe", "--until", "2000-01-01T00:00:00Z").rows == []

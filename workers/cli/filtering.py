@@ -35,20 +35,32 @@ _TIMES: Final = {
 }
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The options of a filter. One that is given more than once: any of its values."""
+_OF_EVENTS: Final = {"since": "events of this time or later", "until": "events before this time"}
+
+
+def options(parser: argparse.ArgumentParser, *, of_events: bool = False) -> None:
+    """The options of a filter. With `of_events` it chooses events: then `--since` and `--until` are their times."""
     group = parser.add_argument_group(
         "filter", "sessions that meet all of these; an option given more than once: any of its values"
     )
     for field, what in _VALUES.items():
         group.add_argument(f"--{field}", action="append", default=[], metavar=field.upper(), help=what)
     for name, (_, what) in _TIMES.items():
+        what = _OF_EVENTS.get(name, what) if of_events else what
         group.add_argument(
             f"--{name}", type=_moment, metavar="TIME", help=f"{what}: RFC 3339, or so long ago (90s, 15m, 2h, 7d)"
         )
     group.add_argument("--perf-below", type=float, metavar="NUMBER", help="with a perf_delta below this")
     group.add_argument("--quarantined", action="store_true", help="whose log is damaged, so that they are closed")
     group.add_argument("--parked", action="store_true", help="that wait at a commit that breaks a law")
+
+
+def times(parser: argparse.ArgumentParser) -> None:
+    """The options that say of which times events are meant."""
+    for name, what in _OF_EVENTS.items():
+        parser.add_argument(
+            f"--{name}", type=_moment, metavar="TIME", help=f"{what}: RFC 3339, or so long ago (90s, 15m, 2h, 7d)"
+        )
 
 
 def filter_of(options: argparse.Namespace) -> Filter:
