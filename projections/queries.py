@@ -15,12 +15,12 @@ from typing import Any, Final
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
 from domain.errors import Damaged, DeadlineExceeded, NotFound
-from domain.events import check_session
+from domain.events import check_session, shortened
 from domain.invariants import broken_law
 from domain.log.contract import EventLog, Head, Receipt
 from domain.log.protocol import lost, position_of
 from domain.session import Session
-from projections import agent_view, session_view, what_happened
+from projections import agent_view, session_view, statistics, what_happened
 from projections.catchup import from_log
 from projections.indexing import entries
 from projections.searching import Condition, Filter, Page, Search
@@ -145,6 +145,42 @@ class Views:
             raise unknown_session(session)
         quarantined = self._quarantines([session], [head])[0]
         return {**what_happened.context(self._log, view, recent=recent), "quarantined": quarantined}
+
+    def statistics(self, *, agents: bool = False) -> dict[str, Any]:
+        """Figures over all sessions, as of what is projected. With `agents`, how many there are too, and how many of
+        them are present in some session: that reads the totals of each.
+        """
+        found = statistics.document(statistics.merged(self._store))
+        if agents:
+            present = [agent["present"] > 0 for agent in self.agents()]
+            found |= {"agents": len(present), "agents_present": sum(present)}
+        return found
+
+    def statistics_over_time(
+        self, bucket: str, *, since: int | None = None, until: int | None = None
+    ) -> list[dict[str, Any]]:
+        """How many sessions were started, completed and last appended to in each `hour` or `day` (UTC) that holds some
+        of the time from `since` to `until` (server ms; without, the last 48 hours or 14 days).
+
+        A session that was reopened is completed no more. Raises Refused (USAGE) for more than a thousand buckets.
+        """
+        return list(statistics.over_time(self._store, bucket, since=since, until=until))
+
+    def entities(
+        self, *, prefix: str = "", after: str | None = None, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Entities by name, that begin with a prefix, after the name `after`; and how many sessions touched each."""
+        return islice(statistics.entities(self._store, prefix=prefix, after=after), limit)
+
+    def entity(self, entity: str, *, most: int = 1000) -> dict[str, Any]:
+        """What was done to an entity: by the logs of its sessions, of at most `most` of them (`read` says of how many).
+
+        Raises NotFound (ENTITY_UNKNOWN), Refused (USAGE).
+        """
+        found = what_happened.entity(self._store, self._log, entity, most=most)
+        if not found["sessions"]:
+            raise NotFound("ENTITY_UNKNOWN", f"no session touched the entity {shortened(entity)}")
+        return found
 
     def agent(self, agent: str) -> dict[str, Any]:
         """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""

@@ -7,6 +7,7 @@ after which seq of which session the next page begins.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -227,6 +228,42 @@ def _readable(commits: Iterator[Commit]) -> Iterator[Commit]:
         return
 
 
+def entity(store: ProjectionStore, log: EventLog, name: str, *, most: int) -> dict[str, Any]:
+    """What was done to an entity, by the logs of the sessions that touched it: of at most so many of them, in the order
+    of the search; `read` says of how many, `sessions` how many there are.
+    """
+    search = Search(store, Filter(entity=name))
+    sessions = search.count()
+    events = breaks = read = 0
+    agents: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    times: list[int] = []
+    candidates = islice(search.candidates(None, TOGETHER), most)
+    while page := [one.session for one in islice(candidates, TOGETHER)]:
+        for session, commits in zip(page, log.read_each(page), strict=True):
+            state = None
+            for step in steps(session, commits):
+                state = step.after
+                if step.event.type in BUILT_IN and name in _entities(_payload(step.event)):
+                    events += 1
+                    breaks += step.event.type == "broke"
+                    agents[step.event.actor] += 1
+                    times += [step.at_ms]
+            read += 1
+            states[state or ""] += 1
+    return {
+        "entity": name,
+        "sessions": sessions,
+        "read": read,
+        "by_state": dict(sorted(states.items())),
+        "events": events,
+        "breaks": breaks,
+        "agents": dict(sorted(agents.items())),
+        "first_at": rfc3339(min(times, default=0)),
+        "last_at": rfc3339(max(times, default=0)),
+    }
+
+
 # -- of one event ------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +308,8 @@ def context(log: EventLog, view: Session, *, recent: int = RECENT) -> dict[str, 
     handoff = _event_at(log, view.session, view.last_handoff)
     checkpoint = _event_at(log, view.session, view.last_checkpoint)
     open_breaks = [event for event in breaks if event is not None]
-    touched = dict.fromkeys(entity for event in last for entity in _entities(event))
+    built_in = [event for event in last if event["type"] in BUILT_IN]
+    touched = dict.fromkeys(entity for event in built_in for entity in _entities(event["data"]))
     return {
         "session": view.session,
         "seq": view.seq,
@@ -303,8 +341,9 @@ def _event_at(log: EventLog, session: str, seq: int) -> dict[str, Any] | None:
     return None
 
 
-def _entities(event: dict[str, Any]) -> list[str]:
-    change = event["data"].get("change") if event["type"] in BUILT_IN else None
+def _entities(data: dict[str, Any]) -> list[str]:
+    """The entities that the data of a built-in event names."""
+    change = data.get("change")
     named = change.get("entity_ids") if isinstance(change, dict) else None
     return named if isinstance(named, list) else []
 

@@ -186,3 +186,17 @@ def test_an_agent_is_shown_by_itself(busy: World) -> None:
     assert {(event["schema"], event["actor"]) for event in events} == {("muster.agent-event/1", "zoe")}
     assert len(run_cli(busy, "agent", "events", "zoe", "--limit", "5").rows) == 5
     assert run_cli(busy, "agent", "events", "zoe", "--until", "2000-01-01T00:00:00Z").rows == []
+
+
+def test_entities_and_figures_are_shown(busy: World) -> None:
+    """Lists, one entity, figures now and over time."""
+    assert [(row["entity"], row["sessions"]) for row in run_cli(busy, "entity", "ls").rows] == [("src/a.py", 6)]
+    assert run_cli(busy, "entity", "ls", "--prefix", "x").rows == []
+    assert run_cli(busy, "entity", "show", "src/a.py").row["agents"] == {"zoe": 6}
+    assert run_cli(busy, "entity", "show", "none").code == 4
+    figures = run_cli(busy, "stats", "--agents").row
+    assert (figures["schema"], figures["sessions"], figures["by_state"]["completed"]) == ("muster.statistics/1", 60, 6)
+    assert figures["agents"] == 4
+    assert sum(row["started"] for row in run_cli(busy, "stats", "--by", "hour").rows) == 60
+    assert len(run_cli(busy, "stats", "--by", "day", output="table").out.splitlines()) == 15
+    assert run_cli(busy, "stats", "--since", "1h").code == 9
