@@ -80,6 +80,8 @@ class Snapshot(Struct, frozen=True):
     listed: bool = True
     #: What of it is skipped, as it is stored.
     skips: bytes | None = None
+    #: Whether this release has projected nothing of its partition yet.
+    is_unprojected: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -346,11 +348,13 @@ class Validator:
             pipe.hgetall(keys.checkpoints(session))
         position, parked, skips, *rest = pipe.execute(raise_on_error=False)
         parked, skips = (one if isinstance(one, list) else [None] * len(sessions) for one in (parked, skips))
+        cursor = parse_cursor(position)
+        more = {"is_unprojected": cursor.position is None}
         snapshots = [
-            structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped)
+            structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped, **more)
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
-        return parse_cursor(position), snapshots
+        return cursor, snapshots
 
     def _examine(
         self,
@@ -609,6 +613,8 @@ class Validator:
             yield _loss_finding(partition, found.loss, quarantined=found.quarantined)
             if not found.loss_is_reported:
                 return
+        if snapshot.is_unprojected and session_view.is_older(snapshot.view):
+            return  # what an older release built is built again
         yield from _view_findings(partition, found)
         yield from _checkpoint_findings(partition, found)
 

@@ -120,7 +120,11 @@ class Rebuild:
             for examination in found:
                 self._mend_truth(examination)
             changes = [list(self._changes(examination)) for examination in found]
-            self._step([operation for change in changes for operation in change])
+            indexes = IndexMoves(self._keys)
+            for examination in found:
+                self._move_indexes(indexes, examination)
+            moved = [Operation(*write) for write in indexes.writes()]
+            self._step([operation for change in [*changes, moved] for operation in change])
             for examination, change in zip(found, changes, strict=True):
                 yield Swapped(
                     examination.snapshot.session,
@@ -383,8 +387,6 @@ class Rebuild:
             if not is_older and (snapshot.view is not None or self._cursor.position is not None):
                 # What is built for the first time replaces nothing, nor does what an older release built.
                 yield self._audit(found, "view replaced", before=_digest(snapshot.view), after=_digest(found.view))
-        if snapshot.view != found.view or self._indexes_are_new:
-            yield from self._index_changes(found)
         if self._retry:
             yield self._audit(found, "parked session tried again")
         stored, should = snapshot.checkpoints, found.checkpoints
@@ -404,18 +406,19 @@ class Rebuild:
         elif snapshot.parked is not None:
             yield unpark(self._keys, session)
 
-    def _index_changes(self, found: Examination) -> Iterator[Operation]:
-        """What follows in the indexes where a view is replaced; what the old one does not tell of is mended later."""
-        session = found.snapshot.session
-        old = None if self._indexes_are_new else session_view.readable(found.snapshot.view, session)
-        was = indexing.entries(old) if old is not None else indexing.NO_ENTRIES
-        values, scores = found.indexed
-        moves = IndexMoves(self._keys)
-        moves.move(session, was, Entries(frozenset(values), dict(scores)))
-        if self._indexes_are_new and found.quarantined:
-            moves.add(self._keys.session_index, indexing.quarantined(session), 0)
-        for write in moves.writes():
-            yield Operation(*write)
+    def _move_indexes(self, indexes: IndexMoves, found: Examination) -> None:
+        """Has the indexes follow where a view is replaced; what the old one does not tell of is mended later."""
+        snapshot = found.snapshot
+        if snapshot.is_orphan or (found.forged is not None and self._quarantine):
+            return
+        session = snapshot.session
+        if self._indexes_are_new:
+            indexes.move(session, indexing.NO_ENTRIES, _entries(found))
+            if found.quarantined:
+                indexes.add(self._keys.session_index, indexing.quarantined(session), 0)
+        elif snapshot.view != found.view:
+            old = session_view.readable(snapshot.view, session)
+            indexes.move(session, indexing.entries(old) if old is not None else indexing.NO_ENTRIES, _entries(found))
 
     def _audit(self, found: Examination, what: str, **more: str) -> Operation:
         return Operation(
@@ -428,6 +431,11 @@ class Rebuild:
                 *chain.from_iterable(more.items()),
             ),
         )
+
+
+def _entries(found: Examination) -> Entries:
+    values, scores = found.indexed
+    return Entries(frozenset(values), dict(scores))
 
 
 def _digest(view: bytes | None) -> str:

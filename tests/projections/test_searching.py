@@ -311,6 +311,8 @@ def test_a_view_of_an_older_release_is_built_again_and_is_no_damage(world: World
         world.redis.set(world.keyspace.of(session).session_view(session), old)
         assert world.views.session(session)["seq"] == 3
 
+    assert set(world.codes()) == {"CURSOR_MISSING"}
+
     world.project()
 
     assert world.derived() == before
