@@ -8,21 +8,47 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from domain.session import Session
+from domain.impact import SEVERITIES
+from domain.session import Participation, Session
 
 
 class Totals(Struct, array_like=True, gc=False, frozen=True):
-    """What an agent did: its events, the sessions it took part in, and in how many of them it is present now."""
+    """What an agent did: its events, the sessions it took part in, in how many of them it is present now; its events by
+    the severity they were said to have, and the sum of `perf_delta` in millionths.
+    """
 
     events: int = 0
     sessions: int = 0
     present: int = 0
+    low: int = 0
+    medium: int = 0
+    high: int = 0
+    critical: int = 0
+    perf_delta: int = 0
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(self.events + other.events, self.sessions + other.sessions, self.present + other.present)
+        return Totals(
+            self.events + other.events,
+            self.sessions + other.sessions,
+            self.present + other.present,
+            self.low + other.low,
+            self.medium + other.medium,
+            self.high + other.high,
+            self.critical + other.critical,
+            self.perf_delta + other.perf_delta,
+        )
 
     def __sub__(self, other: Totals) -> Totals:
-        return Totals(self.events - other.events, self.sessions - other.sessions, self.present - other.present)
+        return Totals(
+            self.events - other.events,
+            self.sessions - other.sessions,
+            self.present - other.present,
+            self.low - other.low,
+            self.medium - other.medium,
+            self.high - other.high,
+            self.critical - other.critical,
+            self.perf_delta - other.perf_delta,
+        )
 
 
 NOTHING = Totals()
@@ -30,7 +56,14 @@ NOTHING = Totals()
 
 def contributions(session: Session) -> dict[str, Totals]:
     """What this session adds to the totals of each agent in it."""
-    return {agent: Totals(part.events, 1, int(part.present)) for agent, part in session.agents.items()}
+    return {agent: _contribution(part) for agent, part in session.agents.items()}
+
+
+def _contribution(part: Participation) -> Totals:
+    if part.impacts is None:
+        return Totals(part.events, 1, int(part.present))
+    low, medium, high, critical = (part.impacts.severities.get(severity, 0) for severity in SEVERITIES)
+    return Totals(part.events, 1, int(part.present), low, medium, high, critical, part.impacts.perf_delta)
 
 
 def difference(before: dict[str, Totals], after: dict[str, Totals]) -> dict[str, Totals]:

@@ -208,6 +208,7 @@ REGISTRY: dict[str, Entry] = {
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "SUBSCRIPTION_UNKNOWN": Entry(NotFound, "look the subscriptions up with `muster subscription ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
+    "ENTITY_UNKNOWN": Entry(NotFound, "look the entity up with `muster entity ls`"),
     "NOT_PARKED": Entry(NotFound, "nothing: it is projected; see `muster parked ls` for those that are not"),
     "NOT_QUARANTINED": Entry(
         NotFound, "nothing is to be accepted; a session with a damaged log is quarantined by `muster recover apply`"

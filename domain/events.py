@@ -189,22 +189,31 @@ class ChangedEntities(Struct, gc=False):
     entity_ids: list[str] | None = None
 
 
-class OnlyChange(Struct, gc=False):
-    """Of an event's data, what a fold looks for."""
+_NOTHING: Final = Raw(b"")
+
+
+class FoldedData(Struct, gc=False):
+    """Of an event's data, what a fold looks for. What stays encoded is looked into only where it is there: few events
+    have it, and free data may have something else under the same name.
+    """
 
     change: ChangedEntities | None = None
+    impact: Raw = _NOTHING
+    tags: Raw = _NOTHING
+    priority: Raw = _NOTHING
+    outcome: Raw = _NOTHING
     #: Of `muster.agent_gone`: the agent.
-    gone: str | None = None
+    gone: Raw = _NOTHING
 
 
 class Gist(Struct, array_like=True, gc=False):
-    """An event as a fold needs it: of its data only the change is read. Its fields stand where those of `Event` do."""
+    """An event as a fold needs it. Its fields stand where those of `Event` do."""
 
     type: str
     id: str
     actor: str
     time: str | None = None
-    data: OnlyChange | None = None
+    data: FoldedData | None = None
     shape: Shape = 1
 
 

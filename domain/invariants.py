@@ -125,6 +125,4 @@ def fold(session: Session, commit: Commit) -> None:
     else:
         session.follow(gists)
     session.digest = commit.digest
-    if session.started_at == 0:
-        session.started_at = commit.at_ms
-    session.last_at = commit.at_ms
+    session.dated(commit.at_ms)

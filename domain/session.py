@@ -10,10 +10,10 @@ first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from domain.errors import Damaged
 from domain.events import (
@@ -23,11 +23,12 @@ from domain.events import (
     NO_DATA,
     OWN_ACTOR,
     Event,
+    FoldedData,
     Gist,
-    OnlyChange,
     is_identifier,
     is_type,
 )
+from domain.impact import Impacts
 
 WORKING: Final = "working"
 BROKEN: Final = "broken"
@@ -70,6 +71,8 @@ GATE: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
 
+_MARKS: Final = frozenset({*ENTERS, "checkpoint"})
+
 assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
 
 
@@ -97,13 +100,27 @@ def gate_after(gate: str, kinds: str) -> tuple[str, int | None]:
 SKIPPED: Final = "muster.skipped"
 
 
+PRIORITIES: Final = ("low", "normal", "high")
+#: A session keeps so many tags, the first ones …
+MAX_TAGS: Final = 64
+#: … of at most so many characters; of an outcome it keeps so many.
+MAX_LABEL_LENGTH: Final = 200
+#: Of the breaks that are open a session keeps the newest ones.
+MAX_OPEN_BREAKS: Final = 32
+#: A completion whose commit has not ended: `dated` says when.
+_UNDATED: Final = -1
+
+
 class Participation(Struct, array_like=True, gc=False):
-    """An agent's part in a session: how many events, from which seq to which, and whether it is there now."""
+    """An agent's part in a session: how many events, from which seq to which, whether it is there now, and what it said
+    of impacts, if anything.
+    """
 
     events: int
     first_seq: int
     last_seq: int
     present: bool
+    impacts: Impacts | None = None
 
 
 class Session(Struct, array_like=True):
@@ -111,6 +128,11 @@ class Session(Struct, array_like=True):
 
     `digest` belongs to the last commit that ended; inside a commit it is that of the commit before. Times are the
     server's, in milliseconds since 1970. Field order is the stored order: new fields are appended with defaults.
+
+    `transitions` counts changes of the state ("working>broken"), `type_pairs` the events that lead to a state with the
+    one before ("test_pass>broke"; ENTERS, whatever came between). `outcome` and `completed_at` are those of the last
+    completion, until the session is reopened. `open_breaks` are the seqs of `broke` since the last event that leads to
+    working or completed; `last_handoff` and `last_checkpoint` are seqs too, 0 for none.
     """
 
     session: str
@@ -125,6 +147,16 @@ class Session(Struct, array_like=True):
     handed_off_by: str | None = None
     started_at: int = 0
     last_at: int = 0
+    tags: set[str] = set()
+    priority: str | None = None
+    outcome: str | None = None
+    completed_at: int = 0
+    transitions: dict[str, int] = {}
+    type_pairs: dict[str, int] = {}
+    last_entering: str | None = None
+    open_breaks: list[int] = []
+    last_handoff: int = 0
+    last_checkpoint: int = 0
 
     @property
     def gate(self) -> str:
@@ -166,14 +198,17 @@ class Session(Struct, array_like=True):
         """`apply` for events that are known to be lawful."""
         state, seq, agents, types = self.state, self.seq, self.agents, self.event_types
         for gist in gists:
-            type, actor = gist.type, gist.actor
+            type, actor, data, before = gist.type, gist.actor, gist.data, state
             if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
                 state = WORKING
             state = ENTERS.get(type, state)
-            if type == "handoff":
-                self.handed_off_by = actor
+            if state != before and seq:
+                pair = f"{before}>{state}"
+                self.transitions[pair] = self.transitions.get(pair, 0) + 1
 
             seq += 1
+            if type in _MARKS:
+                self._mark(type, actor, seq, data)
             if actor != OWN_ACTOR:
                 part = agents.get(actor)
                 if part is None:
@@ -182,16 +217,62 @@ class Session(Struct, array_like=True):
                     part.events += 1
                     part.last_seq = seq
                     part.present = type != "left"
-            elif type == AGENT_GONE and gist.data is not None and gist.data.gone in agents:
-                agents[gist.data.gone].present = False
+            elif type == AGENT_GONE and data is not None:
+                gone = agents.get(_label(data.gone) or "")
+                if gone is not None:
+                    gone.present = False
             types[type] = types.get(type, 0) + 1
-            change = gist.data.change if gist.data is not None and type in BUILT_IN else None
-            if change is not None and change.entity_ids:
-                self.entities.update(change.entity_ids)
+            if data is not None and type in BUILT_IN:
+                change = data.change
+                if change is not None and change.entity_ids:
+                    self.entities.update(change.entity_ids)
+                if data.impact or data.tags or data.priority:
+                    self._note(actor, data)
             if self.first_actor is None:
                 self.first_actor = actor
             self.last_type = type
         self.state, self.seq = state, seq
+
+    def _mark(self, type: str, actor: str, seq: int, data: FoldedData | None) -> None:
+        """What an event that leads to a state does beside leading there; and a checkpoint."""
+        if type == "checkpoint":
+            self.last_checkpoint = seq
+            return
+        if type == "handoff":
+            self.handed_off_by, self.last_handoff = actor, seq
+        elif type == "broke":
+            self.open_breaks = [*self.open_breaks, seq][-MAX_OPEN_BREAKS:]
+        elif type != "expired":
+            self.open_breaks = []
+        if type == "start":
+            self.completed_at, self.outcome = 0, None
+        elif type == "completed":
+            self.completed_at, self.outcome = _UNDATED, _label(data.outcome) if data is not None else None
+        if self.last_entering is not None:
+            pair = f"{self.last_entering}>{type}"
+            self.type_pairs[pair] = self.type_pairs.get(pair, 0) + 1
+        self.last_entering = type
+
+    def _note(self, actor: str, data: FoldedData) -> None:
+        """Takes in what few events say of a session. What has another shape than it should counts as not said."""
+        tags, priority, impact = _plain(data.tags), _plain(data.priority), _plain(data.impact)
+        if isinstance(tags, list):
+            for tag in tags:
+                if isinstance(tag, str) and len(tag) <= MAX_LABEL_LENGTH and len(self.tags) < MAX_TAGS:
+                    self.tags.add(tag)
+        if priority in PRIORITIES:
+            self.priority = priority
+        part = self.agents.get(actor)
+        if isinstance(impact, dict) and part is not None:
+            part.impacts = part.impacts or Impacts()
+            part.impacts.add(impact)
+
+    def dated(self, at_ms: int) -> None:
+        """Says when the commit that ends here was appended."""
+        self.started_at = self.started_at or at_ms
+        self.last_at = at_ms
+        if self.completed_at == _UNDATED:
+            self.completed_at = at_ms
 
     def skip(self, count: int) -> None:
         """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""
@@ -199,17 +280,38 @@ class Session(Struct, array_like=True):
         self.event_types[SKIPPED] = self.event_types.get(SKIPPED, 0) + count
 
 
+def folded_data(event: Event) -> FoldedData | None:
+    """What a fold looks for in the data of a built-in event. Raises Damaged (EVENT_UNREADABLE) for data no producer's
+    library writes.
+    """
+    if event.data == NO_DATA or not (event.type in BUILT_IN or event.type == AGENT_GONE):
+        return None
+    try:
+        return _DATA.decode(event.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(
+            "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
+        ) from None
+
+
 def gist_of(event: Event) -> Gist:
-    """An event as a fold needs it. Raises Damaged (EVENT_UNREADABLE) for data no producer's library writes."""
-    data = None
-    if event.data != NO_DATA and (event.type in BUILT_IN or event.type == AGENT_GONE):
-        try:
-            data = _CHANGES.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Damaged(
-                "EVENT_UNREADABLE", f"the data of event {event.id} ({event.type}) is unreadable: {error}"
-            ) from None
-    return Gist(event.type, event.id, event.actor, data=data, shape=event.shape)
+    """An event as a fold needs it. Raises as `folded_data`."""
+    return Gist(event.type, event.id, event.actor, data=folded_data(event), shape=event.shape)
 
 
-_CHANGES = msgspec.msgpack.Decoder(OnlyChange)
+def _plain(encoded: Raw) -> Any:
+    """The value, None where there is none that can be read."""
+    if not encoded:
+        return None
+    try:
+        return msgspec.msgpack.decode(encoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        return None
+
+
+def _label(encoded: Raw) -> str | None:
+    value = _plain(encoded)
+    return value[:MAX_LABEL_LENGTH] if isinstance(value, str) else None
+
+
+_DATA = msgspec.msgpack.Decoder(FoldedData)

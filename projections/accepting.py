@@ -77,7 +77,7 @@ def accept(store: ProjectionStore, log: SessionLog, session: str, *, who: str, w
         aside = accepted.aside or keys.damaged(0, session)
         names = (
             *(keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)),
-            *(keys.lost, keys.audit, aside),
+            *(keys.lost, keys.audit, aside, keys.session_index),
         )
         arguments: tuple[Any, ...] = (
             *(identity.store, identity.epoch, session, snapshot.last_entry),

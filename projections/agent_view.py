@@ -12,9 +12,10 @@ from msgspec import Struct
 
 from domain.agent import Totals
 from domain.errors import Damaged
+from domain.impact import SEVERITIES, as_number
 from projections.sealed import Seal, seal
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 class _Part(Struct, array_like=True, frozen=True):
@@ -50,4 +51,11 @@ def readable(stored: bytes | None, agent: str) -> Totals | None:
 
 def document(agent: str, totals: Totals) -> dict[str, Any]:
     """The agent as readers get it."""
-    return {"agent": agent, "events": totals.events, "sessions": totals.sessions, "present": totals.present}
+    return {
+        "agent": agent,
+        "events": totals.events,
+        "sessions": totals.sessions,
+        "present": totals.present,
+        "severities": {severity: getattr(totals, severity) for severity in SEVERITIES if getattr(totals, severity)},
+        "perf_delta": as_number(totals.perf_delta),
+    }

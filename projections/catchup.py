@@ -2,10 +2,11 @@
 
 Theory of operation. The feed says which commits came after the cursor. A view that stands right before them is
 moved on by folding just them. A view that is missing, damaged or stands elsewhere is not trusted: it is built again
-from the log. The totals of agents move by what the session contributes after the batch less what it contributed at
-the cursor, and the cursor says exactly which seq that was: the one before the batch's first; only a view that stands
-after it was counted as it is, when it was written. So whatever happens to a view, totals add up. A long session is
-built again from a checkpoint (projections/shortcut.py).
+from the log. The totals of agents, the statistics of the partition and the indexes of its sessions move by what the
+session gives after the batch less what it gave at the cursor, and the cursor says exactly which seq that was: the one
+before the batch's first; only a view that stands after it was counted as it is, when it was written. So whatever
+happens to a view, sums add up and no index keeps what is no more. A long session is built again from a checkpoint
+(projections/shortcut.py).
 
 A commit that breaks a law parks its session: the view stays at the last good commit, the reason is kept, and all other
 sessions go on.
@@ -23,8 +24,9 @@ from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Position
 from domain.log.feed import Span
-from projections import agent_view, session_view
+from projections import agent_view, indexing, session_view
 from projections.careful import CarefulReader
+from projections.indexing import Entries, Given, IndexMoves, given
 from projections.parking import KILLED, fingerprint
 from projections.session_view import Folding
 from projections.shortcut import folding_from
@@ -34,6 +36,7 @@ from projections.store import (
     ProjectionStore,
     park,
     write_checkpoints,
+    write_statistics,
     write_totals,
     write_view,
 )
@@ -68,6 +71,10 @@ class Outcome(Struct, frozen=True):
     moved: dict[str, Totals]
     parked: Parked | None
     position: Position
+    #: What was indexed of it, and what is to be.
+    entries: tuple[Entries, Entries]
+    #: By how much the statistics of its partition move.
+    sums: dict[str, int]
 
 
 class Projected(Struct, frozen=True):
@@ -134,26 +141,35 @@ def fold_span(
     if view is not None and view.seq >= span.to_seq:
         return None
     if view is not None and view.seq >= span.from_seq - 1:
-        before = contributions(view)
+        before, gave = contributions(view), given(view)
         folding = Folding(view)
         parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
-            return _outcome(folding, before, parked)
+            return _outcome(folding, before, gave, parked)
     logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
     folding = folding_from(checkpoints(span.session), log, span.session, span.from_seq - 1)
     parked = advance(folding, log.read(span.session, after=folding.view.seq, to=span.from_seq - 1), span.from_seq - 1)
-    before = contributions(folding.view)
+    before, gave = contributions(folding.view), given(folding.view)
     if parked is None:
         parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
-    return _outcome(folding, before, parked)
+    return _outcome(folding, before, gave, parked)
 
 
-def _outcome(folding: Folding, before: dict[str, Totals], parked: Parked | None) -> Outcome:
+def _outcome(folding: Folding, before: dict[str, Totals], gave: Given, parked: Parked | None) -> Outcome:
     view = folding.view
     moved = difference(before, contributions(view))
-    position = Position(view.seq, view.digest)
-    return Outcome(view.session, session_view.encode(view), folding.checkpoints, moved, parked, position)
+    gives = given(view)
+    return Outcome(
+        view.session,
+        session_view.encode(view),
+        folding.checkpoints,
+        moved,
+        parked,
+        Position(view.seq, view.digest),
+        (gave.entries, gives.entries),
+        indexing.plus(gives.sums, gave.sums, -1),
+    )
 
 
 def from_log(log: CommitReader, session: str, to_seq: int | None) -> tuple[Folding, Parked | None]:
@@ -189,10 +205,22 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
         yield from write_checkpoints(keys, outcome.session, outcome.checkpoints, stored)
 
     moved: dict[str, Totals] = {}
+    sums: dict[str, int] = {}
+    index = IndexMoves(keys)
     for outcome in outcomes:
         merge(moved, outcome.moved)
+        index.move(outcome.session, *outcome.entries)
+        indexing.add(sums, outcome.sums)
+    for command, key, arguments in index.writes():
+        yield Operation(command, key, arguments)
     agents = [agent for agent, totals in sorted(moved.items()) if totals != NOTHING]
-    for agent, part in zip(agents, store.totals(partition, agents), strict=True):
+    statistics, parts = store.partition_sums(partition, agents)
+    kept = {} if statistics is None else indexing.readable_statistics(statistics)
+    if kept is None:
+        logger.warning("the statistics of partition %d are damaged", partition)
+    elif sums:
+        yield write_statistics(keys, indexing.plus(kept, sums))
+    for agent, part in zip(agents, parts, strict=True):
         try:
             totals = NOTHING if part is None else agent_view.decode(agent, part)
         except Damaged:

@@ -28,14 +28,15 @@ from domain.log.contract import CommitReader, Head, Position
 from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
 from domain.log.witness import Loss
-from domain.session import OPEN_GATE
-from projections import agent_view, session_view
+from domain.session import OPEN_GATE, Session
+from projections import agent_view, indexing, session_view
 from projections.catchup import advance
 from projections.census import Unlisted, census
 from projections.findings import KINDS, Finding, difference, finding
+from projections.index_drift import IndexCheck, Should
 from projections.parking import KILLED
 from projections.proof import NO_PROOFS, Proof, fingerprint
-from projections.second_reading import SecondReading, contributed_by, taken_apart
+from projections.second_reading import SecondReading, contributed_by, indexed_by, summed_by, taken_apart
 from projections.session_view import Folding
 from projections.shortcut import folding_from, holds
 from projections.skipping import AuditedSkips, Forged
@@ -79,6 +80,8 @@ class Snapshot(Struct, frozen=True):
     listed: bool = True
     #: What of it is skipped, as it is stored.
     skips: bytes | None = None
+    #: Whether this release has projected nothing of its partition yet.
+    is_unprojected: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -109,6 +112,10 @@ class Examination(Struct, frozen=True):
     contributed: dict[str, Totals] | None
     damage: Parked | None
     verified: Head
+    #: What it adds to the statistics of its partition; None as `contributed`.
+    summed: dict[str, int] | None = None
+    #: What should be indexed of it, values and scores, by the second reading; by the fold if there is none.
+    indexed: tuple[Collection[str], Mapping[str, int]] = ((), {})
     #: What a witness knows that the log does not hold, though it is whole: somebody who reported it, or a stored value,
     #: which then is no drift of its own.
     loss: Loss | None = None
@@ -122,6 +129,15 @@ class Examination(Struct, frozen=True):
     def quarantined(self) -> bool:
         """Whether the session was quarantined when it was read."""
         return self.snapshot.head is not None and self.snapshot.head.quarantined
+
+    @property
+    def is_judged_whole(self) -> bool:
+        """Whether what is derived from the log is judged too: else one finding stands for all that is wrong."""
+        if self.snapshot.is_orphan or self.forged is not None or self.disagreement is not None:
+            return False
+        if self.log_is_damaged and not self.quarantined:
+            return False
+        return self.loss is None or self.loss_is_reported
 
     @property
     def log_is_damaged(self) -> bool:
@@ -186,8 +202,20 @@ class Validator:
     def session(self, session: str) -> Iterator[Finding]:
         """The findings of one session."""
         partition = self._store.keyspace.partition_of(session)
+        index = IndexCheck(self._store, partition)
         for examination in self.examine(partition, [session]):
             yield from self.session_findings(partition, examination)
+            yield from self.index_findings(index, examination)
+        yield from index.taken()
+
+    def index_findings(self, index: IndexCheck, found: Examination) -> Iterator[Finding]:
+        """What is wrong with the indexes of sessions that were taken in so far."""
+        snapshot = found.snapshot
+        if found.is_judged_whole:
+            values, scores = found.indexed
+            yield from index.take(Should(snapshot.session, snapshot.view, list(values), scores))
+        else:
+            index.leave(snapshot.session)
 
     def partition(self, partition: int, unlisted: Unlisted | None = None) -> Iterator[Finding]:
         """The findings of one partition: its sessions, its cursor and feed, and the totals of its agents.
@@ -198,11 +226,13 @@ class Validator:
         unknown = Cursor(None)
         where_it_stands = list(self.feed_findings(partition))
         yield from where_it_stands
-        cursor, stored = self._stored_totals(partition)
+        cursor, stored, statistics = self._stored_sums(partition)
         totals: dict[str, Totals] = {}
+        sums: dict[str, int] = {}
+        index = IndexCheck(self._store, partition)
         # Where cursor and feed cannot say what is applied, views are held against their own seq, and totals against
         # nothing: building the partition again, which is the remedy then, sums them anew.
-        judged = not where_it_stands and cursor != unknown
+        judged = judged_at_cursor = not where_it_stands and cursor != unknown
         views_at = unknown if where_it_stands else None
         listed = (name for page in self._store.member_pages(partition) for name in page)
         sessions = chain(sorted(unlisted.sessions), (name for name in listed if name not in unlisted.sessions))
@@ -211,15 +241,22 @@ class Validator:
             for found in self.session_findings(partition, examination):
                 damaged |= {str(found.session)} if found.kind == "log" else set()
                 yield found
-            if examination.contributed is None:
+            if judged_at_cursor:
+                yield from self.index_findings(index, examination)
+            if examination.contributed is None or examination.summed is None:
                 judged = False
             else:
                 _add(totals, examination.contributed)
+                _add_sums(sums, examination.summed)
         for loss in self._store.losses(partition):
             if not self._store.is_registered(loss.session) and loss.session not in unlisted.sessions:
                 yield _loss_finding(partition, loss, quarantined=False)
         if judged:
             yield from self.agent_findings(partition, stored, totals, unlisted.agents)
+            yield from self.statistics_findings(partition, statistics, sums)
+        if judged_at_cursor:
+            yield from index.taken()
+            yield from index.strays()
         yield from self.subscription_findings(partition, damaged)
 
     def subscription_findings(self, partition: int, damaged: Collection[str]) -> Iterator[Finding]:
@@ -311,11 +348,13 @@ class Validator:
             pipe.hgetall(keys.checkpoints(session))
         position, parked, skips, *rest = pipe.execute(raise_on_error=False)
         parked, skips = (one if isinstance(one, list) else [None] * len(sessions) for one in (parked, skips))
+        cursor = parse_cursor(position)
+        more = {"is_unprojected": cursor.position is None}
         snapshots = [
-            structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped)
+            structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped, **more)
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
-        return parse_cursor(position), snapshots
+        return cursor, snapshots
 
     def _examine(
         self,
@@ -330,7 +369,7 @@ class Validator:
         session = snapshot.session
         if snapshot.is_orphan:
             self.read.sessions += 1
-            return Examination(snapshot, 0, b"", {}, {}, None, Head(0, "", OPEN_GATE, 0))
+            return Examination(snapshot, 0, b"", {}, {}, None, Head(0, "", OPEN_GATE, 0), {})
         head_seq = max(snapshot.last_seq, snapshot.head.seq if snapshot.head is not None else 0, 1)
         expected = pending.get(session, head_seq + 1) - 1
         contributed_seq = pending_since.get(session, head_seq + 1) - 1
@@ -341,6 +380,10 @@ class Validator:
         elif snapshot.parked is not None and (view := session_view.readable(snapshot.view, session)) is not None:
             # The cursor went on without it: it still counts as it stood when it was parked.
             contributed_seq = min(view.seq, contributed_seq)
+
+        # The index moves with the view, which a session that is parked keeps while the cursor goes on.
+        view = session_view.readable(snapshot.view, session) if snapshot.parked is not None else None
+        indexed_seq = expected if view is None else min(view.seq, expected)
 
         folding = Folding(session_view.initial(session))
         second = None if self._once else SecondReading(session)
@@ -355,13 +398,18 @@ class Validator:
         reading = Reading(commits, second)
         damage: Parked | None = None
         contributed: dict[str, Totals] | None = None
+        summed: dict[str, int] | None = None
+        indexed: tuple[Collection[str], Mapping[str, int]] = ((), {})
         view_bytes, checkpoints = b"", dict[int, bytes]()
         disagreement = None
-        for stop in sorted({contributed_seq, expected, head_seq}):
+        for stop in sorted({contributed_seq, indexed_seq, expected, head_seq}):
             if damage is None:
                 damage = advance(folding, reading.to(stop), stop)
             if second is not None and stop == contributed_seq:
                 contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
+                summed = second.summed()
+            if stop == indexed_seq:
+                indexed = second.indexed() if second is not None else _indexed(folding.view)
             if stop == expected:
                 view_bytes, checkpoints = session_view.encode(folding.view), dict(folding.checkpoints)
                 disagreement = None if second is None else _disagreement(view_bytes, checkpoints, second)
@@ -374,6 +422,7 @@ class Validator:
             # What the missing commits contributed is known by the view alone, if it can be trusted.
             trusted = session_view.readable(snapshot.view, session)
             contributed = contributions(trusted) if trusted is not None else None
+            summed = indexing.sums(trusted) if trusted is not None else None
         verified = Head(folding.view.seq, folding.view.digest, folding.view.gate, folding.view.last_at)
         if damage is not None and damage.code in _BOTH_SEE and not self._is_seen_twice(session):
             disagreement = folding.view.seq + 1, {"stored": {"broken": damage.cause}, "rebuilt": {"broken": None}}
@@ -385,6 +434,8 @@ class Validator:
             contributed,
             damage,
             verified,
+            summed,
+            indexed,
             disagreement=disagreement,
             forged=forged,
         )
@@ -451,8 +502,10 @@ class Validator:
 
         Appends and projections may go on. Nothing is said where nobody can know what a damaged log contributed.
         """
-        cursor, stored = self._stored_totals(partition)
-        sums: dict[str, Totals] = {}
+        cursor, stored, statistics = self._stored_sums(partition)
+        totals: dict[str, Totals] = {}
+        sums: dict[str, int] = {}
+        index = IndexCheck(self._store, partition)
         if cursor.position is None:
             return
         pages = self._store.member_pages(partition)
@@ -468,27 +521,50 @@ class Validator:
                 if proof is None or view is None or session in moved or fingerprint(view) != proof.view:
                     unproved.append(session)
                 else:
-                    _add(sums, {agent: Totals(*part) for agent, part in contributed_by(taken_apart(view)).items()})
+                    told = taken_apart(view)
+                    _add(totals, {agent: Totals(*part) for agent, part in contributed_by(told).items()})
+                    _add_sums(sums, summed_by(told))
+                    index.given(session, *indexed_by(told))
             for found in self.examine(partition, unproved, totals_at=cursor):
-                if found.contributed is None:
+                if found.contributed is None or found.summed is None:
                     return
-                _add(sums, found.contributed)
-        yield from self.agent_findings(partition, stored, sums, unlisted.agents)
+                _add(totals, found.contributed)
+                _add_sums(sums, found.summed)
+                yield from self.index_findings(index, found)
+        yield from self.agent_findings(partition, stored, totals, unlisted.agents)
+        yield from self.statistics_findings(partition, statistics, sums)
+        yield from index.taken()
+        yield from index.strays()
 
-    def _stored_totals(self, partition: int) -> tuple[Cursor, dict[str, bytes | None]]:
-        """The stored totals of all agents of a partition, with the cursor they belong to."""
+    def statistics_findings(self, partition: int, stored: bytes | None, sums: dict[str, int]) -> Iterator[Finding]:
+        """Whether the statistics of a partition are the sums of what its sessions give."""
+        if (stored or b"") == (indexing.encode_statistics(sums) if sums else b""):
+            return
+        kept = indexing.readable_statistics(stored)
+        have: Any = {} if stored is None else {"unreadable": True} if kept is None else kept
+        names = sorted({name for name in {*sums, *have} if sums.get(name) != have.get(name)})
+        yield finding(
+            "STATISTICS_DIFFER",
+            partition,
+            stored={name: have.get(name) for name in names},
+            rebuilt={name: sums.get(name) for name in names},
+        )
+
+    def _stored_sums(self, partition: int) -> tuple[Cursor, dict[str, bytes | None], bytes | None]:
+        """The stored totals of all agents of a partition and its statistics, with the cursor they belong to."""
         keys = self._store.keys(partition)
         while True:
             agents = [agent for page in self._store.member_pages(partition, agents=True) for agent in page]
             pipe = self._store.client.pipeline(transaction=True)
             pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
             pipe.zcard(keys.agents)
+            pipe.get(keys.statistics)
             for agent in agents:
                 pipe.get(keys.agent_view(agent))
             position, count, *parts = pipe.execute(raise_on_error=False)
             if count == len(agents) or not isinstance(count, int):
-                parts = [None if isinstance(part, Exception) else part for part in parts]
-                return parse_cursor(position), dict(zip(agents, parts, strict=True))
+                statistics, *parts = [None if isinstance(part, Exception) else part for part in parts]
+                return parse_cursor(position), dict(zip(agents, parts, strict=True)), statistics
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
@@ -537,6 +613,8 @@ class Validator:
             yield _loss_finding(partition, found.loss, quarantined=found.quarantined)
             if not found.loss_is_reported:
                 return
+        if snapshot.is_unprojected and session_view.is_older(snapshot.view):
+            return  # what an older release built is built again
         yield from _view_findings(partition, found)
         yield from _checkpoint_findings(partition, found)
 
@@ -590,7 +668,7 @@ class Validator:
             return None
         if not self._hold(partition, following):
             return None
-        indexed, stored = self._stored_totals(partition)
+        indexed, stored, _ = self._stored_sums(partition)
         summed = {agent: totals for agent, totals in self._store.summed_totals(partition).items() if totals != NOTHING}
         is_theirs = stored == {agent: agent_view.encode(agent, totals) for agent, totals in summed.items()}
         if not is_theirs or not indexed == cursor == self._store.cursor(partition):
@@ -678,8 +756,27 @@ def _add(into: dict[str, Totals], more: dict[str, Totals]) -> None:
     for agent, part in more.items():
         so_far = into.get(agent, NOTHING)
         into[agent] = Totals(
-            so_far.events + part.events, so_far.sessions + part.sessions, so_far.present + part.present
+            so_far.events + part.events,
+            so_far.sessions + part.sessions,
+            so_far.present + part.present,
+            so_far.low + part.low,
+            so_far.medium + part.medium,
+            so_far.high + part.high,
+            so_far.critical + part.critical,
+            so_far.perf_delta + part.perf_delta,
         )
+
+
+def _add_sums(into: dict[str, int], more: dict[str, int]) -> None:
+    for name, value in more.items():
+        into[name] = into.get(name, 0) + value
+        if not into[name]:
+            del into[name]
+
+
+def _indexed(view: Session) -> tuple[Collection[str], Mapping[str, int]]:
+    found = indexing.entries(view)
+    return found.values, found.scores
 
 
 def _loss_finding(partition: int, loss: Loss, *, quarantined: bool) -> Finding:
@@ -753,7 +850,7 @@ def _checkpoint_findings(partition: int, found: Examination) -> Iterator[Finding
 
 
 def _fields(totals: Totals) -> dict[str, int]:
-    return {"events": totals.events, "sessions": totals.sessions, "present": totals.present}
+    return structs.asdict(totals)
 
 
 def _snapshot(

@@ -57,6 +57,7 @@ KINDS: Final[dict[str, Kind]] = {
     "AGENT_DIFFERS": Kind("agent", "error", REPAIR),
     "AGENT_UNEXPECTED": Kind("agent", "error", REPAIR),
     "INDEX_DIFFERS": Kind("index", "error", REPAIR),
+    "STATISTICS_DIFFER": Kind("index", "error", REPAIR),
     "CURSOR_MISSING": Kind("cursor", "warning", REPAIR),
     "CURSOR_AHEAD": Kind("cursor", "error", REPAIR),
     "CURSOR_BEHIND": Kind("cursor", "warning", REPAIR),

@@ -15,13 +15,15 @@ from typing import Any, Final
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
 from domain.errors import Damaged, DeadlineExceeded, NotFound
-from domain.events import check_session
+from domain.events import check_session, shortened
 from domain.invariants import broken_law
 from domain.log.contract import EventLog, Head, Receipt
 from domain.log.protocol import lost, position_of
 from domain.session import Session
-from projections import agent_view, session_view
+from projections import agent_view, session_view, statistics, what_happened
 from projections.catchup import from_log
+from projections.indexing import entries
+from projections.searching import Condition, Filter, Page, Search
 from projections.session_view import Folding
 from projections.store import ProjectionStore
 
@@ -74,6 +76,112 @@ class Views:
         while page := list(islice(ids, PAGE)):
             yield from self._documents(page)
 
+    def find(self, filter: Filter, *, after: str | None = None, limit: int = PAGE) -> Page:
+        """A page of the sessions that meet a filter, beginning after the cursor of the page before.
+
+        Each meets it as it is given: an index that is behind, or wrong, can only lack sessions. What meets the filter
+        all the while is in one of the pages; what was appended to between two pages may be in both, where the order is
+        that of `last_at`.
+
+        Raises Refused (USAGE) for what no session can have, and for a cursor of another filter.
+        """
+        search = Search(self._store, filter)
+        candidates = search.candidates(after, limit)
+        found: list[dict[str, Any]] = []
+        cursor = None
+        while len(found) < limit and (page := list(islice(candidates, limit - len(found)))):
+            documents = self._documents([candidate.session for candidate in page], search.conditions)
+            cursors = {candidate.session: candidate.cursor for candidate in page}
+            found += [{**document, "cursor": cursors[document["session"]]} for document in documents]
+            cursor = page[-1].cursor
+        return Page(found, cursor if len(found) >= limit else None)
+
+    def count(self, filter: Filter) -> int:
+        """How many sessions meet a filter, by the indexes: as of what is projected. Raises as `find`."""
+        return Search(self._store, filter).count()
+
+    def transitions(
+        self,
+        wanted: Filter | None = None,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> Page:
+        """A page of the events at which sessions went from one state, or one event that leads to a state, to another;
+        or whose impact has a severity, or a perf_delta below a bound: as the filter asks, and of these times (server
+        ms).
+
+        Without any of these, every change of state. Sessions are found by their indexes, events read from their logs: a
+        session whose newest events are not projected yet may be missing. Raises Refused (USAGE).
+        """
+        return what_happened.transitions(
+            self._store, self._log, wanted or Filter(), since=since, until=until, after=after, limit=limit
+        )
+
+    def agent_events(
+        self,
+        agent: str,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> Page:
+        """A page of an agent's events, session by session; as `transitions`."""
+        return what_happened.events_of_agent(
+            self._store, self._log, agent, since=since, until=until, after=after, limit=limit
+        )
+
+    def context(self, session: str, *, recent: int = what_happened.RECENT) -> dict[str, Any]:
+        """What whoever takes a session over should know, and look at first. Raises NotFound (SESSION_UNKNOWN)."""
+        check_session(session)
+        (head,) = self._store.heads([session])
+        view = session_view.readable(self._store.views([session])[0], session)
+        if view is None:
+            view = from_log(self._log, session, head.seq if head is not None else None)[0].view
+        if head is None and not view.seq:
+            raise unknown_session(session)
+        quarantined = self._quarantines([session], [head])[0]
+        return {**what_happened.context(self._log, view, recent=recent), "quarantined": quarantined}
+
+    def statistics(self, *, agents: bool = False) -> dict[str, Any]:
+        """Figures over all sessions, as of what is projected. With `agents`, how many there are too, and how many of
+        them are present in some session: that reads the totals of each.
+        """
+        found = statistics.document(statistics.merged(self._store))
+        if agents:
+            present = [agent["present"] > 0 for agent in self.agents()]
+            found |= {"agents": len(present), "agents_present": sum(present)}
+        return found
+
+    def statistics_over_time(
+        self, bucket: str, *, since: int | None = None, until: int | None = None
+    ) -> list[dict[str, Any]]:
+        """How many sessions were started, completed and last appended to in each `hour` or `day` (UTC) that holds some
+        of the time from `since` to `until` (server ms; without, the last 48 hours or 14 days).
+
+        A session that was reopened is completed no more. Raises Refused (USAGE) for more than a thousand buckets.
+        """
+        return list(statistics.over_time(self._store, bucket, since=since, until=until))
+
+    def entities(
+        self, *, prefix: str = "", after: str | None = None, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Entities by name, that begin with a prefix, after the name `after`; and how many sessions touched each."""
+        return islice(statistics.entities(self._store, prefix=prefix, after=after), limit)
+
+    def entity(self, entity: str, *, most: int = 1000) -> dict[str, Any]:
+        """What was done to an entity: by the logs of its sessions, of at most `most` of them (`read` says of how many).
+
+        Raises NotFound (ENTITY_UNKNOWN), Refused (USAGE).
+        """
+        found = what_happened.entity(self._store, self._log, entity, most=most)
+        if not found["sessions"]:
+            raise NotFound("ENTITY_UNKNOWN", f"no session touched the entity {shortened(entity)}")
+        return found
+
     def agent(self, agent: str) -> dict[str, Any]:
         """An agent's totals. Raises NotFound (AGENT_UNKNOWN)."""
         total = NOTHING
@@ -117,7 +225,8 @@ class Views:
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    def _documents(self, sessions: Sequence[str]) -> list[dict[str, Any]]:
+    def _documents(self, sessions: Sequence[str], conditions: Sequence[Condition] = ()) -> list[dict[str, Any]]:
+        """The sessions as they stand; of those that meet these conditions now."""
         heads = self._store.heads(sessions)
         stored = self._store.views(sessions)
         views = [session_view.readable(view, session) for session, view in zip(sessions, stored, strict=True)]
@@ -127,6 +236,8 @@ class Views:
             if view is None:
                 # Without a head that can be read, as far as the log goes.
                 view = from_log(self._log, session, head.seq if head is not None else None)[0].view
+            if conditions and not all(one.holds(entries(view), quarantined is not None) for one in conditions):
+                continue
             if view.seq or head is not None:
                 found.append(session_view.document(view, quarantined=quarantined))
         return found
@@ -187,8 +298,7 @@ def state_at(log: EventLog, view: Session, seq: int) -> tuple[Session, bool]:
         else:
             for event in inside.events[: seq - view.seq]:
                 view.apply(event)
-        view.last_at = inside.at_ms
-        view.started_at = view.started_at or inside.at_ms
+        view.dated(inside.at_ms)
     if view.seq != seq:
         raise Damaged("TAIL_LOST", f"the log of session {view.session} ends at seq {view.seq}", session=view.session)
     return view, inside is None

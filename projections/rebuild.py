@@ -15,13 +15,14 @@ import msgspec
 import redis
 from msgspec import Struct, structs
 
-from domain.agent import NOTHING
+from domain.agent import NOTHING, Totals, contributions, merge
 from domain.errors import Conflict, NotFound
 from domain.invariants import is_chained, is_dense
 from domain.log.contract import CommitReader
 from domain.log.skips import Skip, with_skip
-from projections import agent_view, session_view
+from projections import agent_view, indexing, session_view
 from projections.drift import Examination, Validator
+from projections.indexing import Entries, IndexMoves
 from projections.parking import DISCARDABLE
 from projections.skipping import AUDIT_PAGE, DISCARDED
 from projections.store import (
@@ -32,6 +33,7 @@ from projections.store import (
     ProjectionStore,
     park,
     unpark,
+    write_statistics,
     write_totals,
     write_view,
 )
@@ -85,6 +87,7 @@ class Rebuild:
         self._quarantine = quarantine
         self._retry = retry
         self.renew = renew
+        self._indexes_are_new = False
         store.mend_total(partition)
         self._cursor = store.cursor(partition)
         # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
@@ -96,7 +99,10 @@ class Rebuild:
         self._target = self._cursor if is_right else Cursor(total)
 
     def everything(self, agents: Iterable[str] = ()) -> Iterator[Swapped]:
-        """Rebuilds all sessions, then the totals, of these agents too, then sets the cursor."""
+        """Rebuilds all sessions, then the sums, of these agents too, and the indexes, then sets the cursor."""
+        # Into indexes that are not there yet everything is written with the views: nothing is to be looked for.
+        keys = self._store.index_keys(self.partition)
+        self._indexes_are_new = all(kind == b"none" for kind in self._store.types(keys))
         yield from self.sessions(name for page in self._store.member_pages(self.partition) for name in page)
         self.totals(agents)
         self.finish()
@@ -114,7 +120,11 @@ class Rebuild:
             for examination in found:
                 self._mend_truth(examination)
             changes = [list(self._changes(examination)) for examination in found]
-            self._step([operation for change in changes for operation in change])
+            indexes = IndexMoves(self._keys)
+            for examination in found:
+                self._move_indexes(indexes, examination)
+            moved = [Operation(*write) for write in indexes.writes()]
+            self._step([operation for change in [*changes, moved] for operation in change])
             for examination, change in zip(found, changes, strict=True):
                 yield Swapped(
                     examination.snapshot.session,
@@ -189,18 +199,31 @@ class Rebuild:
         return None
 
     def totals(self, also: Iterable[str] = ()) -> int:
-        """Sums the totals of agents from the session views, and swaps those that differ; returns how many did.
+        """Sums the totals of agents and the statistics from the session views, and swaps those that differ; then mends
+        the indexes by the same views. Returns how many agents' totals differed.
 
         Of agents that a view or the index names, and of those in `also`. Only right once every view in the partition is
         right.
         """
         self.renew()
-        should = self._store.summed_totals(self.partition)
+        should: dict[str, Totals] = {}
+        sums: dict[str, int] = {}
+        given: set[int] = set()
+        for view in self._store.readable_views(self.partition):
+            merge(should, contributions(view))
+            indexing.add(sums, indexing.sums(view))
+            if not self._indexes_are_new:
+                entries = indexing.entries(view)
+                given.update(indexing.fingerprints(view.session, entries.values, entries.scores.items()))
         indexed = {agent for page in self._store.member_pages(self.partition, agents=True) for agent in page}
         agents = sorted(should.keys() | indexed | set(also))
         changed = 0
         operations: list[Operation] = []
-        for agent, part in zip(agents, self._store.totals(self.partition, agents), strict=True):
+        stored, parts = self._store.partition_sums(self.partition, agents)
+        sums = indexing.plus({}, sums)
+        if (stored or b"") != (indexing.encode_statistics(sums) if sums else b""):
+            operations.append(write_statistics(self._keys, sums))
+        for agent, part in zip(agents, parts, strict=True):
             totals = should.get(agent, NOTHING)
             is_stored = part == (agent_view.encode(agent, totals) if totals != NOTHING else None)
             is_stored = is_stored and (agent in indexed) == (totals != NOTHING)
@@ -208,7 +231,44 @@ class Rebuild:
                 changed += 1
                 operations += write_totals(self._keys, agent, totals)
         self._step(operations)
+        if not self._indexes_are_new:
+            self._mend_indexes(given)
         return changed
+
+    def _mend_indexes(self, given: set[int]) -> None:
+        """Takes from the indexes what no view gives, and adds what is lacking. An entry with another score is none."""
+        moves = IndexMoves(self._keys)
+        there: set[int] = set()
+        closed: set[str] = set()
+        for name, key in zip(("", *indexing.SCORES), self._store.index_keys(self.partition), strict=True):
+            for page in self._store.index_pages(key):
+                for entry, score in page:
+                    found = hash(((name, score), entry)) if name else indexing.fingerprint(entry, "")
+                    if found in given:
+                        there.add(found)
+                    elif not name and entry.startswith(indexing.quarantined("")):
+                        closed.add(indexing.parted(entry)[1])
+                    else:
+                        moves.remove(key, entry)
+        if len(there) < len(given):
+            for view in self._store.readable_views(self.partition):
+                entries = indexing.entries(view)
+                lacks = indexing.fingerprints(view.session, entries.values, entries.scores.items())
+                if not there.issuperset(lacks):
+                    moves.move(view.session, indexing.NO_ENTRIES, entries)
+        quarantined = {
+            session
+            for page in chain([sorted(closed)], self._store.member_pages(self.partition))
+            for session, head in zip(page, self._store.heads(page), strict=True)
+            if head is not None and head.quarantined
+        }
+        for session in quarantined - closed:
+            moves.add(self._keys.session_index, indexing.quarantined(session), 0)
+        for session in closed - quarantined:
+            moves.remove(self._keys.session_index, indexing.quarantined(session))
+        for write in moves.writes():
+            self.renew()
+            self._step([Operation(*write)])
 
     def finish(self) -> None:
         """Sets the cursor to where the rebuilt views stand, if it was missing or impossible or the feed has gaps."""
@@ -221,9 +281,14 @@ class Rebuild:
             cursor_from=self._cursor.position,
             cursor_to=self._target.position,
             events=(self._target.position or 0) - (self._cursor.position or 0),
-            operations=feed_end,
+            operations=[*feed_end, *self._older_cursors()],
         )
         self._cursor = self._target
+
+    def _older_cursors(self) -> list[Operation]:
+        """The cursors of older releases tell of views that are no more."""
+        older = range(1, session_view.VERSION)
+        return [Operation("DEL", self._keys.cursor(session_view.NAME, version)) for version in older]
 
     def _feed_end(self) -> list[Operation]:
         """An entry without spans where the feed lost its end, so that it ends at the running total again."""
@@ -313,13 +378,14 @@ class Rebuild:
             yield Operation("HSET", self._keys.lost, (f"{session} {session_view.NAME}", report))
         nothing_yet = found.expected_seq == 0 and snapshot.view is None
         if snapshot.view != found.view and not nothing_yet:
-            if snapshot.view is not None:
+            is_older = session_view.is_older(snapshot.view)
+            if snapshot.view is not None and not is_older:
                 replaced = self._keys.replaced(session)
                 yield Operation("SET", replaced, (snapshot.view,))
                 yield Operation("PEXPIRE", replaced, (REPLACED_TTL_MS,))
             yield write_view(self._keys, session, found.view)
-            if snapshot.view is not None or self._cursor.position is not None:
-                # What is built for the first time replaces nothing.
+            if not is_older and (snapshot.view is not None or self._cursor.position is not None):
+                # What is built for the first time replaces nothing, nor does what an older release built.
                 yield self._audit(found, "view replaced", before=_digest(snapshot.view), after=_digest(found.view))
         if self._retry:
             yield self._audit(found, "parked session tried again")
@@ -340,6 +406,20 @@ class Rebuild:
         elif snapshot.parked is not None:
             yield unpark(self._keys, session)
 
+    def _move_indexes(self, indexes: IndexMoves, found: Examination) -> None:
+        """Has the indexes follow where a view is replaced; what the old one does not tell of is mended later."""
+        snapshot = found.snapshot
+        if snapshot.is_orphan or (found.forged is not None and self._quarantine):
+            return
+        session = snapshot.session
+        if self._indexes_are_new:
+            indexes.move(session, indexing.NO_ENTRIES, _entries(found))
+            if found.quarantined:
+                indexes.add(self._keys.session_index, indexing.quarantined(session), 0)
+        elif snapshot.view != found.view:
+            old = session_view.readable(snapshot.view, session)
+            indexes.move(session, indexing.entries(old) if old is not None else indexing.NO_ENTRIES, _entries(found))
+
     def _audit(self, found: Examination, what: str, **more: str) -> Operation:
         return Operation(
             "XADD",
@@ -351,6 +431,11 @@ class Rebuild:
                 *chain.from_iterable(more.items()),
             ),
         )
+
+
+def _entries(found: Examination) -> Entries:
+    values, scores = found.indexed
+    return Entries(frozenset(values), dict(scores))
 
 
 def _digest(view: bytes | None) -> str:

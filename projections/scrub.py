@@ -23,6 +23,7 @@ from domain.log.contract import CommitReader
 from projections.census import census
 from projections.drift import Examination, Read, Validator
 from projections.findings import Finding
+from projections.index_drift import IndexCheck
 from projections.proof import NO_PROOFS, Proof, packed, proof_of, read_proofs
 from projections.store import Cursor, ProjectionStore, parse_position, unless_of_another_type
 
@@ -219,6 +220,9 @@ class Scrub:
         snapshot, keys = examination.snapshot, self._keys
         session = snapshot.session
         findings = [] if snapshot.is_empty else list(self._validator.session_findings(self._partition, examination))
+        if self._views_at is None:
+            index = IndexCheck(self._store, self._partition)
+            findings += [*self._validator.index_findings(index, examination), *index.taken()]
         pipe = self._client.pipeline(transaction=True)
         if findings:
             pipe.hset(keys.drifted, session, ",".join(sorted({found.code for found in findings})))

@@ -25,6 +25,20 @@ def seal(version: int, value: Any) -> bytes:
     return sha1(body).digest()[:_CHECKSUM_BYTES] + body
 
 
+def version_of(stored: bytes) -> int | None:
+    """By which version a whole value was built; None for bytes that were altered."""
+    body = stored[_CHECKSUM_BYTES:]
+    if sha1(body).digest()[:_CHECKSUM_BYTES] != stored[:_CHECKSUM_BYTES]:
+        return None
+    try:
+        return _VERSIONED.decode(body)[0]
+    except (msgspec.MsgspecError, IndexError):
+        return None
+
+
+_VERSIONED = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
+
+
 class Seal:
     """Reads values of one type, built by one version."""
 

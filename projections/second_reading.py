@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from fractions import Fraction
 from hashlib import sha1
+from math import floor, isfinite
 from typing import Any, Final
 
 import msgspec
@@ -20,8 +22,12 @@ from domain.codec import Commit
 #: The fields of a stored view, in their order.
 FIELDS: Final = (
     *("session", "seq", "digest", "state", "agents", "event_types", "entities", "first_actor", "last_type"),
-    *("handed_off_by", "started_at", "last_at"),
+    *("handed_off_by", "started_at", "last_at", "tags", "priority", "outcome", "completed_at", "transitions"),
+    *("type_pairs", "last_entering", "open_breaks", "last_handoff", "last_checkpoint"),
 )
+#: Those that are sets or counts, and their places in a stored view.
+_SETS: Final = ("entities", "tags")
+_COUNTS: Final = ("event_types", "transitions", "type_pairs")
 #: Types a completed session still takes, beside dotted ones; `start` reopens it.
 _AFTER_COMPLETED: Final = ("left", "checkpoint", "expired", "start")
 
@@ -36,7 +42,9 @@ class SecondReading:
         self._told: dict[str, Any] = {
             "session": session, "seq": 0, "digest": sha1(session.encode()).hexdigest()[:20], "state": "working",
             "agents": {}, "event_types": {}, "entities": set(), "first_actor": None, "last_type": None,
-            "handed_off_by": None, "started_at": 0, "last_at": 0,
+            "handed_off_by": None, "started_at": 0, "last_at": 0, "tags": set(), "priority": None, "outcome": None,
+            "completed_at": 0, "transitions": {}, "type_pairs": {}, "last_entering": None, "open_breaks": [],
+            "last_handoff": 0, "last_checkpoint": 0,
         }  # fmt: skip
 
     @classmethod
@@ -45,8 +53,8 @@ class SecondReading:
         reading = cls(session)
         reading.checkpoints = {at: taken_apart(stored) for at, stored in sorted(checkpoints.items())}
         told = reading.checkpoints[seq]
-        reading._told = {**told, "agents": dict(told["agents"]), "event_types": dict(told["event_types"])}
-        reading._told["entities"] = set(told["entities"])
+        counts = {name: dict(told[name]) for name in ("agents", *_COUNTS)}
+        reading._told = {**told, **counts, **{name: set(told[name]) for name in _SETS}}
         return reading
 
     def read(self, commit: Commit) -> None:
@@ -68,7 +76,7 @@ class SecondReading:
             told["seq"] += count
         else:
             for type, actor, data in _events(commit.body):
-                self._event(type, actor, data)
+                self._event(type, actor, data, commit.at_ms)
                 marks_a_place = marks_a_place or type in ("broke", "handoff", "completed")
         told["digest"], told["last_at"] = commit.digest, commit.at_ms
         told["started_at"] = told["started_at"] or commit.at_ms
@@ -80,16 +88,25 @@ class SecondReading:
     def told(self) -> dict[str, Any]:
         """What the log says so far: the fields of the view that should be stored, by name."""
         agents = {agent: list(part) for agent, part in self._told["agents"].items()}
-        copied = {"agents": agents, "event_types": dict(self._told["event_types"])}
-        return {**self._told, **copied, "entities": sorted(self._told["entities"])}
+        counts = {name: dict(self._told[name]) for name in _COUNTS}
+        return {**self._told, "agents": agents, **counts, **{name: sorted(self._told[name]) for name in _SETS}}
 
-    def contributed(self) -> dict[str, tuple[int, int, int]]:
-        """What the session adds to each agent's totals: events, sessions, in how many it is present."""
+    def contributed(self) -> dict[str, tuple[int, ...]]:
+        """What the session adds to each agent's totals."""
         return contributed_by(self._told)
 
-    def _event(self, type: str, actor: str, data: Any) -> None:
+    def indexed(self) -> tuple[set[str], dict[str, int]]:
+        """What should be indexed of the session."""
+        return indexed_by(self._told)
+
+    def summed(self) -> dict[str, int]:
+        """What the session adds to the statistics of its partition."""
+        return summed_by(self._told)
+
+    def _event(self, type: str, actor: str, data: Any, at_ms: int) -> None:
         told = self._told
         told["seq"] += 1
+        was = told["state"]
         state, is_dotted = told["state"], "." in type
         if state == "expired" and type not in ("start", "muster.log_repaired"):
             self.broken = f"{type} at seq {told['seq']} follows the session's expiry"
@@ -102,31 +119,124 @@ class SecondReading:
         elif type == "broke":
             state = "broken"
         elif type == "handoff":
-            state, told["handed_off_by"] = "coordinating", actor
+            state, told["handed_off_by"], told["last_handoff"] = "coordinating", actor, told["seq"]
         elif type in ("completed", "expired"):
             state = type
+        if told["seq"] > 1 and was != state:
+            self._count(f"{was}>{state}", 1, "transitions")
+        if type == "checkpoint":
+            told["last_checkpoint"] = told["seq"]
+        known = data if isinstance(data, dict) and not is_dotted else {}
+        if type in ("start", "test_pass", "broke", "handoff", "completed", "expired"):
+            if told["last_entering"] is not None:
+                self._count(f"{told['last_entering']}>{type}", 1, "type_pairs")
+            told["last_entering"] = type
+        if type == "broke":
+            told["open_breaks"] = (told["open_breaks"] + [told["seq"]])[-32:]
+        elif type in ("start", "test_pass", "completed"):
+            told["open_breaks"] = []
+        if type == "completed":
+            outcome = known.get("outcome")
+            told["completed_at"], told["outcome"] = at_ms, outcome[:200] if isinstance(outcome, str) else None
+        elif type == "start":
+            told["completed_at"], told["outcome"] = 0, None
         told["state"], told["last_type"] = state, type
         if told["seq"] == 1 or told["first_actor"] is None:
             told["first_actor"] = actor
         if actor != "muster":
-            events, first, *_ = told["agents"].get(actor, (0, told["seq"]))
-            told["agents"][actor] = [events + 1, first, told["seq"], type != "left"]
+            events, first, _, _, impacts = told["agents"].get(actor, (0, told["seq"], 0, False, None))
+            impacts = _with_impact(impacts, known.get("impact"))
+            told["agents"][actor] = [events + 1, first, told["seq"], type != "left", impacts]
         gone = data.get("gone") if type == "muster.agent_gone" and isinstance(data, dict) else None
         if actor == "muster" and isinstance(gone, str) and gone in told["agents"]:
-            told["agents"][gone] = [*told["agents"][gone][:3], False]
+            part = told["agents"][gone]
+            told["agents"][gone] = [*part[:3], False, *part[4:]]
         self._count(type, 1)
-        change = data.get("change") if isinstance(data, dict) and not is_dotted else None
+        change = known.get("change")
         if isinstance(change, dict):
             told["entities"] |= set(change.get("entity_ids") or ())
+        tags = known.get("tags")
+        for tag in tags if isinstance(tags, list) else ():
+            if isinstance(tag, str) and len(tag) <= 200 and len(told["tags"]) < 64:
+                told["tags"].add(tag)
+        if known.get("priority") in ("low", "normal", "high"):
+            told["priority"] = known["priority"]
 
-    def _count(self, type: str, more: int) -> None:
-        counts = self._told["event_types"]
-        counts[type] = counts.get(type, 0) + more
+    def _count(self, what: str, more: int, among: str = "event_types") -> None:
+        counts = self._told[among]
+        counts[what] = counts.get(what, 0) + more
 
 
-def contributed_by(told: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """What a session that is told so adds to each agent's totals: events, sessions, in how many it is present."""
-    return {agent: (part[0], 1, 1 if part[3] else 0) for agent, part in told["agents"].items()}
+def _with_impact(before: list[Any] | None, impact: Any) -> list[Any] | None:
+    """Severities, the sum of `perf_delta` in millionths and the lowest one, after one more impact."""
+    if not isinstance(impact, dict):
+        return before
+    severities: dict[str, int] = before[0] if before else {}
+    total, lowest = before[1:] if before else (0, None)
+    severity, delta = impact.get("severity"), impact.get("perf_delta")
+    if isinstance(severity, str) and severity in ("low", "medium", "high", "critical"):
+        severities = {**severities, severity: severities.get(severity, 0) + 1}
+    if type(delta) is int or (type(delta) is float and isfinite(delta)):
+        exact = min(max(Fraction(delta), Fraction(-1_000_000)), Fraction(1_000_000))
+        millionths = floor(exact * 1_000_000 + Fraction(1, 2))
+        total, lowest = total + millionths, millionths if lowest is None else min(lowest, millionths)
+    return [severities, total, lowest]
+
+
+def contributed_by(told: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What a session that is told so adds to each agent's totals: events, sessions, in how many it is present, impacts
+    by severity, what they did to performance.
+    """
+    found = {}
+    for agent, (events, _, _, is_present, impacts) in told["agents"].items():
+        severities: dict[str, int] = impacts[0] if impacts else {}
+        total = impacts[1] if impacts else 0
+        levels = [severities.get(severity, 0) for severity in ("low", "medium", "high", "critical")]
+        found[agent] = (events, 1, 1 if is_present else 0, *levels, total)
+    return found
+
+
+def indexed_by(told: Mapping[str, Any]) -> tuple[set[str], dict[str, int]]:
+    """What should be indexed of a session that is told so: entries without its id, and scores by name."""
+    if told["seq"] == 0:
+        return set(), {}
+    found = {("state", told["state"])}
+    for field, name in (
+        *(("agent", "agents"), ("entity", "entities"), ("tag", "tags"), ("transition", "transitions")),
+        ("type_pair", "type_pairs"),
+    ):
+        found |= {(field, value) for value in told[name]}
+    found |= {(field, told[field]) for field in ("priority", "outcome") if told[field] is not None}
+    scores = {"started": told["started_at"], "last": told["last_at"]}
+    if told["completed_at"]:
+        scores["completed"] = told["completed_at"]
+    impacts = [part[4] for part in told["agents"].values() if part[4]]
+    found |= {("severity", severity) for severities, _, _ in impacts for severity in severities}
+    lowest = [low for _, _, low in impacts if low is not None]
+    if lowest:
+        scores["perf"] = min(lowest) + 10**12
+    return {f"{field}\0{value}" for field, value in found if "\0" not in value}, scores
+
+
+def summed_by(told: Mapping[str, Any]) -> dict[str, int]:
+    """What a session that is told so adds to the statistics of its partition."""
+    if told["seq"] == 0:
+        return {}
+    found = {"sessions": 1, "events": told["seq"], f"state {told['state']}": 1}
+    found[f"length {len(bin(told['seq'])) - 2}"] = 1
+    found["agents 10" if len(told["agents"]) >= 10 else f"agents {len(told['agents'])}"] = 1
+    if told["priority"]:
+        found[f"priority {told['priority']}"] = 1
+    found["breaks"] = told["event_types"].get("broke", 0)
+    if told["state"] == "completed":
+        found["took_ms"] = told["completed_at"] - told["started_at"]
+        seconds = found["took_ms"] // 1000
+        found[f"took {len(bin(seconds)) - 2 if seconds else 0}"] = 1
+    for severities, total, _ in (part[4] for part in told["agents"].values() if part[4]):
+        found["perf_delta"] = found.get("perf_delta", 0) + total
+        for severity, count in severities.items():
+            found[f"severity {severity}"] = found.get(f"severity {severity}", 0) + count
+    return {name: value for name, value in found.items() if value}
 
 
 def taken_apart(stored: bytes) -> dict[str, Any]:
@@ -135,11 +245,12 @@ def taken_apart(stored: bytes) -> dict[str, Any]:
     if sha1(body).digest()[:8] != stored[:8]:
         return {"unreadable": "the checksum does not fit the bytes"}
     version, values = msgspec.msgpack.decode(body)
-    if version != 1 or len(values) != len(FIELDS):
+    if not isinstance(values, list):
+        return {"unreadable": "no fields"}
+    if version != 2 or len(values) != len(FIELDS):
         return {"unreadable": f"{len(values)} values of version {version}"}
     fields = dict(zip(FIELDS, values, strict=True))
-    fields["entities"] = sorted(fields["entities"])
-    return fields
+    return {**fields, **{name: sorted(fields[name]) for name in _SETS}}
 
 
 def _events(body: bytes) -> list[tuple[str, str, Any]]:
@@ -160,6 +271,10 @@ class _Entities(msgspec.Struct):
 
 class _Data(msgspec.Struct):
     change: _Entities | None = None
+    impact: msgspec.Raw = msgspec.Raw(b"")
+    tags: msgspec.Raw = msgspec.Raw(b"")
+    priority: msgspec.Raw = msgspec.Raw(b"")
+    outcome: msgspec.Raw = msgspec.Raw(b"")
 
 
 _RAW = msgspec.msgpack.Decoder(list[list[msgspec.Raw]])
@@ -169,4 +284,14 @@ def _without_foreign_data(event: list[msgspec.Raw]) -> tuple[str, str, Any]:
     type, actor = msgspec.msgpack.decode(event[0]), msgspec.msgpack.decode(event[2])
     if "." in type or len(event) < 5:
         return type, actor, None
-    return type, actor, msgspec.to_builtins(msgspec.msgpack.decode(event[4], type=_Data))
+    data = msgspec.msgpack.decode(event[4], type=_Data)
+    told = {name: _readable(getattr(data, name)) for name in ("impact", "tags", "priority", "outcome")}
+    return type, actor, {**told, "change": msgspec.to_builtins(data.change)}
+
+
+def _readable(raw: msgspec.Raw) -> Any:
+    """A value that stands in foreign data; None if nobody can read it."""
+    try:
+        return msgspec.msgpack.decode(raw) if raw else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        return None

@@ -12,14 +12,15 @@ from typing import Any, Final
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
+from domain.impact import SEVERITIES, Impacts, as_number
 from domain.invariants import fold
 from domain.session import Session
-from projections.sealed import Seal, seal
+from projections.sealed import Seal, seal, version_of
 
 #: The projection that builds session views, checkpoints and agent totals in one step.
 NAME: Final = "sessions"
 #: Raised whenever the same log would give other bytes.
-VERSION: Final = 1
+VERSION: Final = 2
 
 #: A checkpoint is kept at the end of a commit that crosses a multiple of this seq …
 CHECKPOINT_INTERVAL: Final = 50
@@ -56,6 +57,12 @@ def readable(stored: bytes | None, session: str) -> Session | None:
     except Damaged:
         return None
     return view if view.session == session else None
+
+
+def is_older(stored: bytes | None) -> bool:
+    """Whether an older release built these bytes: no damage, but to be built again."""
+    version = None if stored is None else version_of(stored)
+    return version is not None and version < VERSION
 
 
 def adds_up(view: Session) -> bool:
@@ -103,6 +110,7 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
                 "first_seq": part.first_seq,
                 "last_seq": part.last_seq,
                 "present": part.present,
+                **impacts_document(part.impacts),
             }
             for agent, part in sorted(view.agents.items())
         },
@@ -114,6 +122,25 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
         "started_at": rfc3339(view.started_at),
         "last_at": rfc3339(view.last_at),
         "quarantined": quarantined,
+        "tags": sorted(view.tags),
+        "priority": view.priority,
+        "outcome": view.outcome,
+        "completed_at": rfc3339(view.completed_at),
+        "transitions": dict(sorted(view.transitions.items())),
+        "type_pairs": dict(sorted(view.type_pairs.items())),
+        "open_breaks": list(view.open_breaks),
+        "last_handoff": view.last_handoff or None,
+        "last_checkpoint": view.last_checkpoint or None,
+    }
+
+
+def impacts_document(impacts: Impacts | None) -> dict[str, Any]:
+    """What was said of impacts, as readers get it."""
+    said = impacts or Impacts()
+    return {
+        "severities": {severity: said.severities[severity] for severity in SEVERITIES if severity in said.severities},
+        "perf_delta": as_number(said.perf_delta),
+        "perf_lowest": as_number(said.lowest),
     }
 
 

@@ -6,7 +6,7 @@ refused unless the caller still holds the partition's lease and the cursor stand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,8 @@ from domain.log.keys import Keyspace, PartitionKeys
 from domain.log.protocol import pack_head, parse_entry, parse_head
 from domain.log.skips import marked, parse_skips
 from domain.log.witness import Loss
-from projections import agent_view, session_view
+from domain.session import Session
+from projections import agent_view, indexing, session_view
 from projections.parking import ANOTHER_MAY_KNOW, fingerprint
 
 #: How many feed entries are read at a time.
@@ -31,6 +32,8 @@ FEED_PAGE: Final = 512
 NO_SPANS: Final = b"\x90"
 #: How many names of a registry or an index are read at a time.
 MEMBER_PAGE: Final = 256
+#: How many entries of an index are read at a time.
+INDEX_PAGE: Final = 1000
 
 
 class Cursor(Struct, frozen=True):
@@ -262,6 +265,20 @@ class ProjectionStore:
         keys = self.keys(partition)
         return list(self.client.mget([keys.agent_view(agent) for agent in agents])) if agents else []
 
+    def statistics(self, partitions: Sequence[int]) -> list[bytes | None]:
+        """The stored statistics of partitions."""
+        pipe = self.client.pipeline(transaction=False)
+        for partition in partitions:
+            pipe.get(self.keys(partition).statistics)
+        replies = pipe.execute(raise_on_error=False) if partitions else []
+        return [unless_of_another_type(reply) for reply in replies]
+
+    def partition_sums(self, partition: int, agents: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
+        """The stored statistics of a partition, and the totals of agents in it."""
+        keys = self.keys(partition)
+        statistics, *totals = self.client.mget([keys.statistics, *(keys.agent_view(agent) for agent in agents)])
+        return statistics, totals
+
     def agent_parts(self, agent: str) -> list[tuple[bytes | None, bool]]:
         """An agent's stored totals in every partition, and whether the partition's index lists it, in one round
         trip.
@@ -324,17 +341,45 @@ class ProjectionStore:
             return
         yield from pages_of(self.client, key, after)
 
-    def summed_totals(self, partition: int) -> dict[str, Totals]:
-        """The totals of all agents in a partition, summed from its session views. Views that are damaged are left
-        out.
-        """
-        summed: dict[str, Totals] = {}
+    def readable_views(self, partition: int) -> Iterator[Session]:
+        """The session views of a partition, in the order of their ids. Those that are damaged are left out."""
         for page in self.member_pages(partition):
             for session, stored in zip(page, self.views(page), strict=True):
                 view = session_view.readable(stored, session)
                 if view is not None:
-                    merge(summed, contributions(view))
+                    yield view
+
+    def summed_totals(self, partition: int) -> dict[str, Totals]:
+        """The totals of all agents in a partition, summed from its session views."""
+        summed: dict[str, Totals] = {}
+        for view in self.readable_views(partition):
+            merge(summed, contributions(view))
         return summed
+
+    def summed_statistics(self, partition: int) -> dict[str, int]:
+        """The statistics of a partition, summed from its session views."""
+        summed: dict[str, int] = {}
+        for view in self.readable_views(partition):
+            indexing.add(summed, indexing.sums(view))
+        return summed
+
+    def index_keys(self, partition: int) -> list[str]:
+        """The keys of the indexes of a partition's sessions."""
+        keys = self.keys(partition)
+        return [keys.session_index, *(indexing.score_index(keys, name) for name in indexing.SCORES)]
+
+    def index_pages(self, key: str) -> Iterator[list[tuple[str, int]]]:
+        """What stands in an index, with its scores, in pages, in no order. What is no index at all counts as an empty
+        one; an entry that moves meanwhile may be told of twice.
+        """
+        cursor = 0
+        if self.types([key]) != [b"zset"]:
+            return
+        while True:
+            cursor, page = self.client.zscan(key, cursor, count=INDEX_PAGE)
+            yield [(entry.decode("utf-8", "replace"), int(score)) for entry, score in page]
+            if not cursor:
+                return
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -393,9 +438,8 @@ class ProjectionStore:
     def quarantine(self, session: str, code: str, first_bad_seq: int) -> None:
         """Closes a session for appends, because its log is damaged from `first_bad_seq` on."""
         keys = self.keyspace.of(session)
-        self.client.fcall(
-            "muster_quarantine_1", 2, keys.head(session), keys.hold(session), session, code, first_bad_seq
-        )
+        names = (keys.head(session), keys.hold(session), keys.session_index)
+        self.client.fcall("muster_quarantine_1", len(names), *names, session, code, first_bad_seq)
 
     def mend_total(self, partition: int) -> None:
         """Raises a running total that was rolled back to where the feed ends; the next append would do the same."""
@@ -509,6 +553,13 @@ def write_totals(keys: PartitionKeys, agent: str, totals: Totals) -> list[Operat
         return [Operation("DEL", keys.agent_view(agent)), Operation("ZREM", keys.agents, (agent,))]
     stored = agent_view.encode(agent, totals)
     return [Operation("SET", keys.agent_view(agent), (stored,)), Operation("ZADD", keys.agents, (0, agent))]
+
+
+def write_statistics(keys: PartitionKeys, sums: Mapping[str, int]) -> Operation:
+    """Sets the statistics of a partition; sums of nothing are none."""
+    if not sums:
+        return Operation("DEL", keys.statistics)
+    return Operation("SET", keys.statistics, (indexing.encode_statistics(sums),))
 
 
 def park(keys: PartitionKeys, session: str, reason: Parked, *, owned: str = session_view.NAME) -> Operation:

@@ -17,6 +17,8 @@
 --   beats     zset    "<session> <agent>", score: the server ms from which on the agent counts as silent
 
 local DIGEST_LENGTH = 20
+-- What stands before a session in the entry that says it is quarantined (projections/indexing.py).
+local QUARANTINED = 'quarantined\0\0'
 local SEARCH_LIMIT = 256
 -- Arguments of a commit in a call of the append function.
 local ARGUMENTS = 10
@@ -993,9 +995,9 @@ local function step(keys, args)
 end
 
 -- muster_quarantine_1: closes a session for appends and notes why; the log stays as it is.
---   KEYS head hold   ARGV session code first_bad_seq
+--   KEYS head hold index   ARGV session code first_bad_seq   (without index: of a library that has none)
 local function quarantine(keys, args)
-  local problem = miscounted(keys, args, 2, 3)
+  local problem = miscounted(keys, args, #keys == 2 and 2 or 3, 3)
   if problem then
     return problem
   elseif not whole(args[3]) then
@@ -1004,6 +1006,10 @@ local function quarantine(keys, args)
   local head = read_head(keys[1])
     or { seq = 0, digest = string.sub(redis.sha1hex(args[1]), 1, DIGEST_LENGTH), gate = 'o', ms = 0, flags = '-' }
   with_flag(head, 'q', true)
+  if keys[3] then
+    clear_unless(keys[3], 'zset')
+    redis.call('ZADD', keys[3], 0, QUARANTINED .. args[1])
+  end
   redis.call('HSET', keys[2], 'code', args[2], 'first_bad_seq', args[3])
   redis.call('SET', keys[1], pack_head(head))
   return 'OK'
@@ -1110,16 +1116,19 @@ local function may_not_repair(keys)
       return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
     end
   end
+  if keys[10] and not may('ZREM', keys[10], '') then
+    return redis.error_reply('ACCESS_DENIED the user may not ZREM ' .. keys[10])
+  end
 end
 
 -- muster_repair_1: an operator accepts that a quarantined session lost what follows its longest verified prefix. The log as it
 -- was is put aside; the session goes on after the prefix, with one event that says so.
---   KEYS meta sessions feed log head hold lost audit aside
+--   KEYS meta sessions feed log head hold lost audit aside index   (without index: of a library that has none)
 --   ARGV store epoch session, id of the log's last entry ("" for no log); seq, digest and gate of the prefix; body (one event),
 --        who, why
 --   Reply {REPAIRED seq digest ms}, or {MOVED} if it is not quarantined or not what it was when it was read
 local function repair(keys, args)
-  local problem = miscounted(keys, args, 9, 10)
+  local problem = miscounted(keys, args, #keys == 9 and 9 or 10, 10)
   if problem then
     return problem
   end
@@ -1181,6 +1190,9 @@ local function repair(keys, args)
   with_flag(head, 'q', false)
   redis.call('SET', keys[5], pack_head(head))
   redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
+  if keys[10] and redis.call('TYPE', keys[10]).ok == 'zset' then
+    redis.call('ZREM', keys[10], QUARANTINED .. session)
+  end
   redis.call('ZADD', keys[2], 0, session)
   feed(keys[1], keys[3], meta.total, 1, at, cmsgpack.pack({ { session, seq + 1, seq + 1, #body } }))
   for index = 1, #reports, 2 do

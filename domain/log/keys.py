@@ -66,7 +66,18 @@ KEYS: Final = (
     Key("{p}:cursor:<projection>@<version>", "hash", KeyClass.DERIVED, "as long as the projection version"),
     Key("{p}:view:session:<session>", "string", KeyClass.DERIVED, "as long as the session"),
     Key("{p}:view:agent:<agent>", "string", KeyClass.DERIVED, "as long as a session in the partition names the agent"),
+    Key("{p}:view:statistics", "string", KeyClass.DERIVED, "for ever; sums over the sessions of the partition"),
     Key("{p}:index:agents", "zset", KeyClass.DERIVED, "for ever; all scores 0, ordered by id"),
+    Key("{p}:index:sessions", "zset", KeyClass.DERIVED, "for ever; <field> NUL <value> NUL <session>, all scores 0"),
+    Key("{p}:index:started", "zset", KeyClass.DERIVED, "for ever; sessions by their first commit's server ms"),
+    Key("{p}:index:last", "zset", KeyClass.DERIVED, "for ever; sessions by their last commit's server ms"),
+    Key("{p}:index:completed", "zset", KeyClass.DERIVED, "for ever; sessions by when they were completed, server ms"),
+    Key(
+        "{p}:index:perf",
+        "zset",
+        KeyClass.DERIVED,
+        "for ever; sessions by their lowest perf_delta, in millionths + 1e12",
+    ),
     Key("{p}:ckpt:<session>", "hash", KeyClass.DERIVED, "the last four a session"),
     Key("{p}:build:<projection>@<version>", "string", KeyClass.DERIVED, "as the cursor; how far history is brought in"),
     Key("{p}:fold:<projection>@<version>:<session>", "string", KeyClass.DERIVED, "as the cursor"),
@@ -116,6 +127,12 @@ class PartitionKeys:
         self.skips = f"{tag}:skips"
         self.feed = f"{tag}:feed"
         self.agents = f"{tag}:index:agents"
+        self.session_index = f"{tag}:index:sessions"
+        self.started_index = f"{tag}:index:started"
+        self.last_index = f"{tag}:index:last"
+        self.completed_index = f"{tag}:index:completed"
+        self.perf_index = f"{tag}:index:perf"
+        self.statistics = f"{tag}:view:statistics"
         self.audit = f"{tag}:audit"
         self.lost = f"{tag}:lost"
         self.beats = f"{tag}:beats"

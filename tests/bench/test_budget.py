@@ -37,8 +37,8 @@ class Cost(NamedTuple):
 RECORDED: Final = {
     "append": Cost(212, 9, 608, 83.3),
     "append in groups": Cost(104, 3.38, 430, 79.7),
-    "projection": Cost(65.3, 0.39, 41.7, 321),
-    "verification": Cost(119, 0.87, 58.3, 354),
+    "projection": Cost(73.2, 0.42, 51.2, 323),
+    "verification": Cost(151, 1.02, 88, 402),
 }
 
 

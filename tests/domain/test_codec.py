@@ -27,7 +27,7 @@ from domain.codec import (
     require_id,
 )
 from domain.invariants import fold
-from domain.session import Session, gist_of
+from domain.session import Session, folded_data
 from tests.chaos.effort import FULL, seeded
 from tests.conftest import DATA
 from tests.domain.log.logs import note, refused
@@ -320,7 +320,7 @@ def test_no_foreign_body_breaks_a_reader() -> None:
             continue
         for event in events:
             assert fingerprint(event) == fingerprint(event)
-            for read in (event.payload, partial(gist_of, event), partial(format_line, "s", event)):
+            for read in (event.payload, partial(folded_data, event), partial(format_line, "s", event)):
                 with suppress(Damaged):
                     read()
         digest = chain(genesis("s"), "s", 1, len(events), 1, body)

@@ -126,7 +126,7 @@ def test_the_feed_becomes_views_checkpoints_and_totals(world: World) -> None:
 
     assert world.is_caught_up()
     world.assert_views_are_folds()
-    assert world.views.agent("zoe") == {"agent": "zoe", "events": 70, "sessions": 1, "present": 1}
+    assert world.views.agent("zoe").items() >= {"events": 70, "sessions": 1, "present": 1}.items()
     assert list(world.projections.checkpoints("long")) == [70]
     assert world.verify() == []
 
@@ -193,7 +193,7 @@ def test_an_event_that_lied_about_its_kind_parks_its_session_alone(world: World,
     assert (found.code, found.session, found.first_bad_seq) == ("EVENT_ILLEGAL", "lied", 2)
     assert world.views.session("good")["seq"] == 2
     assert world.views.session("lied")["seq"] == 1
-    assert world.views.agent("agent-1") == {"agent": "agent-1", "events": 3, "sessions": 2, "present": 2}
+    assert world.views.agent("agent-1").items() >= {"events": 3, "sessions": 2, "present": 2}.items()
 
 
 def test_a_parked_session_stays_where_it_is(world: World) -> None:

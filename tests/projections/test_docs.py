@@ -1,4 +1,4 @@
-"""What docs/projections.md shows works as it stands there."""
+"""What docs/projections.md and docs/queries.md show works as it stands there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.conftest import Store
 from tests.projections.own_world import Own
 from tests.projections.world import World
 
-DOC = Path(__file__).parents[2] / "docs" / "projections.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_class_and_the_reading_in_the_document_work(server_url: str, make_store: Callable[..., Store]) -> None:
     """The example's class is accepted, gives what it says, and is read as it says."""
-    declared, read = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
+    declared, read = re.findall(r"```python\n(.*?)```", (DOCS / "projections.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(declared, names)
     world = World(make_store(server_url, partitions=4))
@@ -34,3 +34,20 @@ def test_the_class_and_the_reading_in_the_document_work(server_url: str, make_st
     assert eval(lines[-2].split("  #")[0], names) == 15
     assert eval(lines[-1], names) == [("large", 15), ("small", 15)]
     own.assert_right()
+
+
+def test_the_queries_in_the_document_work(server_url: str, make_store: Callable[..., Store]) -> None:
+    """With the log of this test in the place of the document's server."""
+    (shown,) = re.findall(r"```python\n(.*?)```", (DOCS / "queries.md").read_text(), re.DOTALL)
+    world = World(make_store(server_url, partitions=4))
+    for number in range(60):
+        data = {"tags": ["auth"], "impact": {"severity": "high"}}
+        world.log.append(f"s-{number:02}", Event.of("broke", actor="agent-7", data=data))
+    world.project()
+    names: dict[str, Any] = {"log": world.log}
+
+    exec(shown.replace('log = SessionLog.open("redis://127.0.0.1:6379/0")\n', ""), names)
+
+    told = [one["session"] for one in names["page"].found + names["more"].found]
+    assert sorted(told) == [f"s-{number:02}" for number in range(60)]
+    assert names["views"].count(names["Filter"](severity="high")) == 60

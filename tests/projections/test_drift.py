@@ -15,7 +15,7 @@ from domain.codec import chain, encode_body
 from domain.log.protocol import pack_head
 from domain.log.skips import Skip
 from domain.session import Session
-from projections import agent_view, session_view
+from projections import agent_view, indexing, session_view
 from projections.drift import Validator
 from projections.findings import KINDS, Finding
 from projections.scrub import Scrub
@@ -254,17 +254,70 @@ def index_lists(world: World) -> None:
     world.redis.zadd(world.keyspace.of("s-1").agents, {"nobody": 0})
 
 
+def session_index_lacks(world: World) -> None:
+    world.redis.zrem(world.keyspace.of("s-1").session_index, "agent\0zoe\0s-1")
+
+
+def session_index_holds(world: World) -> None:
+    world.redis.zadd(world.keyspace.of("s-1").session_index, {"state\0broken\0s-1": 0, "tag\0of nobody\0s-1": 0})
+
+
+def session_index_holds_a_ghost(world: World) -> None:
+    keys = world.keyspace.of("s-1")
+    world.redis.zadd(keys.session_index, {f"state\0working\0{GHOST}": 0})
+    world.redis.zadd(keys.last_index, {GHOST: 5})
+
+
+def session_index_gone(world: World) -> None:
+    world.redis.delete(world.keyspace.of("s-1").session_index)
+
+
+def time_index_gone(world: World) -> None:
+    world.redis.delete(world.keyspace.of("s-1").started_index)
+
+
+def time_index_lacks(world: World) -> None:
+    world.redis.zrem(world.keyspace.of("s-1").started_index, "s-1")
+
+
+def time_index_differs(world: World) -> None:
+    world.redis.zadd(world.keyspace.of("s-1").last_index, {"s-1": 5})
+
+
+def perf_index_holds(world: World) -> None:
+    world.redis.zadd(world.keyspace.of("s-1").perf_index, {"s-1": 5})
+
+
+def index_says_quarantined(world: World) -> None:
+    world.redis.zadd(world.keyspace.of("s-1").session_index, {"quarantined\0\0s-1": 0})
+
+
+def statistics_differ(world: World) -> None:
+    keys = world.keyspace.of("s-1")
+    kept = indexing.readable_statistics(world.redis.get(keys.statistics))
+    assert kept is not None
+    world.redis.set(keys.statistics, indexing.encode_statistics({**kept, "breaks": 77}))
+
+
+def statistics_flipped(world: World) -> None:
+    world.redis.set(world.keyspace.of("s-1").statistics, b"garbage")
+
+
+def statistics_gone(world: World) -> None:
+    world.redis.delete(world.keyspace.of("s-1").statistics)
+
+
 def cursor_missing(world: World) -> None:
-    world.redis.delete(world.keyspace.of("s-1").cursor("sessions", 1))
+    world.redis.delete(world.keyspace.of("s-1").cursor("sessions", 2))
 
 
 def cursor_ahead(world: World) -> None:
-    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", 10**6)
+    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 2), "position", 10**6)
 
 
 def cursor_behind(world: World) -> None:
     feed = world.redis.xrevrange(world.keyspace.of("s-1").feed, count=3)
-    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", feed[-1][0].partition(b"-")[0])
+    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 2), "position", feed[-1][0].partition(b"-")[0])
 
 
 def feed_cut(world: World) -> None:
@@ -424,6 +477,18 @@ CASES: Final = (
     Case(agent_unexpected, "AGENT_UNEXPECTED", agent="nobody"),
     Case(index_lacks, "INDEX_DIFFERS", agent="zoe"),
     Case(index_lists, "INDEX_DIFFERS", agent="nobody"),
+    Case(session_index_lacks, "INDEX_DIFFERS", None, "s-1"),
+    Case(session_index_holds, "INDEX_DIFFERS", None, "s-1"),
+    Case(session_index_holds_a_ghost, "INDEX_DIFFERS", None, GHOST),
+    Case(session_index_gone, "INDEX_DIFFERS", None, None),
+    Case(time_index_gone, "INDEX_DIFFERS", None, None),
+    Case(time_index_lacks, "INDEX_DIFFERS", None, "s-1"),
+    Case(time_index_differs, "INDEX_DIFFERS", None, "s-1"),
+    Case(perf_index_holds, "INDEX_DIFFERS", None, "s-1"),
+    Case(index_says_quarantined, "INDEX_DIFFERS", None, "s-1"),
+    Case(statistics_differ, "STATISTICS_DIFFER", None, None),
+    Case(statistics_flipped, "STATISTICS_DIFFER", None, None),
+    Case(statistics_gone, "STATISTICS_DIFFER", None, None),
     Case(cursor_missing, "CURSOR_MISSING"),
     Case(cursor_ahead, "CURSOR_AHEAD"),
     Case(cursor_behind, "CURSOR_BEHIND"),
@@ -477,8 +542,14 @@ def test_finding_damage_changes_nothing(built: World, case: Case) -> None:
     assert built.store.snapshot() == before
 
 
+#: Entries that no session gives are looked for in the whole index alone.
+OF_THE_WHOLE: Final = (session_index_holds,)
+
+
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.session == "s-1"], ids=lambda case: case.damage.__name__
+    "case",
+    [case for case in CASES if case.session == "s-1" and case.damage not in OF_THE_WHOLE],
+    ids=lambda case: case.damage.__name__,
 )
 def test_one_session_can_be_verified_alone(built: World, case: Case) -> None:
     """Verifying the damaged session finds the same as verifying everything; another session is clean."""
@@ -555,7 +626,7 @@ def test_a_partition_that_is_being_built_is_no_drift(world: World) -> None:
     world.sessions(12)
     world.project()
     for keys in world.keyspace.partitions:
-        world.redis.delete(keys.cursor("sessions", 1))
+        world.redis.delete(keys.cursor("sessions", 2))
     tokens = [world.leases.claim(partition, ttl_ms=60_000) for partition in range(world.keyspace.count)]
     assert None not in tokens
 

@@ -180,8 +180,8 @@ def test_agents_are_merged_over_partitions(world: World) -> None:
     agents = list(world.views.agents())
 
     assert [agent["agent"] for agent in agents] == sorted(["ann", "bob", "eve", *(f"agent-{n:03}" for n in range(300))])
-    assert world.views.agent("ann") == {"agent": "ann", "events": 40, "sessions": 40, "present": 40}
-    assert world.views.agent("agent-007") == {"agent": "agent-007", "events": 1, "sessions": 1, "present": 0}
+    assert world.views.agent("ann").items() >= {"events": 40, "sessions": 40, "present": 40}.items()
+    assert world.views.agent("agent-007").items() >= {"events": 1, "sessions": 1, "present": 0}.items()
     assert [agent for agent in agents if agent["agent"] == "ann"] == [world.views.agent("ann")]
     paged: list[str] = []
     while page := list(world.views.agents(after=paged[-1] if paged else None, limit=70)):

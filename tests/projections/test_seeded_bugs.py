@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 import domain.log
-from domain import Event, MusterError, agent, invariants, session
-from projections import catchup, session_view, store
+from domain import Event, MusterError, agent, impact, session
+from projections import catchup, indexing, session_view, store
 from tests.conftest import Servers, Store
 from tests.projections.world import World, did, foreign_append, notes
 
@@ -59,7 +59,9 @@ FOLD: Final = [
         "ENTERS.get(type, state)",
         "ENTERS.get(type, self.state)",
     ),
-    Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actor", "pass"),
+    Bug(
+        "who handed off is lost", session.Session, "_mark", "self.handed_off_by, self.last_handoff = actor, seq", "pass"
+    ),
     Bug("the first actor is the last", session.Session, "follow", "if self.first_actor is None", "if True"),
     Bug(
         "the last type is the first",
@@ -82,13 +84,13 @@ FOLD: Final = [
         "self.entities.update(change.entity_ids)",
         "self.entities.update(change.entity_ids[:1])",
     ),
-    Bug("it began at its last commit", invariants, "fold", "if session.started_at == 0", "if True"),
+    Bug("it began at its last commit", session.Session, "dated", "self.started_at or at_ms", "at_ms"),
     Bug(
         "it never moves on in time",
-        invariants,
-        "fold",
-        "session.last_at = commit.at_ms",
-        "session.last_at = session.started_at",
+        session.Session,
+        "dated",
+        "self.last_at = at_ms",
+        "self.last_at = self.started_at",
     ),
     Bug(
         "a commit's last event is lost",
@@ -121,10 +123,48 @@ FOLD: Final = [
         "min(self.checkpoints)",
         "max(self.checkpoints)",
     ),
-    Bug("contributes where it left", agent, "contributions", "int(part.present)", "1"),
+    Bug(
+        "contributes where it left",
+        agent,
+        "_contribution",
+        "return Totals(part.events, 1, int(part.present))\n",
+        "return Totals(part.events, 1, 1)\n",
+    ),
+    Bug("tags are replaced", session.Session, "_note", "self.tags.add(tag)", "self.tags = {tag}"),
+    Bug("the first priority stays", session.Session, "_note", "self.priority = priority", "pass"),
+    Bug(
+        "a reopened session stays completed",
+        session.Session,
+        "_mark",
+        "self.completed_at, self.outcome = 0, None",
+        "pass",
+    ),
+    Bug("an outcome is lost", session.Session, "_mark", "_label(data.outcome) if data is not None else None", "None"),
+    Bug("a break stays open", session.Session, "_mark", "self.open_breaks = []", "pass"),
+    Bug("a handoff closes breaks", session.Session, "_mark", 'elif type == "broke"', 'elif type != "test_pass"'),
+    Bug("a transition is counted back to front", session.Session, "follow", "{before}>{state}", "{state}>{before}"),
+    Bug("the pair of types is not moved on", session.Session, "_mark", "self.last_entering = type", "pass"),
+    Bug("a checkpoint is forgotten", session.Session, "_mark", "self.last_checkpoint = seq", "pass"),
+    Bug("a severity is counted once", impact.Impacts, "add", "get(severity, 0) + 1", "get(severity, 0) * 0 + 1"),
+    Bug("the last perf_delta is the sum", impact.Impacts, "add", "self.perf_delta += delta", "self.perf_delta = delta"),
+    Bug("the highest perf_delta is the lowest", impact.Impacts, "add", "min(self.lowest", "max(self.lowest"),
+    Bug("a perf_delta is rounded down", impact, "units", "2 * over * SCALE + under", "2 * over * SCALE"),
 ]
 
 CATCH_UP: Final = [
+    Bug("an index keeps what is no more", indexing.IndexMoves, "move", "before.values - after.values", "set()"),
+    Bug("an index lacks what is new", indexing.IndexMoves, "move", "after.values - before.values", "set()"),
+    Bug("entities are not indexed", indexing, "entries", "for entity in view.entities if", "for entity in () if"),
+    Bug(
+        "a time does not move",
+        indexing.IndexMoves,
+        "move",
+        "before.scores.get(name) != score",
+        "name not in before.scores",
+    ),
+    Bug("statistics move backwards", catchup, "_outcome", "(gives.sums, gave.sums, -1)", "(gave.sums, gives.sums, -1)"),
+    Bug("statistics forget what was", catchup, "writes", "indexing.plus(kept, sums)", "sums"),
+    Bug("completed sessions take no time", indexing, "sums", "view.completed_at - view.started_at", "1"),
     Bug(
         "a session that moved is passed over",
         catchup,
@@ -147,7 +187,13 @@ CATCH_UP: Final = [
         "outcomes:\n        yield write_view",
         "outcomes[:-1]:\n        yield write_view",
     ),
-    Bug("a session counts again each time", catchup, "fold_span", "before = contributions(view)", "before = {}"),
+    Bug(
+        "a session counts again each time",
+        catchup,
+        "fold_span",
+        "before, gave = contributions(view),",
+        "before, gave = {},",
+    ),
     Bug(
         "agents that are not new do not move",
         agent,
@@ -209,7 +255,15 @@ def histories(world: World) -> None:
     for _ in range(6):
         log.append(first, [did("handoff", "bob"), did("broke", "eve")])
         log.append(first, notes(1, "eve"))
-    log.append(first, did("completed", "ann"))
+    hurt = {"severity": "high", "perf_delta": 0.0000017}
+    for _ in range(2):
+        said = {"impact": hurt, "tags": [f"t{log.head(first).seq}"], "priority": "low"}  # type: ignore[union-attr]
+        log.append(first, Event.of("broke", actor="eve", data=said))
+        world.project()
+    log.append(first, Event.of("modified", actor="eve", data={"impact": {"perf_delta": -3}, "priority": "high"}))
+    log.append(first, [did("handoff", "eve"), did("checkpoint", "eve")])
+    log.append(first, Event.of("completed", actor="ann", data={"outcome": "done"}))
+    world.project()
     log.append(first, did("tool.called", "ann"))
     lines = [{"type": "start", "id": "j-1", "actor": "json", "data": {"change": {"entity_ids": ["ü"]}}}]
     assert foreign_append(world.store, first, "s", json.dumps(lines).encode())[0] == "APPENDED"

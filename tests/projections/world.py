@@ -21,7 +21,7 @@ from domain.codec import encode_body
 from domain.log.contract import EventLog
 from domain.log.protocol import APPEND_FUNCTION
 from domain.session import gate_after, kind_of
-from projections import agent_view, session_view
+from projections import agent_view, indexing, session_view
 from projections.catchup import Batch
 from projections.drift import Validator
 from projections.findings import Finding
@@ -207,8 +207,9 @@ class World:
         found: dict[bytes, bytes] = {}
         names = self.store.keys()
         for keys in self.keyspace.partitions:
-            parts = (keys.cursor("sessions", 1), keys.agents, keys.session_view(""), keys.agent_view(""))
-            prefixes = tuple(part.encode() for part in (*parts, keys.checkpoints("")))
+            parts = (keys.cursor("sessions", 2), keys.agents, keys.session_view(""), keys.agent_view(""))
+            indexes = (keys.session_index, keys.started_index, keys.last_index, keys.completed_index, keys.perf_index)
+            prefixes = tuple(part.encode() for part in (*parts, *indexes, keys.statistics, keys.checkpoints("")))
             found |= {key: self._content(key) for key in names if key.startswith(prefixes)}
         return found
 
@@ -221,26 +222,41 @@ class World:
             for when in (b"events", b"at"):  # of a cursor: how many were applied one by one, and when, not rebuilt
                 fields.pop(when, None)
             return repr(sorted(fields.items())).encode()
-        return repr(self.redis.zrange(key, 0, -1)).encode()
+        return repr(self.redis.zrange(key, 0, -1, withscores=True)).encode()
 
     def is_caught_up(self) -> bool:
         """Every partition's cursor stands at its total."""
         return lag(self.projections).events == 0
 
     def assert_views_are_folds(self) -> None:
-        """Every session's view is the fold of its log, and the totals of agents are the sums of the views."""
+        """Every session's view is the fold of its log; the totals of agents and the statistics are the sums of the
+        views, and the indexes hold what the views give and nothing else.
+        """
         for partition in range(self.keyspace.count):
             sums: dict[str, Totals] = {}
+            statistics: dict[str, int] = {}
+            indexed: dict[str, dict[str, int]] = {key: {} for key in self.projections.index_keys(partition)}
+            keys = self.keyspace.partitions[partition]
             for page in self.projections.member_pages(partition):
                 for session, stored in zip(page, self.projections.views(page), strict=True):
                     view = folded(self.log, session)
                     assert stored == session_view.encode(view), f"the view of {session} is not the fold of its log"
                     merge(sums, contributions(view))
+                    indexing.add(statistics, indexing.sums(view))
+                    entries = indexing.entries(view)
+                    indexed[keys.session_index] |= {f"{value}\0{session}": 0 for value in entries.values}
+                    for name, score in entries.scores.items():
+                        indexed[indexing.score_index(keys, name)][session] = score
             agents = [agent for page in self.projections.member_pages(partition, agents=True) for agent in page]
             stored_totals = self.projections.totals(partition, agents)
             assert dict(zip(agents, stored_totals, strict=True)) == {
                 agent: agent_view.encode(agent, totals) for agent, totals in sums.items()
             }
+            assert indexing.readable_statistics(self.redis.get(keys.statistics)) == (statistics or None)
+            for key, should in indexed.items():
+                stored = self.redis.zrange(key, 0, -1, withscores=True)
+                found = {entry.decode(): int(score) for entry, score in stored}
+                assert {entry: score for entry, score in found.items() if not entry.startswith("quarantined")} == should
 
     # -- worker processes --------------------------------------------------------------------------------------------
 

@@ -438,7 +438,7 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     names = {
         **{name: getattr(keys, name) for name in ("sessions", "meta", "feed", "lost", "skips")},
         **{name: getattr(keys, name)("s-0") for name in ("log", "head", "hold", "checkpoints")},
-        **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 1), "owner": keys.owner("sessions")},
+        **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 2), "owner": keys.owner("sessions")},
         **{"workers": filled.keyspace.workers, "other": "{prod:other:0}:meta"},
     }
     before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}

@@ -45,6 +45,13 @@ def command(group: Any, name: str, purpose: str, run: Run) -> argparse.ArgumentP
     return parser
 
 
+def page(parser: argparse.ArgumentParser, after: str) -> None:
+    """The options that say which page of a list is meant."""
+    parser.add_argument("--all", action="store_true", help="all of them; else --limit")
+    parser.add_argument("--limit", type=int, default=50, help="how many (50)")
+    parser.add_argument("--after", metavar="CURSOR", help=after)
+
+
 @contextmanager
 def opened_log(settings: Settings, spool: Spool | None = None) -> Iterator[SessionLog]:
     """The log of the store that the settings name."""

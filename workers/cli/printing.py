@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from projections.searching import Page
 
 #: A table's column widths are taken from so many first rows.
 _MEASURED_ROWS: Final = 200
 _WIDEST: Final = 60
+#: How much is asked for at a time.
+PAGE: Final = 256
 
 
 def rows(items: Iterable[Mapping[str, Any]], output: str, *, columns: Sequence[str]) -> int:
@@ -27,6 +32,20 @@ def rows(items: Iterable[Mapping[str, Any]], output: str, *, columns: Sequence[s
         print(json.dumps(item, ensure_ascii=False, separators=(",", ":")))
         count += 1
     return count
+
+
+def pages(
+    page_after: Callable[[str | None, int], Page], after: str | None, limit: int | None
+) -> Iterator[dict[str, Any]]:
+    """What is in the pages, up to a limit; says on stderr where the next one begins."""
+    while limit is None or limit > 0:
+        page = page_after(after, PAGE if limit is None else min(limit, PAGE))
+        yield from page.found
+        after = page.cursor
+        if after is None:
+            return
+        limit = None if limit is None else limit - len(page.found)
+    say(f"there may be more: --after {after}")
 
 
 def document(item: Mapping[str, Any], output: str) -> None:

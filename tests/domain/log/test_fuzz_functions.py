@@ -208,7 +208,7 @@ class Functions:
 
     def _step(self) -> Call:
         view, other = self.keys.session_view("s1"), self.keys.agents
-        cursor = self.keys.cursor("sessions", 1)
+        cursor = self.keys.cursor("sessions", 2)
         position = (cast("Any", self.store.client).hget(cursor, "position") or b"").decode()
         arguments: list[Argument] = [self._token, position, int(position or 0) + 1, 1]
         operations: list[list[Argument]] = [
