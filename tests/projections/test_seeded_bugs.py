@@ -213,17 +213,14 @@ CATCH_UP: Final = [
 
 #: In the functions on the server: what is right, and what is wrong.
 FUNCTIONS: Final = {
-    "the digest leaves out where the commit stands": (
-        ".. integer(first) .. '|' .. integer(count)",
-        ".. integer(count)",
-    ),
-    "the digest leaves out what was before": ("local chained = head.digest ..", "local chained ="),
-    "a body loses its last byte": ("'b', commit.body }", "'b', string.sub(commit.body, 1, -2) }"),
-    "the head keeps the gate of before": ("gate = gate, ms = ms", "gate = head.gate, ms = ms"),
-    "time runs backwards": ("local ms = math.max(written_at(meta, now), head.ms)", "local ms = now - seq * 1000"),
+    "the digest leaves out where the commit stands": ("first .. '|' .. integer(count)", "integer(count)"),
+    "the digest leaves out what was before": ("sha1hex(head.digest .. '|1|'", "sha1hex('|1|'"),
+    "a body loses its last byte": ("reply[4], 'b', body)", "reply[4], 'b', string.sub(body, 1, -2))"),
+    "the head keeps the gate of before": ("digest, gate, ms, reply, body", "digest, head.gate, ms, reply, body"),
+    "time runs backwards": ("local ms = math.max(call.at, head.ms)", "local ms = call.now - seq * 1000"),
     "a completed session takes anything": ("  c = { s = 'o',", "  c = { b = 'c', s = 'o',"),
-    "the running total counts commits": ("events_fed = events_fed + events", "events_fed = events_fed + 1"),
-    "the feed tells of the first event only": ("tonumber(reply[3]), #commit.body", "tonumber(reply[2]), #commit.body"),
+    "the running total counts commits": ("events_fed = events_fed + #kinds", "events_fed = events_fed + 1"),
+    "the feed tells of the first event only": ("+ 1, last, #body", "+ 1, last - #kinds + 1, #body"),
     "a step loses its first write": (
         "for _, operation in ipairs(operations) do\n    local needs",
         "for at in ipairs(operations) do\n    local operation = operations[at + 1] or operations[at]\n    local needs",
