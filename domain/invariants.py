@@ -6,12 +6,15 @@ Everything that reads a log to build or to judge something asks `broken_law`; no
 from __future__ import annotations
 
 from collections.abc import Container
+from itertools import chain as joined
+from operator import add
 from typing import Protocol
 
-from domain.codec import Commit, chain
+from domain.codec import Commit, are_chained, chain, gists_of
 from domain.errors import Damaged
-from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
+from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, Gist, is_identifier, is_type, shortened
 from domain.session import Session, gate_after, gist_of, kinds_of
+from domain.stretch import Stretch
 
 
 class Standing(Protocol):
@@ -124,7 +127,38 @@ def fold(session: Session, commit: Commit) -> None:
         session.skip(commit.last_seq - session.seq)
     else:
         session.follow(gists)
-    session.digest = commit.digest
+    _stand(session, commit.digest, commit.at_ms, commit.at_ms)
+
+
+def lawful(session: Session, stretch: Stretch) -> list[list[Gist]] | None:
+    """The events of a stretch, commit by commit, if it breaks no law as what comes next; at a stroke.
+
+    None: it may break one, or holds what is not plain. `fold` says so of each commit, or folds it.
+    """
+    if stretch.skips or not stretch:
+        return None
+    lasts, counts, times = stretch.lasts, stretch.counts, stretch.times
+    firsts = [session.seq + 1, *[last + 1 for last in lasts[:-1]]]
+    is_dense_throughout = min(counts) >= 1 and list(map(add, firsts, counts)) == [last + 1 for last in lasts]
+    if not is_dense_throughout or times[0] < session.last_at or sorted(times) != list(times):
+        return None
+    if not are_chained(session.digest, stretch.session, firsts, counts, times, stretch.digests, stretch.bodies):
+        return None
+    gists = gists_of(stretch.bodies)
+    if gists is None or list(map(len, gists)) != list(counts) or not session.takes(list(joined.from_iterable(gists))):
+        return None
+    return gists
+
+
+def fold_lawful(session: Session, stretch: Stretch, gists: list[list[Gist]], begin: int, end: int) -> None:
+    """Moves `session` on by some commits of a stretch that is `lawful`."""
+    times = stretch.times[begin:end]
+    session.follow(list(joined.from_iterable(gists[begin:end])))
+    _stand(session, stretch.digests[end - 1].decode(), next(filter(None, times), 0), times[-1])
+
+
+def _stand(session: Session, digest: str, began: int, at_ms: int) -> None:
+    session.digest = digest
     if session.started_at == 0:
-        session.started_at = commit.at_ms
-    session.last_at = commit.at_ms
+        session.started_at = began
+    session.last_at = at_ms

@@ -9,6 +9,7 @@ first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -69,8 +70,11 @@ GATE: Final[Mapping[str, Mapping[str, str]]] = {
     EXPIRED_GATE: {"s": "o", "r": "e"},
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
+#: What closes an open session.
+_CLOSING: Final = frozenset(type for type, kind in KIND.items() if GATE[OPEN_GATE][kind] != OPEN_GATE)
 
 assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
+assert set(GATE[OPEN_GATE]) == {*KIND.values(), DOTTED_KIND}
 
 
 def kind_of(type: str) -> str:
@@ -142,54 +146,62 @@ class Session(Struct, array_like=True):
             raise Damaged("EVENT_ILLEGAL", f"{event.type} at seq {at} is illegal while {self.state}", seq=at)
         self.follow([gist_of(event)])
 
-    def takes(self, gists: Iterable[Gist]) -> bool:
+    def takes(self, gists: Sequence[Gist]) -> bool:
         """Whether these events are lawful here, one after another, at a glance: of types and actors that are known here
         or could be, in a shape that is known, and legal by the table. `broken_law` (domain/invariants.py) says which
         law is broken, if one is.
         """
-        gate, agents, types = self.gate, self.agents, self.event_types
-        for gist in gists:
-            type = gist.type
-            if gist.actor not in agents and not is_identifier(gist.actor):
-                return False
-            if type not in types and not is_type(type):
-                return False
-            if gist.shape != 1 and type in BUILT_IN:
-                return False
-            after = GATE[gate].get(KIND.get(type, DOTTED_KIND))
-            if after is None:
-                return False
-            gate = after
-        return True
+        types = [gist.type for gist in gists]
+        if not all(map(is_identifier, {gist.actor for gist in gists} - self.agents.keys())):
+            return False
+        kinds = set(types)
+        if not all(map(is_type, kinds - self.event_types.keys())):
+            return False
+        if not kinds.isdisjoint(BUILT_IN) and any(gist.shape != 1 and gist.type in BUILT_IN for gist in gists):
+            return False
+        gate = self.gate
+        if gate == OPEN_GATE and kinds.isdisjoint(_CLOSING):
+            return True  # nothing closes it, and an open one takes all there is
+        return gate_after(gate, "".join([KIND.get(type, DOTTED_KIND) for type in types]))[1] is None
 
     def follow(self, gists: Sequence[Gist]) -> None:
-        """`apply` for events that are known to be lawful."""
-        state, seq, agents, types = self.state, self.seq, self.agents, self.event_types
-        for gist in gists:
-            type, actor = gist.type, gist.actor
-            if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
-                state = WORKING
-            state = ENTERS.get(type, state)
-            if type == "handoff":
-                self.handed_off_by = actor
+        """`apply` for events that are known to be lawful; of many at a stroke."""
+        types, actors = [gist.type for gist in gists], [gist.actor for gist in gists]
+        kinds = set(types)
+        state, since = self.state, 0
+        if not kinds.isdisjoint(ENTERS):
+            since = max([at for at, type in enumerate(types) if type in ENTERS]) + 1
+            state = ENTERS[types[since - 1]]
+        if "handoff" in kinds:
+            self.handed_off_by = actors[max([at for at, type in enumerate(types) if type == "handoff"])]
+        if state == COORDINATING and not {self.handed_off_by, OWN_ACTOR}.issuperset(actors[since:]):
+            state = WORKING
 
-            seq += 1
-            if actor != OWN_ACTOR:
-                part = agents.get(actor)
-                if part is None:
-                    agents[actor] = Participation(1, seq, seq, type != "left")
-                else:
-                    part.events += 1
-                    part.last_seq = seq
-                    part.present = type != "left"
-            types[type] = types.get(type, 0) + 1
-            change = gist.data.change if gist.data is not None and type in BUILT_IN else None
-            if change is not None and change.entity_ids:
-                self.entities.update(change.entity_ids)
-            if self.first_actor is None:
-                self.first_actor = actor
-            self.last_type = type
-        self.state, self.seq = state, seq
+        begin, self.seq, self.state = self.seq + 1, self.seq + len(gists), state
+        last_at = dict(zip(actors, range(len(actors)), strict=True))
+        for actor, events in Counter(actors).items():
+            if actor == OWN_ACTOR:
+                continue
+            last = last_at[actor]
+            is_present = types[last] != "left"
+            part = self.agents.get(actor)
+            if part is None:
+                first_seq = begin + actors.index(actor)
+                self.agents[actor] = Participation(events, first_seq, begin + last, is_present)
+            else:
+                part.events += events
+                part.last_seq = begin + last
+                part.present = is_present
+        for type, count in Counter(types).items():
+            self.event_types[type] = self.event_types.get(type, 0) + count
+        for gist in gists:
+            if gist.data is not None and gist.type in BUILT_IN:
+                change = gist.data.change
+                if change is not None and change.entity_ids:
+                    self.entities.update(change.entity_ids)
+        if self.first_actor is None:
+            self.first_actor = actors[0]
+        self.last_type = types[-1]
 
     def skip(self, count: int) -> None:
         """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""

@@ -23,6 +23,7 @@ from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Position
 from domain.log.feed import Span
+from domain.stretch import Stretch
 from projections import agent_view, session_view
 from projections.careful import CarefulReader
 from projections.parking import KILLED, fingerprint
@@ -162,7 +163,7 @@ def from_log(log: CommitReader, session: str, to_seq: int | None) -> tuple[Foldi
     return folding, advance(folding, log.read(session, to=to_seq), to_seq or 0)
 
 
-def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked | None:
+def advance(folding: Folding, commits: Iterable[Commit | Stretch], to_seq: int) -> Parked | None:
     """Moves a fold on to `to_seq`, or to the last commit before one that breaks a law; then returns what it breaks."""
     try:
         folding.advance(commits)

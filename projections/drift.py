@@ -22,13 +22,13 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions
-from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
 from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
 from domain.log.witness import Loss
 from domain.session import OPEN_GATE
+from domain.stretch import Stretch, one_by_one
 from projections import agent_view, session_view
 from projections.catchup import advance
 from projections.census import Unlisted, census
@@ -134,21 +134,29 @@ class Examination(Struct, frozen=True):
 class Reading:
     """A session's commits, read up to one seq after another, and once more by whoever reads them a second time."""
 
-    def __init__(self, commits: Iterator[Commit], second: SecondReading | None) -> None:
-        self._commits = commits
-        self._ahead: Commit | None = None
+    def __init__(self, stretches: Iterator[Stretch], second: SecondReading | None) -> None:
+        self._stretches = stretches
+        self._ahead: Stretch | None = None
+        self._handed: Stretch | None = None
         self.second = second
 
-    def to(self, seq: int) -> Iterator[Commit]:
+    def to(self, seq: int) -> Iterator[Stretch]:
         """The next commits that begin at or before `seq`."""
-        while commit := self._ahead or next(self._commits, None):
-            self._ahead = commit
-            if commit.first_seq > seq:
+        while stretch := self._ahead or next(self._stretches, None):
+            count = stretch.up_to(seq)
+            self._ahead = stretch[count:] if count < len(stretch) else None
+            if not count:
                 return
-            self._ahead = None
-            yield commit
-            if self.second is not None:  # asked for the next one: this one was folded
-                self.second.read(commit)
+            self._handed = stretch[:count] if count < len(stretch) else stretch
+            yield self._handed
+            self.folded()  # asked for the next ones: these were folded
+
+    def folded(self, up_to: int | None = None) -> None:
+        """What was handed out was folded, `up_to` a seq or all of it: it is read a second time."""
+        if self._handed is not None and self.second is not None:
+            count = len(self._handed) if up_to is None else self._handed.up_to(up_to)
+            self.second.read(self._handed[:count] if count < len(self._handed) else self._handed)
+        self._handed = None
 
 
 class Validator:
@@ -280,12 +288,12 @@ class Validator:
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
             whole = [session for session in page if session not in shortcuts and session not in proofs]
-            commits_of = dict(zip(whole, self._log.read_each(whole), strict=True))
+            commits_of = dict(zip(whole, self._log.stretches_each(whole), strict=True))
             for snapshot in snapshots:
                 commits = commits_of.get(snapshot.session)
                 proof = proofs.get(snapshot.session)
                 if commits is None and snapshot.parked is not None:
-                    commits, proof = self._log.read(snapshot.session), None
+                    commits, proof = self._log.stretches(snapshot.session), None
                 if (
                     commits is not None
                     and snapshot.parked is not None
@@ -320,7 +328,7 @@ class Validator:
     def _examine(
         self,
         snapshot: Snapshot,
-        commits: Iterator[Commit] | None,
+        commits: Iterator[Stretch] | None,
         proof: Proof | None,
         cursor: Cursor,
         pending: dict[str, int],
@@ -348,7 +356,7 @@ class Validator:
             folding, second, commits = self._going_on(snapshot, proof, min(expected, contributed_seq))
         elif commits is None:
             folding = folding_from(snapshot.checkpoints, self._log, session, min(expected, contributed_seq))
-            commits = self._log.read(session, after=folding.view.seq)
+            commits = self._log.stretches(session, after=folding.view.seq)
             kept = {seq: view for seq, view in snapshot.checkpoints.items() if seq <= folding.view.seq}
             folding.checkpoints = dict(sorted(kept.items()))
         begun_at = folding.view.seq
@@ -360,6 +368,8 @@ class Validator:
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
                 damage = advance(folding, reading.to(stop), stop)
+                if damage is not None:
+                    reading.folded(folding.view.seq)
             if second is not None and stop == contributed_seq:
                 contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
             if stop == expected:
@@ -397,7 +407,7 @@ class Validator:
 
     def _going_on(
         self, snapshot: Snapshot, proof: Proof, at_most: int
-    ) -> tuple[Folding, SecondReading, Iterator[Commit]]:
+    ) -> tuple[Folding, SecondReading, Iterator[Stretch]]:
         """Both readings of a session from the checkpoint that was proved right, if it still is what it was and the log
         still holds it; else from the first event.
         """
@@ -413,15 +423,15 @@ class Validator:
             if first is not None and (first.last_seq, first.digest) == (seq, view.digest):
                 folding = Folding(view)
                 folding.checkpoints = {at: kept for at, kept in sorted(snapshot.checkpoints.items()) if at <= seq}
-                return folding, SecondReading.from_checkpoint(session, seq, folding.checkpoints), commits
-        return Folding(session_view.initial(session)), SecondReading(session), self._log.read(session)
+                return folding, SecondReading.from_checkpoint(session, seq, folding.checkpoints), one_by_one(commits)
+        return Folding(session_view.initial(session)), SecondReading(session), self._log.stretches(session)
 
     def _is_seen_twice(self, session: str) -> bool:
         """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
         second = SecondReading(session)
         try:
-            for commit in self._log.read(session):
-                second.read(commit)
+            for stretch in self._log.stretches(session):
+                second.read(stretch)
                 if second.broken is not None:
                     return True
         except Damaged:
@@ -648,12 +658,12 @@ class Validator:
                 yield finding("AGENT_DIFFERS", partition, agent=agent, **difference(have, _fields(should)))
 
 
-def _up_to(commits: Iterator[Commit], parked: Parked) -> Iterator[Commit]:
+def _up_to(stretches: Iterator[Stretch], parked: Parked) -> Iterator[Stretch]:
     """The commits before the one that a session is parked at; that one raises why, unless it was discarded since."""
-    for commit in commits:
+    for commit in chain.from_iterable(stretches):
         if commit.first_seq <= parked.first_bad_seq <= commit.last_seq and not commit.skipped:
             raise Damaged(parked.code, parked.cause, attempts=parked.attempts)
-        yield commit
+        yield Stretch.of(commit.session, [commit])
 
 
 def _disagreement(

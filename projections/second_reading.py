@@ -9,7 +9,7 @@ is slower here is slower on purpose; the only thing that counts is that no bug c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha1
 from typing import Any, Final
 
@@ -49,8 +49,12 @@ class SecondReading:
         reading._told["entities"] = set(told["entities"])
         return reading
 
-    def read(self, commit: Commit) -> None:
-        """Takes in one commit."""
+    def read(self, commits: Iterable[Commit]) -> None:
+        """Takes in commits that come next."""
+        for commit in commits:
+            self._commit(commit)
+
+    def _commit(self, commit: Commit) -> None:
         told = self._told
         before, count = told["seq"], commit.last_seq - commit.first_seq + 1
         hashed = f"{told['digest']}|1|{told['session']}|{before + 1}|{count}|{commit.at_ms}|".encode() + commit.body

@@ -14,6 +14,7 @@ from msgspec import Struct
 from domain.codec import Commit
 from domain.errors import DeadlineExceeded, MusterError
 from domain.events import Event
+from domain.stretch import Stretch
 
 if TYPE_CHECKING:
     from domain.log.lease import AsyncLease, Lease
@@ -153,6 +154,14 @@ class CommitReader(Protocol):
 
         For many short sessions; of how many at a time is the caller's to choose.
         """
+        ...
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        """As `read`, page by page."""
+        ...
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
+        """As `read_each`, page by page. To be gone through in this order: what comes next is asked for before."""
         ...
 
 

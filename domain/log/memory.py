@@ -36,6 +36,7 @@ from domain.log.protocol import (
     SkipsRequest,
     Standing,
     StandingRequest,
+    StretchRequest,
     TimeRequest,
     Unsettled,
     append_flow,
@@ -62,6 +63,7 @@ from domain.log.subscribing.subscription import After, Subscription, begin_flow
 from domain.log.tracing import current_traceparent
 from domain.log.working import WorkingSession
 from domain.session import OPEN_GATE, gate_after
+from domain.stretch import Stretch
 
 T = TypeVar("T")
 
@@ -203,6 +205,10 @@ class MemoryLog(BlockingReads):
                 high = len(commits) if to_seq is None else bisect_left(commits, to_seq + 1, key=_last_seq)
                 found = commits[low:high]
                 return found[::-1][:count] if backward else found[:count]
+            case StretchRequest(session, from_seq, count):
+                commits = self._commits.get(session, [])
+                low = bisect_left(commits, from_seq, key=_last_seq)
+                return Stretch.of(session, commits[low : low + count])
             case SkipsRequest(session):
                 return self._skips.get(session, NO_SKIPS)
             case RegistryRequest(partition, after, count):
