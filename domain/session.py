@@ -157,7 +157,7 @@ class Session(Struct, array_like=True):
         kinds = set(types)
         if not all(map(is_type, kinds - self.event_types.keys())):
             return False
-        if not kinds.isdisjoint(BUILT_IN) and any(gist.shape != 1 and gist.type in BUILT_IN for gist in gists):
+        if {gist.shape for gist in gists} != {1} and any(gist.shape != 1 and gist.type in BUILT_IN for gist in gists):
             return False
         gate = self.gate
         if gate == OPEN_GATE and kinds.isdisjoint(_CLOSING):

@@ -56,6 +56,11 @@ class Stretch(Sequence[Commit]):
         return stretch
 
     @property
+    def skipped(self) -> Sequence[bool]:
+        """Of each commit, whether an operator discarded it."""
+        return [commit.skipped for commit in self.commits] if self.skips else [False] * len(self.lasts)
+
+    @property
     def commits(self) -> Sequence[Commit]:
         """The commits, each as one object."""
         if self._commits is None:

@@ -26,6 +26,7 @@ from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
 from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
+from domain.log.uncollected import uncollected
 from domain.log.witness import Loss
 from domain.session import OPEN_GATE
 from domain.stretch import Stretch, one_by_one
@@ -367,9 +368,10 @@ class Validator:
         disagreement = None
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
-                damage = advance(folding, reading.to(stop), stop)
-                if damage is not None:
-                    reading.folded(folding.view.seq)
+                with uncollected():
+                    damage = advance(folding, reading.to(stop), stop)
+                    if damage is not None:
+                        reading.folded(folding.view.seq)
             if second is not None and stop == contributed_seq:
                 contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
             if stop == expected:

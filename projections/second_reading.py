@@ -9,13 +9,13 @@ is slower here is slower on purpose; the only thing that counts is that no bug c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha1
 from typing import Any, Final
 
 import msgspec
 
-from domain.codec import Commit
+from domain.stretch import Stretch
 
 #: The fields of a stored view, in their order.
 FIELDS: Final = (
@@ -24,6 +24,9 @@ FIELDS: Final = (
 )
 #: Types a completed session still takes, beside dotted ones; `start` reopens it.
 _AFTER_COMPLETED: Final = ("left", "checkpoint", "expired", "start")
+
+#: A checkpoint is due after a commit that holds one of these, and where a multiple of 50 is crossed.
+_MARK_A_PLACE: Final = frozenset({"broke", "handoff", "completed"})
 
 
 class SecondReading:
@@ -45,41 +48,54 @@ class SecondReading:
         reading = cls(session)
         reading.checkpoints = {at: taken_apart(stored) for at, stored in sorted(checkpoints.items())}
         told = reading.checkpoints[seq]
-        reading._told = {**told, "agents": dict(told["agents"]), "event_types": dict(told["event_types"])}
+        agents = {agent: list(part) for agent, part in told["agents"].items()}
+        reading._told = {**told, "agents": agents, "event_types": dict(told["event_types"])}
         reading._told["entities"] = set(told["entities"])
         return reading
 
-    def read(self, commits: Iterable[Commit]) -> None:
+    def read(self, commits: Stretch) -> None:
         """Takes in commits that come next."""
-        for commit in commits:
-            self._commit(commit)
+        good = self._unbroken(commits)
+        contents = [
+            [] if skipped else _events(body)
+            for body, skipped in zip(commits.bodies[:good], commits.skipped[:good], strict=True)
+        ]
+        places = [
+            at
+            for at, (last, count, events) in enumerate(zip(commits.lasts, commits.counts, contents, strict=False))
+            if last // 50 != (last - count) // 50 or not _MARK_A_PLACE.isdisjoint([event[0] for event in events])
+        ]
+        told, places, begin = self._told, places[-4:], 0
+        for at in sorted({*places, *[at for at in range(good) if commits.skipped[at]], good - 1} - {-1}):
+            self._take([event for events in contents[begin : at + 1] for event in events])
+            if commits.skipped[at]:
+                self._count("muster.skipped", commits.counts[at])
+                told["seq"] += commits.counts[at]
+            told["digest"], told["last_at"] = commits.digests[at].decode(), commits.times[at]
+            told["started_at"] = told["started_at"] or next(filter(None, commits.times[begin : at + 1]), 0)
+            begin = at + 1
+            if at in places:
+                self.checkpoints[told["seq"]] = self.told()
+                for old in sorted(self.checkpoints)[:-4]:
+                    del self.checkpoints[old]
 
-    def _commit(self, commit: Commit) -> None:
+    def _unbroken(self, commits: Stretch) -> int:
+        """How many of the commits follow on one another as the law says; what is wrong with the next one is noted."""
         told = self._told
-        before, count = told["seq"], commit.last_seq - commit.first_seq + 1
-        hashed = f"{told['digest']}|1|{told['session']}|{before + 1}|{count}|{commit.at_ms}|".encode() + commit.body
-        if commit.first_seq != before + 1 or count < 1:
-            self.broken = f"after seq {before} comes seq {commit.first_seq}"
-        elif sha1(hashed).hexdigest()[:20] != commit.digest:
-            self.broken = f"the digest of the commit at seq {commit.first_seq} is not the hash of it"
-        elif commit.at_ms < told["last_at"]:
-            self.broken = f"time runs backwards at seq {commit.first_seq}"
-        if self.broken is not None:
-            return
-        marks_a_place = False
-        if commit.skipped:
-            self._count("muster.skipped", count)
-            told["seq"] += count
-        else:
-            for type, actor, data in _events(commit.body):
-                self._event(type, actor, data)
-                marks_a_place = marks_a_place or type in ("broke", "handoff", "completed")
-        told["digest"], told["last_at"] = commit.digest, commit.at_ms
-        told["started_at"] = told["started_at"] or commit.at_ms
-        if marks_a_place or told["seq"] // 50 != before // 50:
-            self.checkpoints[told["seq"]] = self.told()
-            for old in sorted(self.checkpoints)[:-4]:
-                del self.checkpoints[old]
+        seq, digest, last_at = told["seq"], told["digest"].encode(), told["last_at"]
+        hashed = b"%b|1|" + told["session"].encode().replace(b"%", b"%%") + b"|%d|%d|%d|%b"
+        columns = (commits.lasts, commits.counts, commits.times, commits.digests, commits.bodies)
+        for at, (last, count, at_ms, stored, body) in enumerate(zip(*columns, strict=True)):
+            if last != seq + count or count < 1:
+                self.broken = f"after seq {seq} comes seq {last - count + 1}"
+            elif sha1(hashed % (digest, seq + 1, count, at_ms, body)).hexdigest()[:20].encode() != stored:
+                self.broken = f"the digest of the commit at seq {seq + 1} is not the hash of it"
+            elif at_ms < last_at:
+                self.broken = f"time runs backwards at seq {seq + 1}"
+            if self.broken is not None:
+                return at
+            seq, digest, last_at = last, stored, at_ms
+        return len(commits)
 
     def told(self) -> dict[str, Any]:
         """What the log says so far: the fields of the view that should be stored, by name."""
@@ -91,34 +107,44 @@ class SecondReading:
         """What the session adds to each agent's totals: events, sessions, in how many it is present."""
         return contributed_by(self._told)
 
-    def _event(self, type: str, actor: str, data: Any) -> None:
+    def _take(self, events: list[Any]) -> None:
+        """Takes in events, one after another."""
         told = self._told
-        told["seq"] += 1
-        state, is_dotted = told["state"], "." in type
-        if state == "expired" and type not in ("start", "muster.log_repaired"):
-            self.broken = f"{type} at seq {told['seq']} follows the session's expiry"
-        elif state == "completed" and not is_dotted and type not in _AFTER_COMPLETED:
-            self.broken = f"{type} at seq {told['seq']} follows the session's completion"
-        if state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
-            state = "working"
-        if type in ("start", "test_pass"):
-            state = "working"
-        elif type == "broke":
-            state = "broken"
-        elif type == "handoff":
-            state, told["handed_off_by"] = "coordinating", actor
-        elif type in ("completed", "expired"):
-            state = type
-        told["state"], told["last_type"] = state, type
-        if told["seq"] == 1 or told["first_actor"] is None:
-            told["first_actor"] = actor
-        if actor != "muster":
-            events, first, *_ = told["agents"].get(actor, (0, told["seq"]))
-            told["agents"][actor] = [events + 1, first, told["seq"], type != "left"]
-        self._count(type, 1)
-        change = data.get("change") if isinstance(data, dict) and not is_dotted else None
-        if isinstance(change, dict):
-            told["entities"] |= set(change.get("entity_ids") or ())
+        seq, state, agents, counts = told["seq"], told["state"], told["agents"], told["event_types"]
+        for event in events:
+            type, actor = event[0], event[2]
+            seq += 1
+            is_dotted = "." in type
+            if state == "expired" and type not in ("start", "muster.log_repaired"):
+                self.broken = f"{type} at seq {seq} follows the session's expiry"
+            elif state == "completed" and not is_dotted and type not in _AFTER_COMPLETED:
+                self.broken = f"{type} at seq {seq} follows the session's completion"
+            if state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
+                state = "working"
+            if not is_dotted:
+                if type in ("start", "test_pass"):
+                    state = "working"
+                elif type == "broke":
+                    state = "broken"
+                elif type == "handoff":
+                    state, told["handed_off_by"] = "coordinating", actor
+                elif type in ("completed", "expired"):
+                    state = type
+                change = event[4].get("change") if len(event) > 4 and isinstance(event[4], dict) else None
+                if isinstance(change, dict):
+                    told["entities"] |= set(change.get("entity_ids") or ())
+            counts[type] = counts.get(type, 0) + 1
+            if actor == "muster":
+                continue
+            part = agents.get(actor)
+            if part is None:
+                agents[actor] = [1, seq, seq, type != "left"]
+            else:
+                part[0] += 1
+                part[2], part[3] = seq, type != "left"
+        if events:
+            told["first_actor"] = told["first_actor"] or events[0][2]
+            told["seq"], told["state"], told["last_type"] = seq, state, events[-1][0]
 
     def _count(self, type: str, more: int) -> None:
         counts = self._told["event_types"]
@@ -143,16 +169,18 @@ def taken_apart(stored: bytes) -> dict[str, Any]:
     return fields
 
 
-def _events(body: bytes) -> list[tuple[str, str, Any]]:
-    """Type, actor and data of the events of a body."""
+def _events(body: bytes) -> list[Any]:
+    """The events of a body, each as its values in the order of the wire: the type first, the actor third, the data
+    fifth where there is any.
+    """
     if body[:1] == b"[":
-        return [(line["type"], line["actor"], line.get("data")) for line in json.loads(body)]
+        return [(line["type"], None, line["actor"], None, line.get("data")) for line in json.loads(body)]
     try:
-        events = msgspec.msgpack.decode(body)
+        events: list[Any] = _PLAIN.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
         # Free data of a foreign producer, that nobody has to understand.
         return [_without_foreign_data(event) for event in _RAW.decode(body)]
-    return [(event[0], event[2], event[4] if len(event) > 4 else None) for event in events]
+    return events
 
 
 class _Entities(msgspec.Struct):
@@ -163,11 +191,12 @@ class _Data(msgspec.Struct):
     change: _Entities | None = None
 
 
+_PLAIN = msgspec.msgpack.Decoder()
 _RAW = msgspec.msgpack.Decoder(list[list[msgspec.Raw]])
 
 
-def _without_foreign_data(event: list[msgspec.Raw]) -> tuple[str, str, Any]:
+def _without_foreign_data(event: list[msgspec.Raw]) -> tuple[str, None, str, None, Any]:
     type, actor = msgspec.msgpack.decode(event[0]), msgspec.msgpack.decode(event[2])
     if "." in type or len(event) < 5:
-        return type, actor, None
-    return type, actor, msgspec.to_builtins(msgspec.msgpack.decode(event[4], type=_Data))
+        return type, None, actor, None, None
+    return type, None, actor, None, msgspec.to_builtins(msgspec.msgpack.decode(event[4], type=_Data))

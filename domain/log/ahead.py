@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import redis
 
 from domain.log.protocol import Command, Flow, ReadFlow, Request
+from domain.log.uncollected import uncollected
 from domain.stretch import Stretch
 
 T = TypeVar("T")
@@ -139,8 +140,11 @@ class AskedAhead:
         self.drop = sent.drop
 
     def answers(self) -> list[Any]:
-        replies = self._sent.replies()
-        return self._again() if replies is None else self._read(replies)
+        with uncollected():
+            replies = self._sent.replies()
+            if replies is not None:
+                return self._read(replies)
+        return self._again()
 
 
 class AskedLater:
