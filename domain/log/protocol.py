@@ -33,7 +33,7 @@ CALL_BYTES = 1024 * 1024
 #: A page of commits is sized so that it holds about this many bytes, and never more entries than PAGE_ENTRIES.
 PAGE_BYTES = 2 * 1024 * 1024
 PAGE_ENTRIES = 1024
-FIRST_PAGE_ENTRIES = 128
+FIRST_PAGE_ENTRIES = 256
 #: The first page of each session when many are read together.
 EACH_FIRST_PAGE_ENTRIES = 32
 #: How often a deduplicated append reads and decides again when other producers are quicker.
