@@ -6,17 +6,21 @@ here no error is judged, and none is raised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import redis
 
-from domain.log.protocol import Command, Flow, ReadFlow, Request
+from domain.log.protocol import Command, Flow, ReadFlow, Request, first_pages_flow
 from domain.log.uncollected import uncollected
 from domain.stretch import Stretch
 
 T = TypeVar("T")
+
+#: Of how many sessions the first pages are read together.
+EACH_TOGETHER: Final = 8
 
 
 class Asked(Protocol):
@@ -39,39 +43,79 @@ class Runs(Protocol):
 
 
 class ReadingAhead:
-    """The further pages of readings, one reading after another."""
+    """Many sessions, read one after another: the first pages of some of them together, then what more there is of each.
 
-    def __init__(self, log: Runs, readings: Iterable[ReadFlow]) -> None:
+    One question is on its way at any time, for whatever will be needed next.
+    """
+
+    def __init__(self, log: Runs, readings: Sequence[ReadFlow]) -> None:
         self._log = log
-        self._waiting = [reading for reading in readings if not reading.done][::-1]
-        self._asked: tuple[Flow[Stretch | None], Asked] | None = None
+        self._groups = deque(readings[at : at + EACH_TOGETHER] for at in range(0, len(readings), EACH_TOGETHER))
+        self._first: dict[ReadFlow, Stretch | None] = {}
+        self._waiting: deque[ReadFlow] = deque()
+        self._asked: tuple[Flow[Any], Asked] | None = None
+
+    def stretches(self, reading: ReadFlow) -> Iterator[Stretch]:
+        """A session, from its beginning on."""
+        while reading not in self._first and self._groups:
+            self._begin()
+        first = self._first.pop(reading, None)
+        if first is None:
+            return
+        # The first page may be a small one: what follows it is gone through together with it.
+        second = self._page(reading)
+        yield first if second is None else first.followed_by(second)
+        while (page := self._page(reading)) is not None:
+            yield page
+
+    def _begin(self) -> None:
+        """Takes the first pages of the next sessions in."""
+        self._give_up(len(self._waiting))
+        group = self._groups[0]
+        pages = self._answer(first_pages_flow(group))
+        self._groups.popleft()
+        self._first |= zip(group, pages, strict=True)
+        self._waiting += [reading for reading in group if not reading.done]
         self._ask()
 
-    def page(self, reading: ReadFlow) -> Stretch | None:
-        """The next page of a reading; None at its end."""
-        if reading not in self._waiting:
-            return None if reading.done else self._log.run(reading.next_page())
-        while self._waiting[-1] is not reading:  # given up by whoever read it
-            if self._asked is not None:
-                self._asked[1].drop()
-                self._asked = None
-            self._waiting.pop()
-        page = self._answered() if self._asked is not None else self._log.run(reading.next_page())
+    def _page(self, reading: ReadFlow) -> Stretch | None:
+        """The next page of a session; None at its end."""
         if reading.done:
-            self._waiting.pop()
+            return None
+        if reading not in self._waiting:  # out of turn
+            return self._log.run(reading.next_page())
+        self._give_up(self._waiting.index(reading))
+        page: Stretch | None = self._answer(reading.next_page())
+        if reading.done:
+            self._waiting.popleft()
         self._ask()
         return page
+
+    def _give_up(self, count: int) -> None:
+        """Of so many of those that wait nobody wants to know more."""
+        if count and self._asked is not None:
+            self._asked[1].drop()
+            self._asked = None
+        for _ in range(count):
+            self._waiting.popleft()
 
     def _ask(self) -> None:
+        flow: Flow[Any]
         if self._waiting:
-            flow = self._waiting[-1].next_page()
-            self._asked = flow, self._log.ask(next(flow))
+            flow = self._waiting[0].next_page()
+        elif self._groups:
+            flow = first_pages_flow(self._groups[0])
+        else:
+            return
+        self._asked = flow, self._log.ask(next(flow))
 
-    def _answered(self) -> Stretch | None:
-        assert self._asked is not None
-        (flow, asked), self._asked = self._asked, None
-        page: Stretch | None = last_answers(flow, asked.answers())
-        return page
+    def _answer(self, flow: Flow[T]) -> T:
+        """What comes of what was asked for ahead; of this flow, if nothing was."""
+        if self._asked is None:
+            return self._log.run(flow)
+        (begun, asked), self._asked = self._asked, None
+        found: T = last_answers(begun, asked.answers())
+        return found
 
 
 def last_answers(flow: Generator[Any, list[Any], T], answers: list[Any]) -> T:

@@ -19,7 +19,6 @@ from domain.log.protocol import (
     ReadFlow,
     RegistryFlow,
     Request,
-    first_pages_flow,
     head_flow,
     limited,
 )
@@ -54,10 +53,7 @@ class BlockingReads:
 
     def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
         readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
-        firsts = self.run(first_pages_flow(readings))
-        ahead = ReadingAhead(self, readings)
-        for first, reading in zip(firsts, readings, strict=True):
-            yield self._further_pages(first, reading, ahead)
+        return map(ReadingAhead(self, readings).stretches, readings)
 
     def ask(self, requests: list[Request]) -> Asked:
         """Sends requests, for whoever goes through other things before the answers."""
@@ -81,15 +77,6 @@ class BlockingReads:
 
     def _whole_pages(self, reading: ReadFlow) -> Iterator[Stretch]:
         while (page := self.run(reading.next_page())) is not None:
-            yield page
-
-    def _further_pages(self, first: Stretch | None, reading: ReadFlow, ahead: ReadingAhead) -> Iterator[Stretch]:
-        if first is None:
-            return
-        # The first page is a small one: what follows it is gone through together with it.
-        second = ahead.page(reading)
-        yield first if second is None else first.followed_by(second)
-        while (page := ahead.page(reading)) is not None:
             yield page
 
     def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> Iterator[Any]:

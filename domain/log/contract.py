@@ -150,9 +150,9 @@ class CommitReader(Protocol):
         ...
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
-        """The commits of many sessions, oldest first; the beginnings of all come in one round trip.
+        """The commits of many sessions, oldest first; the beginnings of some dozens come in one round trip.
 
-        For many short sessions; of how many at a time is the caller's to choose.
+        For many short sessions, to be gone through in this order: what comes next is asked for before.
         """
         ...
 
@@ -161,7 +161,7 @@ class CommitReader(Protocol):
         ...
 
     def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
-        """As `read_each`, page by page. To be gone through in this order: what comes next is asked for before."""
+        """As `read_each`, page by page."""
         ...
 
 

@@ -35,7 +35,7 @@ PAGE_BYTES = 2 * 1024 * 1024
 PAGE_ENTRIES = 1024
 FIRST_PAGE_ENTRIES = 256
 #: The first page of each session when many are read together.
-EACH_FIRST_PAGE_ENTRIES = 32
+EACH_FIRST_PAGE_ENTRIES = 256
 #: How often a deduplicated append reads and decides again when other producers are quicker.
 DEDUPE_ATTEMPTS = 32
 
