@@ -874,7 +874,7 @@ def together(flows: Sequence[Flow[T]]) -> Flow[list[T | MusterError]]:
         searched: set[str] = set()
         for index in sorted(waiting):
             requests = waiting[index]
-            searched |= {request.session for request in requests if isinstance(request, RangeRequest)}
+            searched |= {request.session for request in requests if isinstance(request, RangeRequest | StretchRequest)}
             if not any(isinstance(request, AppendRequest) and request.session in searched for request in requests):
                 indexes.append(index)
         batch = [request for index in indexes for request in waiting[index]]
