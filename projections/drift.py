@@ -273,11 +273,11 @@ class Validator:
         given.
         """
         remaining = iter(sessions)
-        reports: dict[str, list[Loss]] = {}
-        for loss in self._store.losses(partition):
-            reports.setdefault(loss.session, []).append(loss)
         while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
-            cursor, snapshots = self._snapshots(partition, page)
+            cursor, snapshots, losses = self._snapshots(partition, page)
+            reports: dict[str, list[Loss]] = {}
+            for loss in losses:
+                reports.setdefault(loss.session, []).append(loss)
             cursor = views_at if views_at is not None else cursor
             since = totals_at if totals_at is not None else cursor
             oldest = min(cursor.position or 0, since.position or 0)
@@ -306,25 +306,28 @@ class Validator:
                     snapshot, commits, proof, cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
 
-    def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
+    def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot], list[Loss]]:
         keys = self._store.keys(partition)
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
         pipe.hmget(keys.parked(session_view.NAME), list(sessions))
         pipe.hmget(keys.skips, list(sessions))
+        pipe.hvals(keys.lost)
         for session in sessions:
             pipe.get(keys.head(session))
             pipe.xrevrange(keys.log(session), count=1)
             pipe.get(keys.session_view(session))
             pipe.zscore(keys.sessions, session)
             pipe.hgetall(keys.checkpoints(session))
-        position, parked, skips, *rest = pipe.execute(raise_on_error=False)
+        position, parked, skips, reports, *rest = pipe.execute(raise_on_error=False)
+        if isinstance(reports, Exception):
+            raise reports
         parked, skips = (one if isinstance(one, list) else [None] * len(sessions) for one in (parked, skips))
         snapshots = [
             structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped)
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
-        return parse_cursor(position), snapshots
+        return parse_cursor(position), snapshots, [msgspec.json.decode(report, type=Loss) for report in reports]
 
     def _examine(
         self,
