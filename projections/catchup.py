@@ -137,7 +137,7 @@ def fold_span(
     if view is not None and view.seq >= span.from_seq - 1:
         before = contributions(view)
         folding = Folding(view)
-        parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
+        parked = advance(folding, _after(new, view.seq), span.to_seq)
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, parked)
@@ -148,6 +148,13 @@ def fold_span(
     if parked is None:
         parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
     return _outcome(folding, before, parked)
+
+
+def _after(new: Iterable[Commit], seq: int) -> Iterable[Commit | Stretch]:
+    """What of the commits begins after a seq: nearly always all of them, and at a stroke."""
+    if isinstance(new, Stretch) and new and new.lasts[0] - new.counts[0] >= seq and min(new.counts) > 0:
+        return [new]
+    return (commit for commit in new if commit.first_seq > seq)
 
 
 def _outcome(folding: Folding, before: dict[str, Totals], parked: Parked | None) -> Outcome:

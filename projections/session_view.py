@@ -15,7 +15,7 @@ from domain.codec import Commit, genesis
 from domain.errors import Damaged
 from domain.events import Event, Gist
 from domain.invariants import fold, fold_lawful, lawful
-from domain.session import Session
+from domain.session import FEW, Session
 from domain.stretch import Stretch
 from projections.sealed import Seal, seal
 
@@ -88,7 +88,7 @@ class Folding:
     def advance(self, commits: Iterable[Commit | Stretch]) -> None:
         """Folds commits until one breaks a law: then Damaged is raised, and the view stands before that commit."""
         for part in commits:
-            gists = lawful(self.view, part) if isinstance(part, Stretch) and len(part) > 1 else None
+            gists = lawful(self.view, part) if isinstance(part, Stretch) and len(part) > FEW else None
             if gists is not None:
                 self._take(cast(Stretch, part), gists)
                 continue

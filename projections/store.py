@@ -14,14 +14,14 @@ import redis
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions, merge
-from domain.codec import Commit
 from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.feed import FeedEntry, Span, parse_feed_entry, parse_feed_position
 from domain.log.keys import Keyspace, PartitionKeys
-from domain.log.protocol import pack_head, parse_entry, parse_head
-from domain.log.skips import marked, parse_skips
+from domain.log.protocol import pack_head, parse_head, parse_stretch
+from domain.log.skips import parse_skips, with_marks
 from domain.log.witness import Loss
+from domain.stretch import Stretch
 from projections import agent_view, session_view
 from projections.parking import ANOTHER_MAY_KNOW, fingerprint
 
@@ -179,7 +179,7 @@ class ProjectionStore:
         replies = pipe.execute(raise_on_error=False) if sessions else []
         return [readable_head(unless_of_another_type(reply)) for reply in replies]
 
-    def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
+    def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[Stretch], set[str]]:
         """What a batch needs, in one round trip: views, new commits with what is skipped of them, and which sessions
         are parked.
         """
@@ -194,7 +194,7 @@ class ProjectionStore:
             pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
         parked, skips, views, *logs = pipe.execute()
         commits = [
-            marked([parse_entry(span.session, entry) for entry in log], parse_skips(skipped))
+            with_marks(parse_stretch(span.session, log), parse_skips(skipped))
             for span, log, skipped in zip(spans, logs, skips, strict=True)
         ]
         held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}

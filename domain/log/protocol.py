@@ -22,7 +22,7 @@ from domain.events import Event, check_actor, check_session, is_identifier
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.feed import parse_feed_entry
 from domain.log.keys import Keyspace, PartitionKeys
-from domain.log.skips import Skips, marked, parse_skips
+from domain.log.skips import Skips, marked, parse_skips, with_marks
 from domain.session import gate_after, kinds_of
 from domain.stretch import Stretch
 
@@ -755,9 +755,7 @@ class ReadFlow:
         # the range is left open, and the page is cut here.
         request = StretchRequest(self._session, self._low, self._count)
         self._skips, answer = yield from _with_skips(request, self._skips)
-        page: Stretch = taken(answer)
-        if self._skips:
-            page = Stretch.of(self._session, marked(list(page), self._skips))
+        page = with_marks(taken(answer), self._skips)
         self.done = len(page) < self._count
         if not page:
             return None

@@ -35,10 +35,10 @@ class Cost(NamedTuple):
 
 #: Per event; all events are single commits of 200 B, sessions have ten of them.
 RECORDED: Final = {
-    "append": Cost(212, 9, 608, 83.3),
-    "append in groups": Cost(104, 3.38, 430, 79.7),
-    "projection": Cost(65.3, 0.39, 41.7, 321),
-    "verification": Cost(119, 0.87, 58.3, 354),
+    "append": Cost(206, 9, 608, 83.3),
+    "append in groups": Cost(98.2, 3.38, 430, 79.7),
+    "projection": Cost(54.7, 0.39, 41.7, 321),
+    "verification": Cost(103, 0.88, 58.9, 355),
 }
 
 

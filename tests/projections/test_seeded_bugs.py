@@ -38,41 +38,35 @@ class Bug(NamedTuple):
 
 
 FOLD: Final = [
-    Bug("a type is counted twice", session.Session, "follow", "get(type, 0) + count", "get(type, 0) + 2 * count"),
-    Bug("an agent's events are counted twice", session.Session, "follow", "part.events += events", "part.events += 2"),
+    Bug("a type is counted twice", session.Session, "follow", "get(type, 0) + 1", "get(type, 0) + 2"),
+    Bug("an agent's events are counted twice", session.Session, "follow", "part.events += 1", "part.events += 2"),
     Bug(
-        "an agent's last seq is off by one",
-        session.Session,
-        "follow",
-        "part.last_seq = begin + last",
-        "part.last_seq = begin + last - 1",
+        "an agent's last seq is off by one", session.Session, "follow", "part.last_seq = seq", "part.last_seq = seq - 1"
     ),
-    Bug("an agent that left stays present", session.Session, "follow", "part.present = is_present", "pass"),
-    Bug(
-        "an agent begins at 0", session.Session, "follow", "Participation(events, first_seq", "Participation(events, 0"
-    ),
+    Bug("an agent that left stays present", session.Session, "follow", 'part.present = type != "left"', "pass"),
+    Bug("an agent begins at 0", session.Session, "follow", "Participation(1, seq, seq", "Participation(1, 0, seq"),
     Bug(
         "the wrong agent ends coordinating",
         session.Session,
         "follow",
-        "not {self.handed_off_by",
-        "{self.handed_off_by",
+        "actor not in (self.handed",
+        "actor in (self.handed",
     ),
     Bug(
         "the state before the rule",
         session.Session,
         "follow",
-        "state = ENTERS[types[since - 1]]",
-        "state = ENTERS.get(self.last_type, state)",
+        "ENTERS.get(type, state)",
+        "ENTERS.get(type, self.state)",
     ),
-    Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actors", "lost = actors"),
+    Bug("who handed off is lost", session.Session, "follow", "self.handed_off_by = actor", "pass"),
     Bug("the first actor is the last", session.Session, "follow", "if self.first_actor is None", "if True"),
     Bug(
         "the last type is the first",
         session.Session,
         "follow",
-        "self.last_type = types[-1]",
-        "self.last_type = self.last_type or types[-1]",
+        "self.last_type = type",
+        "self.last_type = self.last_type or type",
     ),
     Bug(
         "old entities are lost",
@@ -88,17 +82,119 @@ FOLD: Final = [
         "self.entities.update(change.entity_ids)",
         "self.entities.update(change.entity_ids[:1])",
     ),
-    Bug("it began at its last commit", invariants, "_stand", "if session.started_at == 0", "if True"),
-    Bug("it never moves on in time", invariants, "_stand", "session.last_at = at_ms", "session.last_at = began"),
     Bug(
         "a commit's last event is lost",
         session.Session,
         "follow",
+        "for gist in gists",
+        "for gist in gists[: len(gists) // 2 + 1]",
+    ),
+    Bug(
+        "two events change places",
+        session.Session,
+        "follow",
+        "for gist in gists",
+        "for gist in reversed(gists)",
+    ),
+    Bug(
+        "a type is counted twice, among many",
+        session.Session,
+        "_follow_all",
+        "get(type, 0) + count",
+        "get(type, 0) + 2 * count",
+    ),
+    Bug(
+        "an agent's events are counted twice, among many",
+        session.Session,
+        "_follow_all",
+        "part.events += events",
+        "part.events += 2",
+    ),
+    Bug(
+        "an agent's last seq is off by one, among many",
+        session.Session,
+        "_follow_all",
+        "part.last_seq = begin + last",
+        "part.last_seq = begin + last - 1",
+    ),
+    Bug(
+        "an agent that left stays present, among many",
+        session.Session,
+        "_follow_all",
+        "part.present = is_present",
+        "pass",
+    ),
+    Bug(
+        "an agent begins at 0, among many",
+        session.Session,
+        "_follow_all",
+        "Participation(events, first_seq",
+        "Participation(events, 0",
+    ),
+    Bug(
+        "the wrong agent ends coordinating, among many",
+        session.Session,
+        "_follow_all",
+        "not {self.handed_off_by",
+        "{self.handed_off_by",
+    ),
+    Bug(
+        "the state before the rule, among many",
+        session.Session,
+        "_follow_all",
+        "state = ENTERS[types[since - 1]]",
+        "state = ENTERS.get(self.last_type, state)",
+    ),
+    Bug(
+        "who handed off is lost, among many",
+        session.Session,
+        "_follow_all",
+        "self.handed_off_by = actors",
+        "lost = actors",
+    ),
+    Bug(
+        "the first actor is the last, among many",
+        session.Session,
+        "_follow_all",
+        "if self.first_actor is None",
+        "if True",
+    ),
+    Bug(
+        "the last type is the first, among many",
+        session.Session,
+        "_follow_all",
+        "self.last_type = types[-1]",
+        "self.last_type = self.last_type or types[-1]",
+    ),
+    Bug(
+        "old entities are lost, among many",
+        session.Session,
+        "_follow_all",
+        "self.entities.update(change.entity_ids)",
+        "self.entities = set(change.entity_ids)",
+    ),
+    Bug(
+        "only the first entity, among many",
+        session.Session,
+        "_follow_all",
+        "self.entities.update(change.entity_ids)",
+        "self.entities.update(change.entity_ids[:1])",
+    ),
+    Bug("it began at its last commit", invariants, "_stand", "if session.started_at == 0", "if True"),
+    Bug("it never moves on in time", invariants, "_stand", "session.last_at = at_ms", "session.last_at = began"),
+    Bug(
+        "the last events are lost, of many",
+        session.Session,
+        "_follow_all",
         "types, actors =",
         "gists = gists[: len(gists) // 2 + 1]; types, actors =",
     ),
     Bug(
-        "two events change places", session.Session, "follow", "types, actors =", "gists = gists[::-1]; types, actors ="
+        "events change places, of many",
+        session.Session,
+        "_follow_all",
+        "types, actors =",
+        "gists = gists[::-1]; types, actors =",
     ),
     Bug(
         "the end of a stretch is lost",
@@ -225,6 +321,9 @@ def histories(world: World) -> None:
     log.append(together[1], did("completed", "ann"))
     log.append(together[2], did("expired", "ann"))
     log.append(together[3], [did("handoff", "ann"), did("tool.called", "ann")])
+    log.append("many", [did("start", "ann"), *notes(9, "ann"), did("modified", "bob", entities=("p", "q"))])
+    world.project()
+    log.append("many", [*notes(9, "ann"), did("modified", "eve", entities=("r", "s")), did("handoff", "bob")])
     world.project()
 
 
