@@ -35,8 +35,8 @@ class Cost(NamedTuple):
 
 #: Per event; all events are single commits of 200 B, sessions have ten of them.
 RECORDED: Final = {
-    "append": Cost(206, 9, 608, 83.3),
-    "append in groups": Cost(98.2, 3.38, 430, 79.7),
+    "append": Cost(212, 9, 608, 83.3),
+    "append in groups": Cost(104, 3.38, 430, 79.7),
     "projection": Cost(54.7, 0.39, 41.7, 321),
     "verification": Cost(103, 0.88, 58.9, 355),
 }
