@@ -435,7 +435,7 @@ class Validator:
         """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
         second = SecondReading(session)
         try:
-            for stretch in self._log.stretches(session):
+            for stretch in one_by_one(self._log.read(session)):  # what follows the damage may be of any kind
                 second.read(stretch)
                 if second.broken is not None:
                     return True

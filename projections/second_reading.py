@@ -9,7 +9,7 @@ is slower here is slower on purpose; the only thing that counts is that no bug c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha1
 from typing import Any, Final
 
@@ -56,19 +56,19 @@ class SecondReading:
     def read(self, commits: Stretch) -> None:
         """Takes in commits that come next."""
         good = self._unbroken(commits)
-        contents = [
-            [] if skipped else _events(body)
-            for body, skipped in zip(commits.bodies[:good], commits.skipped[:good], strict=True)
-        ]
-        places = [
-            at
-            for at, (last, count, events) in enumerate(zip(commits.lasts, commits.counts, contents, strict=False))
-            if last // 50 != (last - count) // 50 or not _MARK_A_PLACE.isdisjoint([event[0] for event in events])
-        ]
-        told, places, begin = self._told, places[-4:], 0
-        for at in sorted({*places, *[at for at in range(good) if commits.skipped[at]], good - 1} - {-1}):
+        skipped = [at for at in range(good) if commits.skipped[at]] if commits.skips else []
+        contents = _contents(commits.bodies[:good], skipped)
+        places: list[int] = []
+        for at in reversed(range(good)):
+            last, count = commits.lasts[at], commits.counts[at]
+            if last // 50 != (last - count) // 50 or not _MARK_A_PLACE.isdisjoint([event[0] for event in contents[at]]):
+                places.append(at)
+                if len(places) == 4:
+                    break
+        told, begin = self._told, 0
+        for at in sorted({*places, *skipped, good - 1} - {-1}):
             self._take([event for events in contents[begin : at + 1] for event in events])
-            if commits.skipped[at]:
+            if at in skipped:
                 self._count("muster.skipped", commits.counts[at])
                 told["seq"] += commits.counts[at]
             told["digest"], told["last_at"] = commits.digests[at].decode(), commits.times[at]
@@ -167,6 +167,16 @@ def taken_apart(stored: bytes) -> dict[str, Any]:
     fields = dict(zip(FIELDS, values, strict=True))
     fields["entities"] = sorted(fields["entities"])
     return fields
+
+
+def _contents(bodies: Sequence[bytes], skipped: Collection[int]) -> list[list[Any]]:
+    """The events of bodies; none of those that are skipped."""
+    if not skipped:
+        try:
+            return list(map(_PLAIN.decode, bodies))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+            pass  # one of them is JSON, or holds foreign data
+    return [[] if at in skipped else _events(body) for at, body in enumerate(bodies)]
 
 
 def _events(body: bytes) -> list[Any]:
