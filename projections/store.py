@@ -397,10 +397,20 @@ class ProjectionStore:
             "muster_quarantine_1", 2, keys.head(session), keys.hold(session), session, code, first_bad_seq
         )
 
-    def mend_total(self, partition: int) -> None:
-        """Raises a running total that was rolled back to where the feed ends; the next append would do the same."""
+    def mended(self, partition: int) -> tuple[Cursor, int]:
+        """Raises a running total that was rolled back to where the feed ends, as the next append would; then the cursor
+        and the total.
+        """
         keys = self.keys(partition)
-        self.client.fcall("muster_mend_total_1", 2, keys.meta, keys.feed)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.fcall("muster_mend_total_1", 2, keys.meta, keys.feed)
+        pipe.hmget(self.cursor_key(partition), "position", "events")
+        pipe.hget(keys.meta, "total")
+        mended, position, total = pipe.execute(raise_on_error=False)
+        for reply in (mended, total):
+            if isinstance(reply, Exception):
+                raise reply
+        return parse_cursor(position), int(total or 0)
 
     def mend_head(self, session: str, stored: bytes | None, last_entry: str, head: Head) -> bool:
         """Puts a head that fits the log in the place of a damaged one. False if the session moved on meanwhile."""
