@@ -156,7 +156,8 @@ class Reading:
         """What was handed out was folded, `up_to` a seq or all of it: it is read a second time."""
         if self._handed is not None and self.second is not None:
             count = len(self._handed) if up_to is None else self._handed.up_to(up_to)
-            self.second.read(self._handed[:count] if count < len(self._handed) else self._handed)
+            with uncollected():
+                self.second.read(self._handed[:count] if count < len(self._handed) else self._handed)
         self._handed = None
 
 
@@ -371,10 +372,9 @@ class Validator:
         disagreement = None
         for stop in sorted({contributed_seq, expected, head_seq}):
             if damage is None:
-                with uncollected():
-                    damage = advance(folding, reading.to(stop), stop)
-                    if damage is not None:
-                        reading.folded(folding.view.seq)
+                damage = advance(folding, reading.to(stop), stop)
+                if damage is not None:
+                    reading.folded(folding.view.seq)
             if second is not None and stop == contributed_seq:
                 contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
             if stop == expected:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
 from domain.events import Event, Gist
 from domain.invariants import fold, fold_lawful, lawful
+from domain.log.uncollected import uncollected
 from domain.session import FEW, Session
 from domain.stretch import Stretch
 from projections.sealed import Seal, seal
@@ -88,14 +89,20 @@ class Folding:
     def advance(self, commits: Iterable[Commit | Stretch]) -> None:
         """Folds commits until one breaks a law: then Damaged is raised, and the view stands before that commit."""
         for part in commits:
-            gists = lawful(self.view, part) if isinstance(part, Stretch) and len(part) > FEW else None
-            if gists is not None:
-                self._take(cast(Stretch, part), gists)
+            if isinstance(part, Stretch) and len(part) > FEW and self._is_taken(part):
                 continue
             for commit in part if isinstance(part, Stretch) else (part,):
                 fold(self.view, commit)
                 if is_checkpoint(commit):
                     self._keep_checkpoint()
+
+    def _is_taken(self, stretch: Stretch) -> bool:
+        """Folds a stretch at a stroke, if that can be done."""
+        with uncollected():
+            gists = lawful(self.view, stretch)
+            if gists is not None:
+                self._take(stretch, gists)
+        return gists is not None
 
     def _take(self, stretch: Stretch, gists: list[list[Gist]]) -> None:
         """Folds a lawful stretch, and makes those checkpoints that are kept in the end."""

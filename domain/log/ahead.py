@@ -112,7 +112,7 @@ class ReadingAhead:
     def _answer(self, flow: Flow[T]) -> T:
         """What comes of what was asked for ahead; of this flow, if nothing was."""
         if self._asked is None:
-            return self._log.run(flow)
+            self._asked = flow, self._log.ask(next(flow))
         (begun, asked), self._asked = self._asked, None
         found: T = last_answers(begun, asked.answers())
         return found
@@ -184,7 +184,7 @@ class AskedAhead:
         self.drop = sent.drop
 
     def answers(self) -> list[Any]:
-        with uncollected():
+        with uncollected():  # for no longer than a reply may take: what is sent again is sent outside
             replies = self._sent.replies()
             if replies is not None:
                 return self._read(replies)

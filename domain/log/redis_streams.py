@@ -68,7 +68,6 @@ from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubsc
 from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
-from domain.log.uncollected import uncollected
 from domain.log.witness import Loss
 from domain.log.working import AsyncWorkingSession, WorkingSession
 
@@ -374,8 +373,7 @@ class SessionLog(Exchanges, BlockingReads):
 
     def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
-            with uncollected():
-                return self._send_requests(requests, once)
+            return self._send_requests(requests, once)
         stamped = self._stamped(requests)
         answers = self._send_appends(stamped, once)
         mistimed = self._mistimed(stamped, answers)

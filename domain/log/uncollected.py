@@ -13,7 +13,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keeps the collector from running meanwhile. Of threads that do so at once, the first one to begin ends it."""
+    """Keeps the collector from running meanwhile: not for long, since it is off for all threads. Of those that do so at
+    once, the first one to begin ends it.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
