@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from hashlib import sha1
+from itertools import repeat
 from typing import Any, Final, Generic, NoReturn, TypeVar, overload
 
 import msgspec
@@ -125,6 +126,36 @@ def chain(previous: str, session: str, first_seq: int, count: int, at_ms: int, b
     return sha1(prefix.encode() + body).hexdigest()[:DIGEST_LENGTH]
 
 
+def are_chained(
+    previous: str,
+    session: str,
+    firsts: Sequence[int],
+    counts: Sequence[int],
+    times: Sequence[int],
+    digests: Sequence[bytes],
+    bodies: Sequence[bytes],
+) -> bool:
+    """Whether every one of these commits carries the digest that `chain` gives it, the first one after `previous`."""
+    if {*map(len, digests)} != {DIGEST_LENGTH}:
+        return False
+    parts = zip(
+        (previous.encode(), *digests[:-1]),
+        repeat(f"{WIRE_VERSION}|{session}".encode(), len(digests)),
+        _in_digits(firsts),
+        _in_digits(counts),
+        _in_digits(times),
+        bodies,
+        strict=True,
+    )
+    hashed = "".join([whole.hexdigest()[:DIGEST_LENGTH] for whole in map(sha1, map(b"|".join, parts))])
+    return hashed.encode() == b"".join(digests)
+
+
+def _in_digits(numbers: Sequence[int]) -> list[bytes]:
+    """Numbers as they are written; a list writes them faster than they write themselves."""
+    return str([*numbers])[1:-1].encode().split(b", ")
+
+
 def encode_body(events: Sequence[Event], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The body of a commit. Raises Refused (COMMIT_EMPTY, EVENT_TOO_LARGE, COMMIT_TOO_LARGE)."""
     if not events:
@@ -158,6 +189,14 @@ def decode_body(body: bytes) -> list[Event]:
         return _BODY.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, Refused) as error:
         raise Damaged("EVENT_UNREADABLE", f"a commit's body cannot be decoded: {error}") from None
+
+
+def gists_of(bodies: Sequence[bytes]) -> list[list[Gist]] | None:
+    """The events of commits as a fold needs them; None where one of the bodies does not give them (`Commit.gists`)."""
+    try:
+        return list(map(_GISTS.decode, bodies))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
 
 
 def fingerprint(event: Event) -> int:

@@ -8,6 +8,7 @@ and never rewrites it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -174,6 +175,10 @@ class Event(Struct, array_like=True, frozen=True, gc=False):
     def payload(self) -> dict[str, Any]:
         """The data, unpacked. Raises Damaged (EVENT_UNREADABLE) for data that no producer's library writes."""
         try:
+            return _PLAIN_PAYLOAD.decode(self.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # what is wrong with it is found out below, or it only nests deeper
+        try:
             value = _PAYLOAD.decode(self.data)
             check_plain(value, max_depth=_READABLE_DEPTH)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Refused) as error:
@@ -304,11 +309,9 @@ def check_plain(value: object, *, max_depth: int = 32) -> None:
             raise Refused("NESTED_TOO_DEEP", f"the data nests deeper than {max_depth} levels")
         # What is plain for sure is not looked at again: most of what there is.
         if type(item) is dict or isinstance(item, Mapping):
-            for key, child in item.items():
-                if not isinstance(key, str):
-                    raise Refused("FIELD_INVALID", "every key in `data` must be text")
-                if type(child) not in _LEAVES:
-                    pending.append((child, depth + 1))
+            if not _TEXT.issuperset(map(type, item)) and not all(isinstance(key, str) for key in item):
+                raise Refused("FIELD_INVALID", "every key in `data` must be text")
+            pending += [(child, depth + 1) for child in item.values() if type(child) not in _LEAVES]
         elif isinstance(item, (list, tuple)):
             pending += [(child, depth + 1) for child in item if type(child) not in _LEAVES]
         else:
@@ -317,6 +320,7 @@ def check_plain(value: object, *, max_depth: int = 32) -> None:
 
 #: Types whose every value is plain.
 _LEAVES: Final = frozenset({str, bool, int, type(None)})
+_TEXT: Final = frozenset({str})
 
 
 def pack(value: object) -> bytes:
@@ -335,7 +339,18 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
+def _plain(depth: int) -> Any:
+    """The type of plain data that nests so deep at most, as `check_plain` has it."""
+    leaf: Any = str | bool | int | None | Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+    if not depth:
+        return leaf
+    within = _plain(depth - 1)
+    return leaf | list[within] | dict[str, within]  # type: ignore[valid-type]
+
+
 _PAYLOAD = msgspec.msgpack.Decoder(dict[str, Any])
+#: Nearly all data there is, checked while it is decoded.
+_PLAIN_PAYLOAD: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, _plain(3)])  # type: ignore[misc]
 
 _Instant = Annotated[datetime, Meta(tz=True)]
 

@@ -6,12 +6,15 @@ Everything that reads a log to build or to judge something asks `broken_law`; no
 from __future__ import annotations
 
 from collections.abc import Container
+from itertools import chain as joined
+from operator import add
 from typing import Protocol
 
-from domain.codec import Commit, chain
+from domain.codec import Commit, are_chained, chain, gists_of
 from domain.errors import Damaged
-from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, is_identifier, is_type, shortened
-from domain.session import Session, gate_after, gist_of, kinds_of
+from domain.events import BARE_TYPE, BUILT_IN, MAX_TYPE_LENGTH, Gist, is_identifier, is_type, shortened
+from domain.session import Session, gate_after, gist_of, kinds_of, says_more
+from domain.stretch import Stretch
 
 
 class Standing(Protocol):
@@ -126,3 +129,45 @@ def fold(session: Session, commit: Commit) -> None:
         session.follow(gists)
     session.digest = commit.digest
     session.dated(commit.at_ms)
+
+
+def lawful(session: Session, stretch: Stretch) -> list[list[Gist]] | None:
+    """The events of a stretch, commit by commit, if it breaks no law as what comes next; at a stroke.
+
+    None: it may break one, or holds what is not plain. `fold` says so of each commit, or folds it.
+    """
+    if stretch.skips or not stretch:
+        return None
+    lasts, counts, times = stretch.lasts, stretch.counts, stretch.times
+    firsts = [session.seq + 1, *[last + 1 for last in lasts[:-1]]]
+    is_dense_throughout = min(counts) >= 1 and list(map(add, firsts, counts)) == [last + 1 for last in lasts]
+    if not is_dense_throughout or times[0] < session.last_at or sorted(times) != list(times):
+        return None
+    if not are_chained(session.digest, stretch.session, firsts, counts, times, stretch.digests, stretch.bodies):
+        return None
+    gists = gists_of(stretch.bodies)
+    if gists is None or list(map(len, gists)) != list(counts) or not session.takes(list(joined.from_iterable(gists))):
+        return None
+    return gists
+
+
+def fold_lawful(session: Session, stretch: Stretch, gists: list[list[Gist]], begin: int, end: int) -> None:
+    """Moves `session` on by some commits of a stretch that is `lawful`: at a stroke, but for those that say more."""
+    counted = begin
+    for at in range(begin, end):
+        if says_more(gists[at]):
+            _count(session, stretch, gists, counted, at)
+            session.follow(gists[at])
+            session.dated(stretch.times[at])
+            counted = at + 1
+    _count(session, stretch, gists, counted, end)
+    session.digest = stretch.digests[end - 1].decode()
+
+
+def _count(session: Session, stretch: Stretch, gists: list[list[Gist]], begin: int, end: int) -> None:
+    """Takes in commits of which none says more than that something happened."""
+    if begin < end:
+        times = stretch.times[begin:end]
+        session.count(list(joined.from_iterable(gists[begin:end])))
+        session.dated(next(filter(None, times), 0))
+        session.dated(times[-1])

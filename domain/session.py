@@ -9,6 +9,7 @@ first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -70,10 +71,14 @@ GATE: Final[Mapping[str, Mapping[str, str]]] = {
     EXPIRED_GATE: {"s": "o", "r": "e"},
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
+#: What closes an open session.
+_CLOSING: Final = frozenset(type for type, kind in KIND.items() if GATE[OPEN_GATE][kind] != OPEN_GATE)
 
 _MARKS: Final = frozenset({*ENTERS, "checkpoint"})
+_SAYS_MORE: Final = _MARKS | {AGENT_GONE}
 
 assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
+assert set(GATE[OPEN_GATE]) == {*KIND.values(), DOTTED_KIND}
 
 
 def kind_of(type: str) -> str:
@@ -95,6 +100,10 @@ def gate_after(gate: str, kinds: str) -> tuple[str, int | None]:
         gate = after
     return gate, None
 
+
+#: More events than these are looked at in columns, and not one by one. Both say the same
+#: (tests/projections/test_stretches.py); the one is quicker for many, the other for the one or two of a live session.
+FEW: Final = 8
 
 #: As what the events of commits that were discarded are counted: no producer's library takes a type like this.
 SKIPPED: Final = "muster.skipped"
@@ -174,11 +183,13 @@ class Session(Struct, array_like=True):
             raise Damaged("EVENT_ILLEGAL", f"{event.type} at seq {at} is illegal while {self.state}", seq=at)
         self.follow([gist_of(event)])
 
-    def takes(self, gists: Iterable[Gist]) -> bool:
+    def takes(self, gists: Sequence[Gist]) -> bool:
         """Whether these events are lawful here, one after another, at a glance: of types and actors that are known here
         or could be, in a shape that is known, and legal by the table. `broken_law` (domain/invariants.py) says which
         law is broken, if one is.
         """
+        if len(gists) > FEW:
+            return self._takes_all(gists)
         gate, agents, types = self.gate, self.agents, self.event_types
         for gist in gists:
             type = gist.type
@@ -193,6 +204,21 @@ class Session(Struct, array_like=True):
                 return False
             gate = after
         return True
+
+    def _takes_all(self, gists: Sequence[Gist]) -> bool:
+        """`takes`, of many at a stroke."""
+        types = [gist.type for gist in gists]
+        if not all(map(is_identifier, {gist.actor for gist in gists} - self.agents.keys())):
+            return False
+        kinds = set(types)
+        if not all(map(is_type, kinds - self.event_types.keys())):
+            return False
+        if {gist.shape for gist in gists} != {1} and any(gist.shape != 1 and gist.type in BUILT_IN for gist in gists):
+            return False
+        gate = self.gate
+        if gate == OPEN_GATE and kinds.isdisjoint(_CLOSING):
+            return True  # nothing closes it, and an open one takes all there is
+        return gate_after(gate, "".join([KIND.get(type, DOTTED_KIND) for type in types]))[1] is None
 
     def follow(self, gists: Sequence[Gist]) -> None:
         """`apply` for events that are known to be lawful."""
@@ -232,6 +258,35 @@ class Session(Struct, array_like=True):
                 self.first_actor = actor
             self.last_type = type
         self.state, self.seq = state, seq
+
+    def count(self, gists: Sequence[Gist]) -> None:
+        """`follow`, for events of which none `says_more`: at a stroke, where there are many."""
+        if len(gists) <= FEW or self.state == COORDINATING:
+            self.follow(gists)
+            return
+        types, actors = [gist.type for gist in gists], [gist.actor for gist in gists]
+        begin, self.seq = self.seq + 1, self.seq + len(gists)
+        last_at = dict(zip(actors, range(len(actors)), strict=True))
+        for actor, events in Counter(actors).items():
+            if actor == OWN_ACTOR:
+                continue
+            last = last_at[actor]
+            part = self.agents.get(actor)
+            if part is None:
+                part = self.agents[actor] = Participation(0, begin + actors.index(actor), 0, True)
+            part.events += events
+            part.last_seq = begin + last
+            part.present = types[last] != "left"
+        for type, count in Counter(types).items():
+            self.event_types[type] = self.event_types.get(type, 0) + count
+        for gist in gists:
+            if gist.data is not None and gist.type in BUILT_IN:
+                change = gist.data.change
+                if change is not None and change.entity_ids:
+                    self.entities.update(change.entity_ids)
+        if self.first_actor is None:
+            self.first_actor = actors[0]
+        self.last_type = types[-1]
 
     def _mark(self, type: str, actor: str, seq: int, data: FoldedData | None) -> None:
         """What an event that leads to a state does beside leading there; and a checkpoint."""
@@ -278,6 +333,17 @@ class Session(Struct, array_like=True):
         """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""
         self.seq += count
         self.event_types[SKIPPED] = self.event_types.get(SKIPPED, 0) + count
+
+
+def says_more(gists: Iterable[Gist]) -> bool:
+    """Whether one of these events does more to a session than being counted, and naming entities."""
+    for gist in gists:
+        if gist.type in _SAYS_MORE:
+            return True
+        data = gist.data
+        if data is not None and (data.impact or data.tags or data.priority):
+            return True
+    return False
 
 
 def folded_data(event: Event) -> FoldedData | None:

@@ -20,6 +20,7 @@ from typing import Final
 from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader
+from domain.stretch import Stretch, one_by_one
 from projections.store import ProjectionStore
 
 #: How many workers may die of a commit.
@@ -43,6 +44,12 @@ class CarefulReader:
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
         return map(self.noted, self._log.read_each(sessions))
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        return one_by_one(self.read(session, after=after))
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
+        return map(one_by_one, self.read_each(sessions))
 
     def noted(self, commits: Iterable[Commit]) -> Iterator[Commit]:
         """The commits of a session, each noted until the next one is asked for."""

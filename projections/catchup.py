@@ -24,6 +24,7 @@ from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Position
 from domain.log.feed import Span
+from domain.stretch import Stretch
 from projections import agent_view, indexing, session_view
 from projections.careful import CarefulReader
 from projections.indexing import Entries, Given, IndexMoves, given
@@ -143,7 +144,7 @@ def fold_span(
     if view is not None and view.seq >= span.from_seq - 1:
         before, gave = contributions(view), given(view)
         folding = Folding(view)
-        parked = advance(folding, (commit for commit in new if commit.first_seq > folding.view.seq), span.to_seq)
+        parked = advance(folding, _after(new, view.seq), span.to_seq)
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, gave, parked)
@@ -154,6 +155,13 @@ def fold_span(
     if parked is None:
         parked = advance(folding, log.read(span.session, after=span.from_seq - 1, to=span.to_seq), span.to_seq)
     return _outcome(folding, before, gave, parked)
+
+
+def _after(new: Iterable[Commit], seq: int) -> Iterable[Commit | Stretch]:
+    """What of the commits begins after a seq: nearly always all of them, and at a stroke."""
+    if isinstance(new, Stretch) and new and new.lasts[0] - new.counts[0] >= seq and min(new.counts) > 0:
+        return [new]
+    return (commit for commit in new if commit.first_seq > seq)
 
 
 def _outcome(folding: Folding, before: dict[str, Totals], gave: Given, parked: Parked | None) -> Outcome:
@@ -178,7 +186,7 @@ def from_log(log: CommitReader, session: str, to_seq: int | None) -> tuple[Foldi
     return folding, advance(folding, log.read(session, to=to_seq), to_seq or 0)
 
 
-def advance(folding: Folding, commits: Iterable[Commit], to_seq: int) -> Parked | None:
+def advance(folding: Folding, commits: Iterable[Commit | Stretch], to_seq: int) -> Parked | None:
     """Moves a fold on to `to_seq`, or to the last commit before one that breaks a law; then returns what it breaks."""
     try:
         folding.advance(commits)

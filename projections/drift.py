@@ -22,13 +22,14 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions
-from domain.codec import Commit
 from domain.errors import Damaged
 from domain.log.contract import CommitReader, Head, Position
 from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
+from domain.log.uncollected import uncollected
 from domain.log.witness import Loss
 from domain.session import OPEN_GATE, Session
+from domain.stretch import Stretch, one_by_one
 from projections import agent_view, indexing, session_view
 from projections.catchup import advance
 from projections.census import Unlisted, census
@@ -150,21 +151,30 @@ class Examination(Struct, frozen=True):
 class Reading:
     """A session's commits, read up to one seq after another, and once more by whoever reads them a second time."""
 
-    def __init__(self, commits: Iterator[Commit], second: SecondReading | None) -> None:
-        self._commits = commits
-        self._ahead: Commit | None = None
+    def __init__(self, stretches: Iterator[Stretch], second: SecondReading | None) -> None:
+        self._stretches = stretches
+        self._ahead: Stretch | None = None
+        self._handed: Stretch | None = None
         self.second = second
 
-    def to(self, seq: int) -> Iterator[Commit]:
+    def to(self, seq: int) -> Iterator[Stretch]:
         """The next commits that begin at or before `seq`."""
-        while commit := self._ahead or next(self._commits, None):
-            self._ahead = commit
-            if commit.first_seq > seq:
+        while stretch := self._ahead or next(self._stretches, None):
+            count = stretch.up_to(seq)
+            self._ahead = stretch[count:] if count < len(stretch) else None
+            if not count:
                 return
-            self._ahead = None
-            yield commit
-            if self.second is not None:  # asked for the next one: this one was folded
-                self.second.read(commit)
+            self._handed = stretch[:count] if count < len(stretch) else stretch
+            yield self._handed
+            self.folded()  # asked for the next ones: these were folded
+
+    def folded(self, up_to: int | None = None) -> None:
+        """What was handed out was folded, `up_to` a seq or all of it: it is read a second time."""
+        if self._handed is not None and self.second is not None:
+            count = len(self._handed) if up_to is None else self._handed.up_to(up_to)
+            with uncollected():
+                self.second.read(self._handed[:count] if count < len(self._handed) else self._handed)
+        self._handed = None
 
 
 class Validator:
@@ -301,11 +311,11 @@ class Validator:
         given.
         """
         remaining = iter(sessions)
-        reports: dict[str, list[Loss]] = {}
-        for loss in self._store.losses(partition):
-            reports.setdefault(loss.session, []).append(loss)
         while page := list(islice(remaining, SNAPSHOT_SESSIONS)):
-            cursor, snapshots = self._snapshots(partition, page)
+            cursor, snapshots, losses = self._snapshots(partition, page)
+            reports: dict[str, list[Loss]] = {}
+            for loss in losses:
+                reports.setdefault(loss.session, []).append(loss)
             cursor = views_at if views_at is not None else cursor
             since = totals_at if totals_at is not None else cursor
             oldest = min(cursor.position or 0, since.position or 0)
@@ -317,12 +327,12 @@ class Validator:
                     if entry.position > (cursor.position or 0):
                         pending.setdefault(span.session, span.from_seq)
             whole = [session for session in page if session not in shortcuts and session not in proofs]
-            commits_of = dict(zip(whole, self._log.read_each(whole), strict=True))
+            commits_of = dict(zip(whole, self._log.stretches_each(whole), strict=True))
             for snapshot in snapshots:
                 commits = commits_of.get(snapshot.session)
                 proof = proofs.get(snapshot.session)
                 if commits is None and snapshot.parked is not None:
-                    commits, proof = self._log.read(snapshot.session), None
+                    commits, proof = self._log.stretches(snapshot.session), None
                 if (
                     commits is not None
                     and snapshot.parked is not None
@@ -334,19 +344,22 @@ class Validator:
                     snapshot, commits, proof, cursor, pending, pending_since, reports.get(snapshot.session, [])
                 )
 
-    def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot]]:
+    def _snapshots(self, partition: int, sessions: Sequence[str]) -> tuple[Cursor, list[Snapshot], list[Loss]]:
         keys = self._store.keys(partition)
         pipe = self._store.client.pipeline(transaction=True)
         pipe.hmget(keys.cursor(session_view.NAME, session_view.VERSION), "position", "events")
         pipe.hmget(keys.parked(session_view.NAME), list(sessions))
         pipe.hmget(keys.skips, list(sessions))
+        pipe.hvals(keys.lost)
         for session in sessions:
             pipe.get(keys.head(session))
             pipe.xrevrange(keys.log(session), count=1)
             pipe.get(keys.session_view(session))
             pipe.zscore(keys.sessions, session)
             pipe.hgetall(keys.checkpoints(session))
-        position, parked, skips, *rest = pipe.execute(raise_on_error=False)
+        position, parked, skips, reports, *rest = pipe.execute(raise_on_error=False)
+        if isinstance(reports, Exception):
+            raise reports
         parked, skips = (one if isinstance(one, list) else [None] * len(sessions) for one in (parked, skips))
         cursor = parse_cursor(position)
         more = {"is_unprojected": cursor.position is None}
@@ -354,12 +367,12 @@ class Validator:
             structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped, **more)
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
-        return cursor, snapshots
+        return cursor, snapshots, [msgspec.json.decode(report, type=Loss) for report in reports]
 
     def _examine(
         self,
         snapshot: Snapshot,
-        commits: Iterator[Commit] | None,
+        commits: Iterator[Stretch] | None,
         proof: Proof | None,
         cursor: Cursor,
         pending: dict[str, int],
@@ -391,7 +404,7 @@ class Validator:
             folding, second, commits = self._going_on(snapshot, proof, min(expected, contributed_seq))
         elif commits is None:
             folding = folding_from(snapshot.checkpoints, self._log, session, min(expected, contributed_seq))
-            commits = self._log.read(session, after=folding.view.seq)
+            commits = self._log.stretches(session, after=folding.view.seq)
             kept = {seq: view for seq, view in snapshot.checkpoints.items() if seq <= folding.view.seq}
             folding.checkpoints = dict(sorted(kept.items()))
         begun_at = folding.view.seq
@@ -405,6 +418,8 @@ class Validator:
         for stop in sorted({contributed_seq, indexed_seq, expected, head_seq}):
             if damage is None:
                 damage = advance(folding, reading.to(stop), stop)
+                if damage is not None:
+                    reading.folded(folding.view.seq)
             if second is not None and stop == contributed_seq:
                 contributed = {agent: Totals(*part) for agent, part in second.contributed().items()}
                 summed = second.summed()
@@ -448,7 +463,7 @@ class Validator:
 
     def _going_on(
         self, snapshot: Snapshot, proof: Proof, at_most: int
-    ) -> tuple[Folding, SecondReading, Iterator[Commit]]:
+    ) -> tuple[Folding, SecondReading, Iterator[Stretch]]:
         """Both readings of a session from the checkpoint that was proved right, if it still is what it was and the log
         still holds it; else from the first event.
         """
@@ -464,15 +479,15 @@ class Validator:
             if first is not None and (first.last_seq, first.digest) == (seq, view.digest):
                 folding = Folding(view)
                 folding.checkpoints = {at: kept for at, kept in sorted(snapshot.checkpoints.items()) if at <= seq}
-                return folding, SecondReading.from_checkpoint(session, seq, folding.checkpoints), commits
-        return Folding(session_view.initial(session)), SecondReading(session), self._log.read(session)
+                return folding, SecondReading.from_checkpoint(session, seq, folding.checkpoints), one_by_one(commits)
+        return Folding(session_view.initial(session)), SecondReading(session), self._log.stretches(session)
 
     def _is_seen_twice(self, session: str) -> bool:
         """Whether the log is damaged by the second reading too: else it is the fold that is wrong, not the log."""
         second = SecondReading(session)
         try:
-            for commit in self._log.read(session):
-                second.read(commit)
+            for stretch in one_by_one(self._log.read(session)):  # what follows the damage may be of any kind
+                second.read(stretch)
                 if second.broken is not None:
                     return True
         except Damaged:
@@ -726,12 +741,12 @@ class Validator:
                 yield finding("AGENT_DIFFERS", partition, agent=agent, **difference(have, _fields(should)))
 
 
-def _up_to(commits: Iterator[Commit], parked: Parked) -> Iterator[Commit]:
+def _up_to(stretches: Iterator[Stretch], parked: Parked) -> Iterator[Stretch]:
     """The commits before the one that a session is parked at; that one raises why, unless it was discarded since."""
-    for commit in commits:
+    for commit in chain.from_iterable(stretches):
         if commit.first_seq <= parked.first_bad_seq <= commit.last_seq and not commit.skipped:
             raise Damaged(parked.code, parked.cause, attempts=parked.attempts)
-        yield commit
+        yield Stretch.of(commit.session, [commit])
 
 
 def _disagreement(

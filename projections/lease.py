@@ -7,7 +7,7 @@ else takes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from uuid import uuid4
@@ -57,10 +57,12 @@ class Leases:
         """Gives a lease back; does nothing if it was taken meanwhile."""
         self._client.fcall("muster_release_1", 1, self._owner(partition), token)
 
-    def owners(self) -> list[tuple[str, int] | None]:
-        """Who holds each partition, and until when in server ms; None where nobody ever did or it was given back."""
+    def owners(self, partitions: Iterable[int] | None = None) -> list[tuple[str, int] | None]:
+        """Who holds each partition, or each of these, and until when in server ms; None where nobody ever did or it was
+        given back.
+        """
         pipe = self._client.pipeline(transaction=False)
-        for partition in range(self._keyspace.count):
+        for partition in range(self._keyspace.count) if partitions is None else partitions:
             pipe.hmget(self._owner(partition), "worker", "deadline")
         return [
             None if worker is None or deadline in (None, b"0") else (worker.decode(), int(deadline))
@@ -91,7 +93,7 @@ def held_for_recovery(leases: Leases, partition: int) -> Iterator[Held]:
 
     Raises Conflict (PARTITION_BUSY) if another recovery holds it.
     """
-    owner = leases.owners()[partition]
+    (owner,) = leases.owners([partition])
     force = owner is None or not owner[0].startswith(RECOVERY_PREFIX)
     token = leases.claim(partition, ttl_ms=RECOVERY_TTL_MS, force=force)
     if token is None:

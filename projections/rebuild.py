@@ -88,11 +88,9 @@ class Rebuild:
         self._retry = retry
         self.renew = renew
         self._indexes_are_new = False
-        store.mend_total(partition)
-        self._cursor = store.cursor(partition)
+        self._cursor, total = store.mended(partition)
         # Where the cursor and the feed cannot say what is new, all that was appended so far is brought in, and the
         # cursor is set at the end.
-        total = store.total(partition)
         is_right = store.feed_covers(partition, self._cursor, total)
         if is_right and self._validator.views_are_at(partition, self._cursor) is not None:
             is_right = False  # it was put back: no view goes back with it

@@ -9,7 +9,7 @@ is slower here is slower on purpose; the only thing that counts is that no bug c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from hashlib import sha1
 from math import floor, isfinite
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.codec import Commit
+from domain.stretch import Stretch
 
 #: The fields of a stored view, in their order.
 FIELDS: Final = (
@@ -30,6 +30,9 @@ _SETS: Final = ("entities", "tags")
 _COUNTS: Final = ("event_types", "transitions", "type_pairs")
 #: Types a completed session still takes, beside dotted ones; `start` reopens it.
 _AFTER_COMPLETED: Final = ("left", "checkpoint", "expired", "start")
+
+#: A checkpoint is due after a commit that holds one of these, and where a multiple of 50 is crossed.
+_MARK_A_PLACE: Final = frozenset({"broke", "handoff", "completed"})
 
 
 class SecondReading:
@@ -53,37 +56,54 @@ class SecondReading:
         reading = cls(session)
         reading.checkpoints = {at: taken_apart(stored) for at, stored in sorted(checkpoints.items())}
         told = reading.checkpoints[seq]
-        counts = {name: dict(told[name]) for name in ("agents", *_COUNTS)}
-        reading._told = {**told, **counts, **{name: set(told[name]) for name in _SETS}}
+        agents = {agent: list(part) for agent, part in told["agents"].items()}
+        counts = {name: dict(told[name]) for name in _COUNTS}
+        reading._told = {**told, "agents": agents, **counts, **{name: set(told[name]) for name in _SETS}}
         return reading
 
-    def read(self, commit: Commit) -> None:
-        """Takes in one commit."""
+    def read(self, commits: Stretch) -> None:
+        """Takes in commits that come next."""
+        good = self._unbroken(commits)
+        skipped = [at for at in range(good) if commits.skipped[at]] if commits.skips else []
+        contents = _contents(commits.bodies[:good], skipped)
+        places: list[int] = []
+        for at in reversed(range(good)):
+            last, count = commits.lasts[at], commits.counts[at]
+            if last // 50 != (last - count) // 50 or not _MARK_A_PLACE.isdisjoint([event[0] for event in contents[at]]):
+                places.append(at)
+                if len(places) == 4:
+                    break
+        told, begin = self._told, 0
+        for at in sorted({*places, *skipped, good - 1} - {-1}):
+            self._take(contents[begin : at + 1], commits.times[begin : at + 1])
+            if at in skipped:
+                self._count("muster.skipped", commits.counts[at])
+                told["seq"] += commits.counts[at]
+            told["digest"], told["last_at"] = commits.digests[at].decode(), commits.times[at]
+            told["started_at"] = told["started_at"] or next(filter(None, commits.times[begin : at + 1]), 0)
+            begin = at + 1
+            if at in places:
+                self.checkpoints[told["seq"]] = self.told()
+                for old in sorted(self.checkpoints)[:-4]:
+                    del self.checkpoints[old]
+
+    def _unbroken(self, commits: Stretch) -> int:
+        """How many of the commits follow on one another as the law says; what is wrong with the next one is noted."""
         told = self._told
-        before, count = told["seq"], commit.last_seq - commit.first_seq + 1
-        hashed = f"{told['digest']}|1|{told['session']}|{before + 1}|{count}|{commit.at_ms}|".encode() + commit.body
-        if commit.first_seq != before + 1 or count < 1:
-            self.broken = f"after seq {before} comes seq {commit.first_seq}"
-        elif sha1(hashed).hexdigest()[:20] != commit.digest:
-            self.broken = f"the digest of the commit at seq {commit.first_seq} is not the hash of it"
-        elif commit.at_ms < told["last_at"]:
-            self.broken = f"time runs backwards at seq {commit.first_seq}"
-        if self.broken is not None:
-            return
-        marks_a_place = False
-        if commit.skipped:
-            self._count("muster.skipped", count)
-            told["seq"] += count
-        else:
-            for type, actor, data in _events(commit.body):
-                self._event(type, actor, data, commit.at_ms)
-                marks_a_place = marks_a_place or type in ("broke", "handoff", "completed")
-        told["digest"], told["last_at"] = commit.digest, commit.at_ms
-        told["started_at"] = told["started_at"] or commit.at_ms
-        if marks_a_place or told["seq"] // 50 != before // 50:
-            self.checkpoints[told["seq"]] = self.told()
-            for old in sorted(self.checkpoints)[:-4]:
-                del self.checkpoints[old]
+        seq, digest, last_at = told["seq"], told["digest"].encode(), told["last_at"]
+        hashed = b"%b|1|" + told["session"].encode().replace(b"%", b"%%") + b"|%d|%d|%d|%b"
+        columns = (commits.lasts, commits.counts, commits.times, commits.digests, commits.bodies)
+        for at, (last, count, at_ms, stored, body) in enumerate(zip(*columns, strict=True)):
+            if last != seq + count or count < 1:
+                self.broken = f"after seq {seq} comes seq {last - count + 1}"
+            elif sha1(hashed % (digest, seq + 1, count, at_ms, body)).hexdigest()[:20].encode() != stored:
+                self.broken = f"the digest of the commit at seq {seq + 1} is not the hash of it"
+            elif at_ms < last_at:
+                self.broken = f"time runs backwards at seq {seq + 1}"
+            if self.broken is not None:
+                return at
+            seq, digest, last_at = last, stored, at_ms
+        return len(commits)
 
     def told(self) -> dict[str, Any]:
         """What the log says so far: the fields of the view that should be stored, by name."""
@@ -103,15 +123,56 @@ class SecondReading:
         """What the session adds to the statistics of its partition."""
         return summed_by(self._told)
 
-    def _event(self, type: str, actor: str, data: Any, at_ms: int) -> None:
+    def _take(self, contents: Sequence[list[Any]], times: Sequence[int]) -> None:
+        """Takes in events, one after another: those of commits, with the times of these."""
         told = self._told
-        told["seq"] += 1
-        was = told["state"]
-        state, is_dotted = told["state"], "." in type
-        if state == "expired" and type not in ("start", "muster.log_repaired"):
-            self.broken = f"{type} at seq {told['seq']} follows the session's expiry"
-        elif state == "completed" and not is_dotted and type not in _AFTER_COMPLETED:
-            self.broken = f"{type} at seq {told['seq']} follows the session's completion"
+        seq, agents, counts, type, first = told["seq"], told["agents"], told["event_types"], None, None
+        for events, at_ms in zip(contents, times, strict=True):
+            for event in events:
+                type, actor = event[0], event[2]
+                seq += 1
+                first = first or actor
+                data = event[4] if len(event) > 4 and isinstance(event[4], dict) else {}
+                impacts = None
+                if "." not in type:
+                    self._built_in(type, actor, data, seq, at_ms)
+                    impacts = data.get("impact")
+                else:
+                    self._dotted(type, actor, data, seq)
+                counts[type] = counts.get(type, 0) + 1
+                if actor == "muster":
+                    continue
+                part = agents.get(actor)
+                if part is None:
+                    part = agents[actor] = [0, seq, seq, True, None]
+                part[0] += 1
+                part[2], part[3] = seq, type != "left"
+                if impacts is not None:
+                    part[4] = _with_impact(part[4], impacts)
+        if type is not None:
+            told["first_actor"] = told["first_actor"] or first
+            told["seq"], told["last_type"] = seq, type
+
+    def _dotted(self, type: str, actor: str, data: Mapping[str, Any], seq: int) -> None:
+        told = self._told
+        state = told["state"]
+        if state == "expired" and type != "muster.log_repaired":
+            self.broken = f"{type} at seq {seq} follows the session's expiry"
+        elif state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
+            told["state"] = "working"
+            self._count(f"{state}>working", 1, "transitions")
+        if type == "muster.agent_gone" and actor == "muster":
+            part = told["agents"].get(data.get("gone")) if isinstance(data.get("gone"), str) else None
+            if part is not None:
+                part[3] = False
+
+    def _built_in(self, type: str, actor: str, known: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        told = self._told
+        was = state = told["state"]
+        if state == "expired" and type != "start":
+            self.broken = f"{type} at seq {seq} follows the session's expiry"
+        elif state == "completed" and type not in _AFTER_COMPLETED:
+            self.broken = f"{type} at seq {seq} follows the session's completion"
         if state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
             state = "working"
         if type in ("start", "test_pass"):
@@ -119,20 +180,20 @@ class SecondReading:
         elif type == "broke":
             state = "broken"
         elif type == "handoff":
-            state, told["handed_off_by"], told["last_handoff"] = "coordinating", actor, told["seq"]
+            state, told["handed_off_by"], told["last_handoff"] = "coordinating", actor, seq
         elif type in ("completed", "expired"):
             state = type
-        if told["seq"] > 1 and was != state:
+        if seq > 1 and was != state:
             self._count(f"{was}>{state}", 1, "transitions")
+        told["state"] = state
         if type == "checkpoint":
-            told["last_checkpoint"] = told["seq"]
-        known = data if isinstance(data, dict) and not is_dotted else {}
+            told["last_checkpoint"] = seq
         if type in ("start", "test_pass", "broke", "handoff", "completed", "expired"):
             if told["last_entering"] is not None:
                 self._count(f"{told['last_entering']}>{type}", 1, "type_pairs")
             told["last_entering"] = type
         if type == "broke":
-            told["open_breaks"] = (told["open_breaks"] + [told["seq"]])[-32:]
+            told["open_breaks"] = (told["open_breaks"] + [seq])[-32:]
         elif type in ("start", "test_pass", "completed"):
             told["open_breaks"] = []
         if type == "completed":
@@ -140,18 +201,10 @@ class SecondReading:
             told["completed_at"], told["outcome"] = at_ms, outcome[:200] if isinstance(outcome, str) else None
         elif type == "start":
             told["completed_at"], told["outcome"] = 0, None
-        told["state"], told["last_type"] = state, type
-        if told["seq"] == 1 or told["first_actor"] is None:
-            told["first_actor"] = actor
-        if actor != "muster":
-            events, first, _, _, impacts = told["agents"].get(actor, (0, told["seq"], 0, False, None))
-            impacts = _with_impact(impacts, known.get("impact"))
-            told["agents"][actor] = [events + 1, first, told["seq"], type != "left", impacts]
-        gone = data.get("gone") if type == "muster.agent_gone" and isinstance(data, dict) else None
-        if actor == "muster" and isinstance(gone, str) and gone in told["agents"]:
-            part = told["agents"][gone]
-            told["agents"][gone] = [*part[:3], False, *part[4:]]
-        self._count(type, 1)
+        self._said(known)
+
+    def _said(self, known: Mapping[str, Any]) -> None:
+        told = self._told
         change = known.get("change")
         if isinstance(change, dict):
             told["entities"] |= set(change.get("entity_ids") or ())
@@ -253,16 +306,28 @@ def taken_apart(stored: bytes) -> dict[str, Any]:
     return {**fields, **{name: sorted(fields[name]) for name in _SETS}}
 
 
-def _events(body: bytes) -> list[tuple[str, str, Any]]:
-    """Type, actor and data of the events of a body."""
+def _contents(bodies: Sequence[bytes], skipped: Collection[int]) -> list[list[Any]]:
+    """The events of bodies; none of those that are skipped."""
+    if not skipped:
+        try:
+            return list(map(_PLAIN.decode, bodies))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+            pass  # one of them is JSON, or holds foreign data
+    return [[] if at in skipped else _events(body) for at, body in enumerate(bodies)]
+
+
+def _events(body: bytes) -> list[Any]:
+    """The events of a body, each as its values in the order of the wire: the type first, the actor third, the data
+    fifth where there is any.
+    """
     if body[:1] == b"[":
-        return [(line["type"], line["actor"], line.get("data")) for line in json.loads(body)]
+        return [(line["type"], None, line["actor"], None, line.get("data")) for line in json.loads(body)]
     try:
-        events = msgspec.msgpack.decode(body)
+        events: list[Any] = _PLAIN.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
         # Free data of a foreign producer, that nobody has to understand.
         return [_without_foreign_data(event) for event in _RAW.decode(body)]
-    return [(event[0], event[2], event[4] if len(event) > 4 else None) for event in events]
+    return events
 
 
 class _Entities(msgspec.Struct):
@@ -277,16 +342,17 @@ class _Data(msgspec.Struct):
     outcome: msgspec.Raw = msgspec.Raw(b"")
 
 
+_PLAIN = msgspec.msgpack.Decoder()
 _RAW = msgspec.msgpack.Decoder(list[list[msgspec.Raw]])
 
 
-def _without_foreign_data(event: list[msgspec.Raw]) -> tuple[str, str, Any]:
+def _without_foreign_data(event: list[msgspec.Raw]) -> tuple[str, None, str, None, Any]:
     type, actor = msgspec.msgpack.decode(event[0]), msgspec.msgpack.decode(event[2])
     if "." in type or len(event) < 5:
-        return type, actor, None
+        return type, None, actor, None, None
     data = msgspec.msgpack.decode(event[4], type=_Data)
     told = {name: _readable(getattr(data, name)) for name in ("impact", "tags", "priority", "outcome")}
-    return type, actor, {**told, "change": msgspec.to_builtins(data.change)}
+    return type, None, actor, None, {**told, "change": msgspec.to_builtins(data.change)}
 
 
 def _readable(raw: msgspec.Raw) -> Any:

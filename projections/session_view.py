@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
+from domain.events import Event, Gist
 from domain.impact import SEVERITIES, Impacts, as_number
-from domain.invariants import fold
-from domain.session import Session
+from domain.invariants import fold, fold_lawful, lawful
+from domain.log.uncollected import uncollected
+from domain.session import FEW, Session
+from domain.stretch import Stretch
 from projections.sealed import Seal, seal, version_of
 
 #: The projection that builds session views, checkpoints and agent totals in one step.
@@ -72,11 +76,13 @@ def adds_up(view: Session) -> bool:
 
 def is_checkpoint(commit: Commit) -> bool:
     """Whether a checkpoint is due at the end of this commit; a function of the log alone."""
-    if commit.last_seq // CHECKPOINT_INTERVAL > (commit.first_seq - 1) // CHECKPOINT_INTERVAL:
+    events = () if commit.skipped else commit.gists if commit.gists is not None else commit.events
+    return _is_due(commit.first_seq, commit.last_seq, events)
+
+
+def _is_due(first_seq: int, last_seq: int, events: Iterable[Event | Gist]) -> bool:
+    if last_seq // CHECKPOINT_INTERVAL > (first_seq - 1) // CHECKPOINT_INTERVAL:
         return True
-    if commit.skipped:
-        return False
-    events = commit.gists if commit.gists is not None else commit.events
     return not CHECKPOINT_TYPES.isdisjoint([event.type for event in events])
 
 
@@ -87,14 +93,40 @@ class Folding:
         self.view = view
         self.checkpoints: dict[int, bytes] = {}
 
-    def advance(self, commits: Iterable[Commit]) -> None:
+    def advance(self, commits: Iterable[Commit | Stretch]) -> None:
         """Folds commits until one breaks a law: then Damaged is raised, and the view stands before that commit."""
-        for commit in commits:
-            fold(self.view, commit)
-            if is_checkpoint(commit):
-                self.checkpoints[commit.last_seq] = encode(self.view)
-                if len(self.checkpoints) > CHECKPOINTS_KEPT:
-                    del self.checkpoints[min(self.checkpoints)]
+        for part in commits:
+            if isinstance(part, Stretch) and len(part) > FEW and self._is_taken(part):
+                continue
+            for commit in part if isinstance(part, Stretch) else (part,):
+                fold(self.view, commit)
+                if is_checkpoint(commit):
+                    self._keep_checkpoint()
+
+    def _is_taken(self, stretch: Stretch) -> bool:
+        """Folds a stretch at a stroke, if that can be done."""
+        with uncollected():
+            gists = lawful(self.view, stretch)
+            if gists is not None:
+                self._take(stretch, gists)
+        return gists is not None
+
+    def _take(self, stretch: Stretch, gists: list[list[Gist]]) -> None:
+        """Folds a lawful stretch, and makes those checkpoints that are kept in the end."""
+        begin, length = 0, len(stretch)
+        lasts, counts = stretch.lasts, stretch.counts
+        due = (at for at in reversed(range(length)) if _is_due(lasts[at] - counts[at] + 1, lasts[at], gists[at]))
+        for at in reversed(list(islice(due, CHECKPOINTS_KEPT))):
+            fold_lawful(self.view, stretch, gists, begin, at + 1)
+            self._keep_checkpoint()
+            begin = at + 1
+        if begin < length:
+            fold_lawful(self.view, stretch, gists, begin, length)
+
+    def _keep_checkpoint(self) -> None:
+        self.checkpoints[self.view.seq] = encode(self.view)
+        if len(self.checkpoints) > CHECKPOINTS_KEPT:
+            del self.checkpoints[min(self.checkpoints)]
 
 
 def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest: bool = True) -> dict[str, Any]:

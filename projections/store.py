@@ -14,15 +14,15 @@ import redis
 from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions, merge
-from domain.codec import Commit
 from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.feed import FeedEntry, Span, parse_feed_entry, parse_feed_position
 from domain.log.keys import Keyspace, PartitionKeys
-from domain.log.protocol import pack_head, parse_entry, parse_head
-from domain.log.skips import marked, parse_skips
+from domain.log.protocol import pack_head, parse_head, parse_stretch
+from domain.log.skips import parse_skips, with_marks
 from domain.log.witness import Loss
 from domain.session import Session
+from domain.stretch import Stretch
 from projections import agent_view, indexing, session_view
 from projections.parking import ANOTHER_MAY_KNOW, fingerprint
 
@@ -182,7 +182,7 @@ class ProjectionStore:
         replies = pipe.execute(raise_on_error=False) if sessions else []
         return [readable_head(unless_of_another_type(reply)) for reply in replies]
 
-    def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[list[Commit]], set[str]]:
+    def spans(self, partition: int, spans: Sequence[Span]) -> tuple[list[bytes | None], list[Stretch], set[str]]:
         """What a batch needs, in one round trip: views, new commits with what is skipped of them, and which sessions
         are parked.
         """
@@ -197,7 +197,7 @@ class ProjectionStore:
             pipe.xrange(keys.log(span.session), str(span.from_seq), str(span.to_seq))
         parked, skips, views, *logs = pipe.execute()
         commits = [
-            marked([parse_entry(span.session, entry) for entry in log], parse_skips(skipped))
+            with_marks(parse_stretch(span.session, log), parse_skips(skipped))
             for span, log, skipped in zip(spans, logs, skips, strict=True)
         ]
         held = {span.session for span, reason in zip(spans, parked, strict=True) if reason is not None}
@@ -441,10 +441,20 @@ class ProjectionStore:
         names = (keys.head(session), keys.hold(session), keys.session_index)
         self.client.fcall("muster_quarantine_1", len(names), *names, session, code, first_bad_seq)
 
-    def mend_total(self, partition: int) -> None:
-        """Raises a running total that was rolled back to where the feed ends; the next append would do the same."""
+    def mended(self, partition: int) -> tuple[Cursor, int]:
+        """Raises a running total that was rolled back to where the feed ends, as the next append would; then the cursor
+        and the total.
+        """
         keys = self.keys(partition)
-        self.client.fcall("muster_mend_total_1", 2, keys.meta, keys.feed)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.fcall("muster_mend_total_1", 2, keys.meta, keys.feed)
+        pipe.hmget(self.cursor_key(partition), "position", "events")
+        pipe.hget(keys.meta, "total")
+        mended, position, total = pipe.execute(raise_on_error=False)
+        for reply in (mended, total):
+            if isinstance(reply, Exception):
+                raise reply
+        return parse_cursor(position), int(total or 0)
 
     def mend_head(self, session: str, stored: bytes | None, last_entry: str, head: Head) -> bool:
         """Puts a head that fits the log in the place of a damaged one. False if the session moved on meanwhile."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
 from domain.codec import Commit
+from domain.log.ahead import Asked, AskedLater, ReadingAhead
 from domain.log.contract import Head
 from domain.log.keys import Keyspace
 from domain.log.protocol import (
@@ -17,10 +19,10 @@ from domain.log.protocol import (
     ReadFlow,
     RegistryFlow,
     Request,
-    first_pages_flow,
     head_flow,
     limited,
 )
+from domain.stretch import Stretch
 
 T = TypeVar("T")
 
@@ -44,9 +46,18 @@ class BlockingReads:
         return self._pages(ReadFlow(session, after=after, to=to))
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
+        return map(chain.from_iterable, self.stretches_each(sessions))
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        return self._whole_pages(ReadFlow(session, after=after))
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
         readings = [ReadFlow(session, first_page=EACH_FIRST_PAGE_ENTRIES) for session in sessions]
-        for first, reading in zip(self.run(first_pages_flow(readings)), readings, strict=True):
-            yield chain(first, self._pages(reading))
+        return map(ReadingAhead(self, readings).stretches, readings)
+
+    def ask(self, requests: list[Request]) -> Asked:
+        """Sends requests, for whoever goes through other things before the answers."""
+        return AskedLater(partial(self._exchange, requests))
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
@@ -63,6 +74,10 @@ class BlockingReads:
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _whole_pages(self, reading: ReadFlow) -> Iterator[Stretch]:
+        while (page := self.run(reading.next_page())) is not None:
+            yield page
 
     def _pages(self, reading: ReadFlow | ReadBackFlow | RegistryFlow) -> Iterator[Any]:
         while (page := self.run(reading.next_page())) is not None:

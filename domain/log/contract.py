@@ -14,6 +14,7 @@ from msgspec import Struct
 from domain.codec import Commit
 from domain.errors import DeadlineExceeded, MusterError
 from domain.events import Event
+from domain.stretch import Stretch
 
 if TYPE_CHECKING:
     from domain.log.lease import AsyncLease, Lease
@@ -149,10 +150,18 @@ class CommitReader(Protocol):
         ...
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
-        """The commits of many sessions, oldest first; the beginnings of all come in one round trip.
+        """The commits of many sessions, oldest first; the beginnings of some dozens come in one round trip.
 
-        For many short sessions; of how many at a time is the caller's to choose.
+        For many short sessions, to be gone through in this order: what comes next is asked for before.
         """
+        ...
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        """As `read`, page by page."""
+        ...
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
+        """As `read_each`, page by page."""
         ...
 
 

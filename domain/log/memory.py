@@ -37,6 +37,7 @@ from domain.log.protocol import (
     SkipsRequest,
     Standing,
     StandingRequest,
+    StretchRequest,
     TimeRequest,
     Unsettled,
     append_flow,
@@ -65,6 +66,7 @@ from domain.log.subscribing.subscription import After, Subscription, begin_flow
 from domain.log.tracing import current_traceparent
 from domain.log.working import SILENT_AFTER_S, WorkingSession
 from domain.session import OPEN_GATE, gate_after
+from domain.stretch import Stretch
 
 T = TypeVar("T")
 
@@ -219,6 +221,10 @@ class MemoryLog(BlockingReads):
                 return found[::-1][:count] if backward else found[:count]
             case BeatRequest(session, agent, silent_ms):
                 return self._beat(session, agent, silent_ms)
+            case StretchRequest(session, from_seq, count):
+                commits = self._commits.get(session, [])
+                low = bisect_left(commits, from_seq, key=_last_seq)
+                return Stretch.of(session, commits[low : low + count])
             case SkipsRequest(session):
                 return self._skips.get(session, NO_SKIPS)
             case RegistryRequest(partition, after, count):

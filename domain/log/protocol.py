@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 from msgspec import Struct, structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits, encode_body, fingerprint
@@ -21,8 +22,9 @@ from domain.events import Event, check_actor, check_session, is_identifier
 from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
 from domain.log.feed import parse_feed_entry
 from domain.log.keys import Keyspace, PartitionKeys
-from domain.log.skips import Skips, marked, parse_skips
+from domain.log.skips import Skips, marked, parse_skips, with_marks
 from domain.session import gate_after, kinds_of
+from domain.stretch import Stretch
 
 APPEND_FUNCTION = "muster_append_1"
 #: A call of the append function carries at most so many commits and bytes; more become several calls.
@@ -31,9 +33,9 @@ CALL_BYTES = 1024 * 1024
 #: A page of commits is sized so that it holds about this many bytes, and never more entries than PAGE_ENTRIES.
 PAGE_BYTES = 2 * 1024 * 1024
 PAGE_ENTRIES = 1024
-FIRST_PAGE_ENTRIES = 128
+FIRST_PAGE_ENTRIES = 256
 #: The first page of each session when many are read together.
-EACH_FIRST_PAGE_ENTRIES = 32
+EACH_FIRST_PAGE_ENTRIES = 256
 #: How long an agent may be silent at most before it is reported gone, in seconds: a day.
 LONGEST_SILENCE_S = 86_400
 #: How often a deduplicated append reads and decides again when other producers are quicker.
@@ -109,6 +111,14 @@ class RangeRequest(Struct, frozen=True):
     backward: bool = False
 
 
+class StretchRequest(Struct, frozen=True):
+    """As RangeRequest, for a fold; the answer is a `Stretch`."""
+
+    session: str
+    from_seq: int
+    count: int
+
+
 class SkipsRequest(Struct, frozen=True):
     """What of a session was discarded. Answered by Skips."""
 
@@ -147,7 +157,8 @@ class Standing(Struct, frozen=True):
 
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest | BeatRequest
 Feeding: TypeAlias = StandingRequest | FeedRequest
-Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest | Feeding
+Ranging: TypeAlias = RangeRequest | StretchRequest
+Reading: TypeAlias = TimeRequest | HeadRequest | Ranging | SkipsRequest | RegistryRequest | Feeding
 Request: TypeAlias = AppendRequest | Holding | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
@@ -253,9 +264,7 @@ class Protocol:
                 command = ["FCALL", "muster_beat_1", len(names), *names, *arguments]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
 
-    def _single(
-        self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest | Feeding
-    ) -> Call:
+    def _single(self, place: int, request: TimeRequest | HeadRequest | Ranging | RegistryRequest | Feeding) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
@@ -270,6 +279,9 @@ class Protocol:
                 command = ["XREVRANGE", log, high, low] if backward else ["XRANGE", log, low, high]
                 command += ["COUNT", count]
                 return Call(command, [place], lambda reply: [[parse_entry(session, entry) for entry in reply]])
+            case StretchRequest(session, from_seq, count):
+                command = ["XRANGE", self.keyspace.of(session).log(session), str(from_seq), "+", "COUNT", count]
+                return Call(command, [place], lambda reply: [parse_stretch(session, reply)])
             case RegistryRequest(partition, after, count):
                 keys = self.keyspace.partitions[partition]
                 low = "-" if after is None else "(" + after
@@ -515,6 +527,28 @@ def parse_entry(session: str, entry: tuple[bytes, Any]) -> Commit:
     )
 
 
+def parse_stretch(session: str, entries: Sequence[tuple[bytes, Any]]) -> Stretch:
+    """Stream entries as a stretch, at a stroke if all are as the append function writes them."""
+    try:
+        ids, flats = zip(*entries, strict=True)
+        names, times, more, digests, last, bodies, *trace = zip(*flats, strict=True)
+        count = len(entries)
+        is_plain = (names.count(b"t"), more.count(b"d"), last.count(b"b")) == (count, count, count)
+        traces = None
+        if trace:
+            name, traces = trace
+            is_plain = is_plain and name.count(b"c") == count
+        if is_plain and b"".join(times).isdigit():
+            numbers = _NUMBERS.decode(b"[" + b",".join(ids).replace(b"-", b",") + b"]")
+            at_ms = _NUMBERS.decode(b"[" + b",".join(times) + b"]")
+            return Stretch(session, numbers[::2], numbers[1::2], at_ms, digests, bodies, traces)
+    except (ValueError, TypeError, msgspec.MsgspecError):
+        pass  # one by one, then: no entries, some with a trace and some without, or what is no commit
+    return Stretch.of(session, [parse_entry(session, entry) for entry in entries])
+
+
+_NUMBERS = msgspec.json.Decoder(list[int])
+
 #: What the server's error replies mean, by their first word; the first match counts.
 _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("STORE_MISSING", Misconfigured, "STORE_MISSING"),
@@ -733,27 +767,27 @@ class ReadFlow:
         self._low = max(after, 0) + 1
         self._to = to
         self._count = first_page
-        self._done = to is not None and to <= after
         self._skips: Skips | None = None
+        self.done = to is not None and to <= after
 
-    def next_page(self) -> Flow[list[Commit] | None]:
+    def next_page(self) -> Flow[Stretch | None]:
         """The next page, or None at the end."""
-        if self._done:
+        if self.done:
             return None
         # A stream is ordered by the last seq of its commits, and the commit that holds `to` may end after it: so
         # the range is left open, and the page is cut here.
-        request = RangeRequest(self._session, self._low, None, self._count)
+        request = StretchRequest(self._session, self._low, self._count)
         self._skips, answer = yield from _with_skips(request, self._skips)
-        page: list[Commit] = marked(taken(answer), self._skips)
-        self._done = len(page) < self._count
+        page = with_marks(taken(answer), self._skips)
+        self.done = len(page) < self._count
         if not page:
             return None
-        self._low = page[-1].last_seq + 1
-        self._count = next_count(page)
-        if self._to is not None and page[-1].last_seq >= self._to:
-            self._done = True
-            to = self._to
-            page = [commit for commit in page if commit.first_seq <= to]
+        last_seq = page.lasts[-1]
+        self._low = last_seq + 1
+        self._count = _count_by(page.bodies)
+        if self._to is not None and last_seq >= self._to:
+            self.done = True
+            page = page[: page.up_to(self._to)]
         return page
 
 
@@ -791,7 +825,7 @@ class ReadBackFlow:
         return page
 
 
-def _with_skips(request: RangeRequest, known: Skips | None) -> Flow[tuple[Skips, Any]]:
+def _with_skips(request: Ranging, known: Skips | None) -> Flow[tuple[Skips, Any]]:
     """The session's skips and the answer to the request; the skips are asked for with the first page alone."""
     if known is not None:
         (answer,) = yield [request]
@@ -802,14 +836,18 @@ def _with_skips(request: RangeRequest, known: Skips | None) -> Flow[tuple[Skips,
 
 def next_count(page: Sequence[Commit]) -> int:
     """How many commits to ask for next, so that a page holds about PAGE_BYTES."""
-    size = sum(len(commit.body) for commit in page) // len(page) + 64
+    return _count_by([commit.body for commit in page])
+
+
+def _count_by(bodies: Sequence[bytes]) -> int:
+    size = sum(map(len, bodies)) // len(bodies) + 64
     return max(1, min(PAGE_ENTRIES, PAGE_BYTES // size))
 
 
-def first_pages_flow(readings: Sequence[ReadFlow]) -> Flow[list[list[Commit]]]:
+def first_pages_flow(readings: Sequence[ReadFlow]) -> Flow[list[Stretch | None]]:
     """The first pages of many readings, side by side."""
     pages = yield from together([reading.next_page() for reading in readings])
-    return [taken(page) or [] for page in pages]
+    return [taken(page) for page in pages]
 
 
 def head_flow(sessions: Sequence[str]) -> Flow[list[Head | None]]:
@@ -857,7 +895,7 @@ def together(flows: Sequence[Flow[T]]) -> Flow[list[T | MusterError]]:
         searched: set[str] = set()
         for index in sorted(waiting):
             requests = waiting[index]
-            searched |= {request.session for request in requests if isinstance(request, RangeRequest)}
+            searched |= {request.session for request in requests if isinstance(request, RangeRequest | StretchRequest)}
             if not any(isinstance(request, AppendRequest) and request.session in searched for request in requests):
                 indexes.append(index)
         batch = [request for index in indexes for request in waiting[index]]

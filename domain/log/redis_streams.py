@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 from uuid import uuid4
@@ -20,6 +21,7 @@ import redis.asyncio
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.events import Event
+from domain.log.ahead import Asked, AskedAhead, Sent, last_answers
 from domain.log.blocking import BlockingReads
 from domain.log.connection import (
     LOCALHOST,
@@ -405,6 +407,11 @@ class SessionLog(Exchanges, BlockingReads):
 
     def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return self.drive(self._answering(requests), once)
+
+    def ask(self, requests: list[Request]) -> Asked:
+        wire = self._asking(requests)
+        sent = Sent(self.client, next(wire).commands)
+        return AskedAhead(sent, partial(last_answers, wire), partial(self._send_requests, requests))
 
     def look(self, flow: Flow[T]) -> T:
         """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from domain.codec import Commit
+from domain.stretch import Stretch
 
 #: The skipped commits of a session, by last seq and digest.
 Skips: TypeAlias = frozenset[tuple[int, str]]
@@ -57,6 +58,11 @@ def marked(commits: list[Commit], skips: Skips) -> list[Commit]:
         structs.replace(commit, skipped=True) if (commit.last_seq, commit.digest) in skips else commit
         for commit in commits
     ]
+
+
+def with_marks(stretch: Stretch, skips: Skips) -> Stretch:
+    """As `marked`, of a stretch."""
+    return Stretch.of(stretch.session, marked(list(stretch), skips)) if skips else stretch
 
 
 def with_skip(stored: bytes | None, skip: Skip) -> bytes | None:

@@ -170,8 +170,7 @@ class OwnProjector:
         """
         (build,) = self._store.builds([partition])
         store, resumed = self._store, resumes_after(build)
-        store.mend_total(partition)
-        cursor, total = store.cursor(partition), store.total(partition)
+        cursor, total = store.mended(partition)
         if build == VIEWS:
             self._merge_views(partition, token)
             return True

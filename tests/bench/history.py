@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ from projections.drift import Validator
 from projections.store import ProjectionStore
 from tests.bench.arena import Arena, store_of
 from tests.bench.events import fill, in_partition
-from tests.bench.limits import read_without_fold
+from tests.bench.limits import decoded_whole, read_without_fold
 from workers.recovery import Recovery
 
 
@@ -52,10 +53,10 @@ class History(Struct):
             raise AssertionError(f"{len(findings)} findings, such as {findings[0]}")
         return self.events / taken
 
-    def read(self) -> float:
+    def read(self, decoded: Callable[[bytes], int] = decoded_whole) -> float:
         """Reads and decodes everything with redis-py, without a fold; events/s."""
         began = time.perf_counter()
-        count = read_without_fold(self.log, self.sessions)
+        count = read_without_fold(self.log, self.sessions, decoded)
         if count != self.events:
             raise AssertionError(f"{count} events were read, not {self.events}")
         return self.events / (time.perf_counter() - began)

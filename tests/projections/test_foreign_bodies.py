@@ -49,6 +49,19 @@ def test_a_type_or_an_actor_that_is_none_parks_its_session_alone(world: World, t
     assert world.views.session(names[0])["seq"] == 3
 
 
+def test_what_follows_an_illegal_event_may_be_of_any_kind(world: World) -> None:
+    """The first damage is the finding, whatever stands behind it in the same page."""
+    (name,) = world.sessions(1)
+    world.log.append(name, did("completed"))
+    illegal = msgspec.msgpack.encode([["modified", "1", "ann", None, {}]])
+    for body in (illegal, b"\xc1", b"[", b"\x91\x01"):
+        assert foreign_append(world.store, name, ".", body)[0] == "APPENDED"
+
+    world.project()
+
+    assert only(world.verify(), "EVENT_ILLEGAL").first_bad_seq == 5
+
+
 def test_whatever_foreign_producers_send_all_other_sessions_go_on(world: World) -> None:
     """Any body at all, behind kinds that the gate takes: it is folded, or parks its session, and is found as such."""
     chance = seeded()

@@ -19,10 +19,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 import domain.log
-from domain import Event, MusterError, agent, impact, session
+from domain import Event, MusterError, agent, impact, invariants, session
 from projections import catchup, indexing, session_view, store
 from tests.conftest import Servers, Store
 from tests.projections.world import World, did, foreign_append, notes
+from tests.waiting import wait_until
 
 PACKAGES: Final = ("domain", "projections", "workers")
 
@@ -107,19 +108,107 @@ FOLD: Final = [
         "for gist in reversed(gists)",
     ),
     Bug(
-        "a checkpoint is off by one", session_view, "is_checkpoint", "(commit.first_seq - 1) //", "commit.first_seq //"
+        "a type is counted twice, among many",
+        session.Session,
+        "count",
+        "get(type, 0) + count",
+        "get(type, 0) + 2 * count",
     ),
+    Bug(
+        "an agent's events are counted twice, among many",
+        session.Session,
+        "count",
+        "part.events += events",
+        "part.events += 2",
+    ),
+    Bug(
+        "an agent's last seq is off by one, among many",
+        session.Session,
+        "count",
+        "part.last_seq = begin + last",
+        "part.last_seq = begin + last - 1",
+    ),
+    Bug(
+        "an agent that left stays present, among many",
+        session.Session,
+        "count",
+        'part.present = types[last] != "left"',
+        "pass",
+    ),
+    Bug(
+        "an agent begins at 0, among many",
+        session.Session,
+        "count",
+        "Participation(0, begin + actors.index(actor)",
+        "Participation(0, 0",
+    ),
+    Bug(
+        "the first actor is the last, among many",
+        session.Session,
+        "count",
+        "if self.first_actor is None",
+        "if True",
+    ),
+    Bug(
+        "the last type is the first, among many",
+        session.Session,
+        "count",
+        "self.last_type = types[-1]",
+        "self.last_type = self.last_type or types[-1]",
+    ),
+    Bug(
+        "old entities are lost, among many",
+        session.Session,
+        "count",
+        "self.entities.update(change.entity_ids)",
+        "self.entities = set(change.entity_ids)",
+    ),
+    Bug(
+        "only the first entity, among many",
+        session.Session,
+        "count",
+        "self.entities.update(change.entity_ids)",
+        "self.entities.update(change.entity_ids[:1])",
+    ),
+    Bug("many begin at their last commit", invariants, "_count", "next(filter(None, times), 0)", "times[-1]"),
+    Bug("many never move on in time", invariants, "_count", "session.dated(times[-1])", "pass"),
+    Bug("what says more is only counted", session, "says_more", "if gist.type in _SAYS_MORE", "if False"),
+    Bug("impacts are only counted", session, "says_more", "data.impact or data.tags or data.priority", "False"),
+    Bug("who wakes a session is only counted", session.Session, "count", " or self.state == COORDINATING", ""),
+    Bug(
+        "the last events are lost, of many",
+        session.Session,
+        "count",
+        "types, actors =",
+        "gists = gists[: len(gists) // 2 + 1]; types, actors =",
+    ),
+    Bug(
+        "events change places, of many",
+        session.Session,
+        "count",
+        "types, actors =",
+        "gists = gists[::-1]; types, actors =",
+    ),
+    Bug(
+        "the end of a stretch is lost",
+        invariants,
+        "_count",
+        "gists[begin:end]",
+        "gists[begin : max(end - 1, begin + 1)]",
+    ),
+    Bug("a stretch ends with its first digest", invariants, "fold_lawful", "digests[end - 1]", "digests[begin]"),
+    Bug("a checkpoint is off by one", session_view, "_is_due", "(first_seq - 1) //", "first_seq //"),
     Bug(
         "no checkpoint of a handoff",
         session_view,
-        "is_checkpoint",
+        "_is_due",
         "CHECKPOINT_TYPES.isdisjoint",
         '{"broke", "completed"}.isdisjoint',
     ),
     Bug(
         "the oldest checkpoints are kept",
         session_view.Folding,
-        "advance",
+        "_keep_checkpoint",
         "min(self.checkpoints)",
         "max(self.checkpoints)",
     ),
@@ -149,6 +238,13 @@ FOLD: Final = [
     Bug("the last perf_delta is the sum", impact.Impacts, "add", "self.perf_delta += delta", "self.perf_delta = delta"),
     Bug("the highest perf_delta is the lowest", impact.Impacts, "add", "min(self.lowest", "max(self.lowest"),
     Bug("a perf_delta is rounded down", impact, "units", "2 * over * SCALE + under", "2 * over * SCALE"),
+    Bug(
+        "a stretch makes its newest checkpoint alone",
+        session_view.Folding,
+        "_take",
+        "islice(due, CHECKPOINTS_KEPT)",
+        "islice(due, 1)",
+    ),
 ]
 
 CATCH_UP: Final = [
@@ -267,7 +363,28 @@ def histories(world: World) -> None:
     log.append(together[1], did("completed", "ann"))
     log.append(together[2], did("expired", "ann"))
     log.append(together[3], [did("handoff", "ann"), did("tool.called", "ann")])
+    log.append("many", [did("start", "ann"), *notes(9, "ann"), did("modified", "bob", entities=("p", "q"))])
     world.project()
+    log.append("many", [*notes(9, "ann"), did("modified", "eve", entities=("r", "s")), did("handoff", "bob")])
+    world.project()
+    plain = [*notes(9, "kim"), did("modified", "bob", entities=("p", "q")), did("joined", "kim"), did("left", "kim")]
+    later = [
+        did("modified", "ann", entities=("r", "s")),
+        *notes(9, "kim"),
+        did("left", "kim"),
+        did("tool.called", "ann"),
+    ]
+    loud = Event.of("modified", actor="eve", data={"impact": hurt, "tags": ["late"]})
+    batches: list[list[Event]] = [plain, later, [*notes(9, "ann"), loud, *notes(9, "ann")]]
+    for events in batches:
+        for event in events:
+            wait_until_after(world, log.append("plain", event).at_ms)
+        world.project()
+
+
+def wait_until_after(world: World, at_ms: int) -> None:
+    """Returns when what is appended next is of a later time."""
+    wait_until(lambda: world.projections.server_ms() > at_ms)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from domain.codec import Commit
 from domain.log.feed import Span
+from domain.stretch import Stretch, one_by_one
 from projections import session_view
 from projections.catchup import fold_span
 from projections.session_view import Folding
@@ -41,6 +42,12 @@ class Counting:
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
         return (self.read(session) for session in sessions)
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        return one_by_one(self.read(session, after=after))
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
+        return (self.stretches(session) for session in sessions)
 
 
 def built(kept: dict[int, bytes]) -> tuple[bytes, int]:

@@ -19,6 +19,7 @@ from domain.log.protocol import Flow, Request
 from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
 from domain.log.subscribing.subscription import AsyncSubscription
 from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession
+from domain.stretch import Stretch, one_by_one
 
 T = TypeVar("T")
 _NUMBERS = count(1)
@@ -102,6 +103,12 @@ class Blocking:
 
     def read_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Commit]]:
         return (self.read(session) for session in sessions)  # the asyncio face has no such method
+
+    def stretches(self, session: str, *, after: int = 0) -> Iterator[Stretch]:
+        return one_by_one(self.read(session, after=after))
+
+    def stretches_each(self, sessions: Sequence[str]) -> Iterator[Iterator[Stretch]]:
+        return (self.stretches(session) for session in sessions)
 
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
         return self._runner.run(self._log.resolve(doubt))

@@ -480,7 +480,7 @@ def test_large_commits_are_read_page_by_page(log: RunnableLog) -> None:
 
 def test_many_sessions_are_read_as_each_by_itself(log: RunnableLog) -> None:
     """Reading sessions together gives what reading them one by one gives, long, short and unknown ones alike."""
-    lengths = [0, 1, 3, 40, 300, 2]
+    lengths = [0, 1, 3, 40, 300, 2, 300, 0, 1, 1, 1, 600, 5]
     names = [new_session() for _ in lengths]
     for name, length in zip(names, lengths, strict=True):
         _follow(log, name, length)
