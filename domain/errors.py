@@ -206,6 +206,7 @@ REGISTRY: dict[str, Entry] = {
     "PROJECTION_UNKNOWN": Entry(NotFound, "look the projection and its versions up with `muster projection ls`"),
     "KEY_UNKNOWN": Entry(NotFound, "look the keys up with `muster projection show NAME`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
+    "TIME_UNKNOWN": Entry(NotFound, "ask for a time at or after the session's first commit"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),

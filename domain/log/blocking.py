@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from domain.codec import Commit
-from domain.log.contract import Head
+from domain.log.contract import Head, Position
 from domain.log.keys import Keyspace
 from domain.log.protocol import (
     EACH_FIRST_PAGE_ENTRIES,
@@ -20,6 +20,7 @@ from domain.log.protocol import (
     first_pages_flow,
     head_flow,
     limited,
+    seek_flow,
 )
 
 T = TypeVar("T")
@@ -50,6 +51,9 @@ class BlockingReads:
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
+
+    def position_at(self, session: str, at_ms: int) -> Position:
+        return self.run(seek_flow(session, at_ms))
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         return limited(self._pages(RegistryFlow(self.keyspace, after)), limit)

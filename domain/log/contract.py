@@ -245,6 +245,12 @@ class EventLog(CommitReader, Protocol):
         """The commits that hold events before seq `before` (all without it), newest first."""
         ...
 
+    def position_at(self, session: str, at_ms: int) -> Position:
+        """Where the session stood at a time (server ms): at the end of the last commit at or before it; at seq 0 if
+        there was none yet.
+        """
+        ...
+
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         """The ids of all sessions by partition and id, beginning after the id `after`. Stable while sessions are
         added.
@@ -325,6 +331,8 @@ class AsyncEventLog(Protocol):
     def read(self, session: str, *, after: int = 0, to: int | None = None) -> AsyncIterator[Commit]: ...
 
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]: ...
+
+    async def position_at(self, session: str, at_ms: int) -> Position: ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]: ...
 

@@ -34,6 +34,8 @@ PAGE_ENTRIES = 1024
 FIRST_PAGE_ENTRIES = 128
 #: The first page of each session when many are read together.
 EACH_FIRST_PAGE_ENTRIES = 32
+#: Into how many parts each round trip of a search by time cuts what is left.
+SEEK_PARTS = 8
 #: How often a deduplicated append reads and decides again when other producers are quicker.
 DEDUPE_ATTEMPTS = 32
 
@@ -766,6 +768,29 @@ class ReadBackFlow:
         self._done = self._done or self._high < 1
         self._count = next_count(page)
         return page
+
+
+def seek_flow(session: str, at_ms: int) -> Flow[Position]:
+    """Where a session stood at a time (server ms): the end of the last commit at or before it; seq 0 before the first.
+
+    Times grow with seqs, so each round trip cuts what is left into SEEK_PARTS parts: a log of a hundred thousand
+    commits takes six, and none of them is folded.
+    """
+    check_session(session)
+    (answer,) = yield [RangeRequest(session, 1, None, 1, backward=True)]
+    last: list[Commit] = taken(answer)
+    stood = Position(0)
+    low, high = 0, last[0].last_seq if last else 0
+    while low < high:
+        seqs = sorted({low + max(1, (high - low) * part // SEEK_PARTS) for part in range(1, SEEK_PARTS + 1)})
+        answers = yield [RangeRequest(session, seq, None, 1) for seq in seqs]
+        for page in map(taken, answers):
+            for commit in page:
+                if commit.at_ms <= at_ms and commit.last_seq > low:
+                    low, stood = commit.last_seq, Position(commit.last_seq, commit.digest)
+                elif commit.at_ms > at_ms:
+                    high = min(high, commit.first_seq - 1)
+    return stood
 
 
 def _with_skips(request: RangeRequest, known: Skips | None) -> Flow[tuple[Skips, Any]]:

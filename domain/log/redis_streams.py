@@ -53,6 +53,7 @@ from domain.log.protocol import (
     head_flow,
     policy_flow,
     resolve_flow,
+    seek_flow,
     taken,
 )
 from domain.log.spooling.appending import Steps
@@ -606,6 +607,9 @@ class AsyncSessionLog(Exchanges):
 
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
+
+    async def position_at(self, session: str, at_ms: int) -> Position:
+        return await self.run(seek_flow(session, at_ms))
 
     async def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]:
         left = limit

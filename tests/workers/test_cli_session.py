@@ -41,11 +41,26 @@ def test_show_shows_now_or_then(world: World) -> None:
     assert (then["seq"], sorted(then["agents"])) == (1, ["ann"])
 
 
+def test_show_shows_then_by_the_clock_too(world: World) -> None:
+    """`--at` also takes a time, as RFC 3339 or in ms: the state after the last commit at or before it."""
+    first, *_, last = world.log.read("s-1")
+    by_ms = run_cli(world, "session", "show", "s-1", "--at", str(last.at_ms)).row
+    by_time = run_cli(world, "session", "show", "s-1", "--at", by_ms["last_at"]).row
+    later = run_cli(world, "session", "show", "s-1", "--at", "2999-01-01T00:00:00+02:00").row
+    before = run_cli(world, "session", "show", "s-1", "--at", str(first.at_ms - 1))
+
+    assert by_ms == by_time == later == run_cli(world, "session", "show", "s-1").row
+    assert (before.code, "TIME_UNKNOWN" in before.err) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (("session", "show", "none"), 4),
         (("session", "show", "s-1", "--at", "9"), 4),
+        (("session", "show", "s-1", "--at", "yesterday"), 9),
+        (("session", "show", "s-1", "--at", "2026-01-01T00:00:00"), 9),
+        (("session", "show", "s-1", "--at", "9" * 30), 9),
         (("session", "show", "not an id"), 9),
         (("session", "show"), 2),
         (("session",), 2),

@@ -1,4 +1,4 @@
-"""`muster session`: what sessions are doing, now or at a seq."""
+"""`muster session`: what sessions are doing, now or then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ls.add_argument("--after", metavar="SESSION", help="begin after this session: the last one of the page before")
     show = arguments.command(group, "show", "show one session", run_show)
     show.add_argument("session")
-    show.add_argument("--at", type=int, metavar="SEQ", help="as it stood right after this seq")
+    show.add_argument(
+        "--at", metavar="SEQ|TIME", help="as it stood right after this seq, or at this time (server's clock)"
+    )
 
 
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:
@@ -34,7 +36,7 @@ def run_ls(options: argparse.Namespace, settings: Settings) -> int:
 def run_show(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
         views = Views(store, log)
-        at = options.at
+        at = None if options.at is None else arguments.moment(options.at)
         found = views.session(options.session) if at is None else views.session_at(options.session, at)
         printing.document(with_schema(found), options.output)
     return 0

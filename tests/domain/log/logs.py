@@ -97,6 +97,9 @@ class Blocking:
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._each(self._log.read_back(session, before=before))
 
+    def position_at(self, session: str, at_ms: int) -> Position:
+        return self._runner.run(self._log.position_at(session, at_ms))
+
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         return self._each(self._log.sessions(after=after, limit=limit))
 

@@ -130,6 +130,20 @@ def test_the_trace_travels_with_the_commit_and_outside_the_digest(log: RunnableL
     assert_chained("s", commits, log.head("s"))
 
 
+def test_a_position_is_found_by_time(log: RunnableLog) -> None:
+    """At any time the session stood at the end of the last commit at or before it; at seq 0 before the first."""
+    for number in range(70):
+        log.append("s", notes(*(f"{number}.{part}" for part in range(1 + number % 3))))
+    commits = list(log.read("s"))
+    first, last = commits[0].at_ms, commits[-1].at_ms
+
+    for ms in range(first - 2, last + 3, max(1, (last - first) // 40)):
+        stood = [Position(commit.last_seq, commit.digest) for commit in commits if commit.at_ms <= ms]
+        assert log.position_at("s", ms) == (stood[-1] if stood else Position(0))
+    assert log.position_at("none", last) == Position(0)
+    refused(lambda: log.position_at("not an id", last), Refused, "SESSION_INVALID")
+
+
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
