@@ -23,6 +23,7 @@ from domain.log.protocol import lost, position_of
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.catchup import from_log
+from projections.difference import Change, changes
 from projections.session_view import Folding
 from projections.store import ProjectionStore
 
@@ -69,6 +70,16 @@ class Views:
         view, whole = state_at(self._log, self._nearest(session, seq), seq)
         quarantined = self._quarantines([session], [head])[0]
         return session_view.document(view, quarantined=quarantined, digest=whole)
+
+    def difference(
+        self, session: str, before: Moment, after: Moment | None = None, *, other: str | None = None
+    ) -> list[Change]:
+        """What differs between two moments of a session, field by field; with `other`, between a moment of the session
+        and one of the other. `after` None is now. Raises as `session_at`.
+        """
+        then = self.session_at(session, before)
+        named = session if other is None else other
+        return list(changes(then, self.session(named) if after is None else self.session_at(named, after)))
 
     def seq_at(self, session: str, at: Moment) -> int:
         """The seq a moment of a session is at; raises as `session_at`."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import islice
 from random import Random
 from typing import Any, Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from domain import Append, Damaged, Event, Refused
 from domain.codec import parse_line
 from domain.log.contract import Position
 from projections import session_view
+from projections.difference import Change, changes
+from projections.queries import state_at
 from tests.main_job.inputs import LOGS, lines_of
-from tests.projections.world import World, did, notes, raised_code
+from tests.projections.world import World, did, histories, memory_log, notes, raised_code
 
 #: How many sessions of a real log are appended in one call, and how many events there are at most in a commit.
 TOGETHER: Final = 500
@@ -91,17 +96,95 @@ def test_a_checkpoint_of_another_history_is_not_trusted(timed: World) -> None:
     assert timed.views.session_at("timed", seq + 1)["state"] == "working"
 
 
+# -- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_names_every_field_that_differs(world: World) -> None:
+    """Scalars with both values, maps key by key, lists member by member; and nothing that is equal."""
+    world.log.append("s", did("modified", "ann", entities=["a.py"]))
+    world.log.append("s", did("modified", "ann", entities=["b.py"]))
+    world.log.append("s", [did("broke", "bob"), did("left", "ann")])
+
+    found = {change.field: (change.before, change.after) for change in world.views.difference("s", 1, 4)}
+
+    for moved in ("digest", "last_at"):
+        found.pop(moved, None)
+    assert found == {
+        "seq": (1, 4),
+        "state": ("working", "broken"),
+        "agents.ann.events": (1, 3),
+        "agents.ann.last_seq": (1, 4),
+        "agents.ann.present": (True, False),
+        "agents.bob": (None, {"events": 1, "first_seq": 3, "last_seq": 3, "present": True}),
+        "event_types.broke": (None, 1),
+        "event_types.left": (None, 1),
+        "event_types.modified": (1, 2),
+        "entities.b.py": (False, True),
+        "last_type": ("modified", "left"),
+    }
+    assert world.views.difference("s", 2, 2) == []
+    assert [change.field for change in world.views.difference("s", 4)] == []
+
+
+@settings(max_examples=25)
+@given(histories(), st.randoms(use_true_random=False))
+def test_a_difference_made_to_the_one_state_gives_the_other(commits: list[list[Event]], chance: Random) -> None:
+    """Whatever the history and whichever way: with the differences brought in, one document is the other."""
+    log = memory_log("s", commits)
+    seqs = [chance.randint(1, sum(map(len, commits))) for _ in range(2)]
+    before, after = (
+        session_view.document(view, digest=whole)
+        for view, whole in (state_at(log, session_view.initial("s"), seq) for seq in seqs)
+    )
+
+    assert brought_in(before, list(changes(before, after))) == after
+
+
+def brought_in(document: dict[str, Any], found: list[Change]) -> dict[str, Any]:
+    """A document after changes were made to it."""
+    made = deepcopy(document)
+    for change in found:
+        at = made
+        for name in change.path[:-1]:
+            at = at[name]
+        last = change.path[-1]
+        if isinstance(at, list):
+            (at.append if change.after else at.remove)(last)
+            at.sort()
+        elif change.after is None and change.path[0] in ("agents", "event_types"):
+            del at[last]
+        else:
+            at[last] = change.after
+    return made
+
+
+def test_two_sessions_are_compared_too(world: World) -> None:
+    """A state of one session and one of another: also what only one of them has."""
+    world.log.append("s", did("modified", "ann", entities=["a.py"]))
+    world.log.append("t", did("broke", "ann", entities=["b.py"]))
+
+    found = {change.field: (change.before, change.after) for change in world.views.difference("s", 1, 1, other="t")}
+
+    assert found["session"] == ("s", "t")
+    assert found["entities.a.py"] == (True, False)
+    assert found["event_types.modified"] == (1, None)
+    assert raised_code(lambda: world.views.difference("s", 1, other="none")) == "SESSION_UNKNOWN"
+
+
+# -- real sessions ----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", LOGS)
 def test_the_state_of_every_real_session_is_the_fold_of_its_prefix(world: World, name: str) -> None:
     """For every session of the real logs, at sampled seqs and at the times of commits: what the read API gives, with
     the checkpoints that were made on the way, is the fold of so many events.
     """
     chance = Random(name)
-    histories = real_histories(name)
-    appended = append_all(world, histories, chance)
+    told_of = real_histories(name)
+    appended = append_all(world, told_of, chance)
     world.project()
 
-    for session, events in histories.items():
+    for session, events in told_of.items():
         ends = dict(appended[session])
         for seq in sorted({chance.randint(1, len(events)), chance.choice([1, len(events)])}):
             whole = max((end for end in ends if end <= seq), default=0)
@@ -120,7 +203,7 @@ def test_the_state_of_every_real_session_is_the_fold_of_its_prefix(world: World,
 
 def real_histories(name: str) -> dict[str, list[Event]]:
     """The legal events of a real log, by session."""
-    histories: dict[str, list[Event]] = {}
+    found: dict[str, list[Event]] = {}
     views: dict[str, Any] = {}
     for line in lines_of(name):
         try:
@@ -128,15 +211,15 @@ def real_histories(name: str) -> dict[str, list[Event]]:
             views.setdefault(session, session_view.initial(session)).apply(event)
         except (Refused, Damaged):  # what an import refuses too
             continue
-        histories.setdefault(session, []).append(event)
-    return histories
+        found.setdefault(session, []).append(event)
+    return found
 
 
-def append_all(world: World, histories: dict[str, list[Event]], chance: Random) -> dict[str, list[tuple[int, int]]]:
+def append_all(world: World, told_of: dict[str, list[Event]], chance: Random) -> dict[str, list[tuple[int, int]]]:
     """Appends histories in commits of any size; returns the last seq and the time of each commit."""
-    appended: dict[str, list[tuple[int, int]]] = {session: [] for session in histories}
+    appended: dict[str, list[tuple[int, int]]] = {session: [] for session in told_of}
     commits: list[Append] = []
-    for session, events in histories.items():
+    for session, events in told_of.items():
         at = 0
         while at < len(events):
             size = chance.randint(1, LARGEST)

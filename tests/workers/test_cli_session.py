@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -41,6 +42,19 @@ def test_show_shows_now_or_then(world: World) -> None:
     assert (then["seq"], sorted(then["agents"])) == (1, ["ann"])
 
 
+def test_diff_says_what_differs(world: World) -> None:
+    """A row a field, with both values: between two states of a session, or of two sessions."""
+    rows = run_cli(world, "session", "diff", "s-1", "--from", "1", "--to", "2").rows
+    listed = json.loads(run_cli(world, "session", "diff", "s-1", "--from", "1", "--to", "2", output="json").out)
+    two = run_cli(world, "session", "diff", "s-1", "--from", "3", "--with", "s-2").rows
+    table = run_cli(world, "session", "diff", "s-1", "--from", "3", output="table")
+
+    assert listed == rows
+    assert {"schema": "muster.change/1", "field": "seq", "before": 1, "after": 2} in rows
+    assert {row["field"] for row in two} <= {"session", "digest", "started_at", "last_at"}
+    assert (table.code, table.out) == (0, "")
+
+
 def test_show_shows_then_by_the_clock_too(world: World) -> None:
     """`--at` also takes a time, as RFC 3339 or in ms: the state after the last commit at or before it."""
     first, *_, last = world.log.read("s-1")
@@ -66,6 +80,9 @@ def test_show_shows_then_by_the_clock_too(world: World) -> None:
         (("session",), 2),
         (("agent", "show", "none"), 4),
         (("session", "ls", "--limit", "x"), 2),
+        (("session", "diff", "s-1"), 2),
+        (("session", "diff", "s-1", "--from", "9"), 4),
+        (("session", "diff", "s-1", "--from", "1", "--with", "none"), 4),
     ],
 )
 def test_what_cannot_be_shown_has_its_exit_code(world: World, arguments: tuple[str, ...], code: int) -> None:

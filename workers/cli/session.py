@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from projections.difference import Change
 from projections.queries import Views
 from workers.cli import arguments, printing
 from workers.settings import Settings
 
 SCHEMA = "muster.session/1"
 COLUMNS = ("session", "seq", "state", "first_actor", "last_type", "last_at", "quarantined")
+DIFFERENCE_COLUMNS = ("field", "before", "after")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--at", metavar="SEQ|TIME", help="as it stood right after this seq, or at this time (server's clock)"
     )
+    diff = arguments.command(group, "diff", "what differs between two states, field by field", run_diff)
+    diff.add_argument("session")
+    diff.add_argument("--from", dest="before", metavar="SEQ|TIME", required=True, help="the state to begin with")
+    diff.add_argument("--to", dest="after", metavar="SEQ|TIME", help="the state to compare it with (default: now)")
+    diff.add_argument("--with", dest="other", metavar="SESSION", help="--to is a state of this session")
 
 
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:
@@ -40,6 +47,19 @@ def run_show(options: argparse.Namespace, settings: Settings) -> int:
         found = views.session(options.session) if at is None else views.session_at(options.session, at)
         printing.document(with_schema(found), options.output)
     return 0
+
+
+def run_diff(options: argparse.Namespace, settings: Settings) -> int:
+    before = arguments.moment(options.before)
+    after = None if options.after is None else arguments.moment(options.after)
+    with arguments.opened(settings) as (log, store):
+        found = Views(store, log).difference(options.session, before, after, other=options.other)
+    printing.rows(map(change_row, found), options.output, columns=DIFFERENCE_COLUMNS)
+    return 0
+
+
+def change_row(change: Change) -> dict[str, Any]:
+    return {"schema": "muster.change/1", "field": change.field, "before": change.before, "after": change.after}
 
 
 def with_schema(found: dict[str, Any]) -> dict[str, Any]:
