@@ -31,6 +31,8 @@ OWN_ACTOR: Final = "muster"
 OWN_TYPE_PREFIX: Final = "muster."
 #: An operator accepted that a session lost what followed here; data: code, first_bad_seq, given_up_to, who, why.
 LOG_REPAIRED: Final = "muster.log_repaired"
+#: All before it is a copy of another session's beginning; data: parent, seq (its last one copied), digest (there).
+FORKED: Final = "muster.forked"
 
 #: Data that nests deeper is no data: beyond what any limit of a producer's library should be set to.
 _READABLE_DEPTH: Final = 500
@@ -188,9 +190,12 @@ class ChangedEntities(Struct, gc=False):
 
 
 class OnlyChange(Struct, gc=False):
-    """Of an event's data, what a fold looks for."""
+    """Of an event's data, what a fold looks for: of a built-in one the change, of `muster.forked` the rest."""
 
     change: ChangedEntities | None = None
+    # Any event of another type may hold something else under these names; empty where there is none.
+    parent: Raw = Raw()
+    digest: Raw = Raw()
 
 
 class Gist(Struct, array_like=True, gc=False):

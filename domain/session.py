@@ -10,6 +10,7 @@ first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ from msgspec import Struct
 from domain.errors import Damaged
 from domain.events import (
     BUILT_IN,
+    FORKED,
     LOG_REPAIRED,
     NO_DATA,
     OWN_ACTOR,
@@ -55,6 +57,7 @@ KIND: Final[Mapping[str, str]] = {
     **dict.fromkeys(("joined", "modified", "broke", "test_pass", "handoff", "extended"), "b"),
     # Muster's own, in any state, and no state changes: the append function takes none of this kind.
     LOG_REPAIRED: "r",
+    FORKED: "r",
 }
 DOTTED_KIND: Final = "."
 
@@ -70,7 +73,7 @@ GATE: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: EXPIRED_GATE}
 
-assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
+assert set(KIND) == {*BUILT_IN, LOG_REPAIRED, FORKED}
 
 
 def kind_of(type: str) -> str:
@@ -106,6 +109,14 @@ class Participation(Struct, array_like=True, gc=False):
     present: bool
 
 
+class Origin(Struct, array_like=True, frozen=True, gc=False):
+    """Where a fork comes from: all up to its `seq` is a copy of what `session` held there, when its digest was this."""
+
+    session: str
+    seq: int
+    digest: str
+
+
 class Session(Struct, array_like=True):
     """The state of a session after its first `seq` events. Mutable: `apply` moves it on by one event.
 
@@ -125,6 +136,7 @@ class Session(Struct, array_like=True):
     handed_off_by: str | None = None
     started_at: int = 0
     last_at: int = 0
+    forked_from: Origin | None = None
 
     @property
     def gate(self) -> str:
@@ -182,6 +194,8 @@ class Session(Struct, array_like=True):
                     part.events += 1
                     part.last_seq = seq
                     part.present = type != "left"
+            elif type == FORKED:
+                self.forked_from = _origin_of(gist, seq - 1)
             types[type] = types.get(type, 0) + 1
             change = gist.data.change if gist.data is not None and type in BUILT_IN else None
             if change is not None and change.entity_ids:
@@ -216,7 +230,22 @@ def gist_of(event: Event) -> Gist:
     """An event as a fold needs it. Raises as `entities_of`."""
     entities = entities_of(event)
     data = OnlyChange(ChangedEntities(entities)) if entities else None
+    if event.type == FORKED:
+        # One that a producer made, against the rules, says nothing.
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            data = _CHANGES.decode(event.data)
     return Gist(event.type, event.id, event.actor, data=data, shape=event.shape)
 
 
+def _origin_of(gist: Gist, seq: int) -> Origin | None:
+    """Where the fork comes from whose mark this is; None for a mark that Muster did not make."""
+    if gist.data is None:
+        return None
+    try:
+        return Origin(_TEXT.decode(gist.data.parent), seq, _TEXT.decode(gist.data.digest))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
 _CHANGES = msgspec.msgpack.Decoder(OnlyChange)
+_TEXT = msgspec.msgpack.Decoder(str)

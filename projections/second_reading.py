@@ -20,7 +20,7 @@ from domain.codec import Commit
 #: The fields of a stored view, in their order.
 FIELDS: Final = (
     *("session", "seq", "digest", "state", "agents", "event_types", "entities", "first_actor", "last_type"),
-    *("handed_off_by", "started_at", "last_at"),
+    *("handed_off_by", "started_at", "last_at", "forked_from"),
 )
 #: Types a completed session still takes, beside dotted ones; `start` reopens it.
 _AFTER_COMPLETED: Final = ("left", "checkpoint", "expired", "start")
@@ -36,7 +36,7 @@ class SecondReading:
         self._told: dict[str, Any] = {
             "session": session, "seq": 0, "digest": sha1(session.encode()).hexdigest()[:20], "state": "working",
             "agents": {}, "event_types": {}, "entities": set(), "first_actor": None, "last_type": None,
-            "handed_off_by": None, "started_at": 0, "last_at": 0,
+            "handed_off_by": None, "started_at": 0, "last_at": 0, "forked_from": None,
         }  # fmt: skip
 
     @classmethod
@@ -91,7 +91,7 @@ class SecondReading:
         told = self._told
         told["seq"] += 1
         state, is_dotted = told["state"], "." in type
-        if state == "expired" and type not in ("start", "muster.log_repaired"):
+        if state == "expired" and type not in ("start", "muster.log_repaired", "muster.forked"):
             self.broken = f"{type} at seq {told['seq']} follows the session's expiry"
         elif state == "completed" and not is_dotted and type not in _AFTER_COMPLETED:
             self.broken = f"{type} at seq {told['seq']} follows the session's completion"
@@ -111,6 +111,10 @@ class SecondReading:
         if actor != "muster":
             events, first, *_ = told["agents"].get(actor, (0, told["seq"]))
             told["agents"][actor] = [events + 1, first, told["seq"], type != "left"]
+        elif type == "muster.forked":
+            named = [data.get(name) for name in ("parent", "digest")] if isinstance(data, dict) else []
+            is_mark = len(named) == 2 and all(isinstance(name, str) for name in named)
+            told["forked_from"] = [named[0], told["seq"] - 1, named[1]] if is_mark else None
         self._count(type, 1)
         change = data.get("change") if isinstance(data, dict) and not is_dotted else None
         if isinstance(change, dict):
@@ -132,7 +136,7 @@ def taken_apart(stored: bytes) -> dict[str, Any]:
     if sha1(body).digest()[:8] != stored[:8]:
         return {"unreadable": "the checksum does not fit the bytes"}
     version, values = msgspec.msgpack.decode(body)
-    if version != 1 or len(values) != len(FIELDS):
+    if version != 2 or len(values) != len(FIELDS):
         return {"unreadable": f"{len(values)} values of version {version}"}
     fields = dict(zip(FIELDS, values, strict=True))
     fields["entities"] = sorted(fields["entities"])

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from msgspec import structs
+
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
 from domain.invariants import fold
@@ -19,7 +21,7 @@ from projections.sealed import Seal, seal
 #: The projection that builds session views, checkpoints and agent totals in one step.
 NAME: Final = "sessions"
 #: Raised whenever the same log would give other bytes.
-VERSION: Final = 1
+VERSION: Final = 2
 
 #: A checkpoint is kept at the end of a commit that crosses a multiple of this seq …
 CHECKPOINT_INTERVAL: Final = 50
@@ -113,6 +115,7 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
         "handed_off_by": view.handed_off_by,
         "started_at": rfc3339(view.started_at),
         "last_at": rfc3339(view.last_at),
+        "forked_from": None if view.forked_from is None else structs.asdict(view.forked_from),
         "quarantined": quarantined,
     }
 

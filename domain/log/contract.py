@@ -141,6 +141,23 @@ class AppendRequest(Struct, frozen=True):
     ids: tuple[str, ...] = ()
 
 
+class Forked(Struct, frozen=True):
+    """A fork: all of `session` up to `seq` is a copy of `parent`, whose digest there is `digest`. `receipt` is that of
+    the event that says so, at the seq after it.
+    """
+
+    session: str
+    parent: str
+    seq: int
+    digest: str
+    receipt: Receipt
+
+    @property
+    def is_new(self) -> bool:
+        """It was not there before."""
+        return self.receipt.appended > 0
+
+
 class CommitReader(Protocol):
     """What folds need of a log."""
 
@@ -223,6 +240,18 @@ class EventLog(CommitReader, Protocol):
         step; with `leaves`, the agent's `left` too.
 
         From then on nobody but the other agent can take the lease until its time is over. Raises like `append`.
+        """
+        ...
+
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        """Makes a new session with a copy of this one up to the seq `at`, which must end a commit, and an event
+        `muster.forked` after it that says so. Both go on by themselves.
+
+        The new one is called `name`, or `<session>@<at>`. The same fork asked for again is found, or finished if it was
+        broken off. With `who`, it is noted in the audit stream.
+
+        Raises Refused (FORK_REFUSED: inside a commit; SESSION_INVALID), NotFound (SESSION_UNKNOWN, SEQ_UNKNOWN),
+        Conflict (SESSION_TAKEN), Damaged if the session does not verify up to there (`facts`: verified_seq).
         """
         ...
 
@@ -321,6 +350,8 @@ class AsyncEventLog(Protocol):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt: ...
+
+    async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked: ...
 
     async def set_policy(self, session: str, policy: Policy) -> None: ...
 

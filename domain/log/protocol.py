@@ -135,10 +135,35 @@ class Standing(Struct, frozen=True):
     epoch: int
 
 
+class ForkRequest(Struct, frozen=True):
+    """One step of copying a session into its fork, which stands `at` a position. Answered by a ForkAnswer.
+
+    `commits` are the parent's, `gate` is the one after them; with a `mark`, the body of the last event, that is all.
+    """
+
+    session: str
+    parent: str
+    seq: int
+    digest: str
+    at: Position
+    gate: str
+    commits: tuple[Commit, ...]
+    mark: bytes
+    who: str
+
+
+class ForkAnswer(Struct, frozen=True):
+    """COPIED or FORKED (the fork stands at `position`), MOVED (it stands elsewhere), TAKEN (it is another session)."""
+
+    word: str
+    position: Position
+    at_ms: int
+
+
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest
 Feeding: TypeAlias = StandingRequest | FeedRequest
 Reading: TypeAlias = TimeRequest | HeadRequest | RangeRequest | SkipsRequest | RegistryRequest | Feeding
-Request: TypeAlias = AppendRequest | Holding | Reading
+Request: TypeAlias = AppendRequest | Holding | ForkRequest | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
 
@@ -171,6 +196,8 @@ class Protocol:
             if not isinstance(request, AppendRequest):
                 if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest):
                     calls.append(self._hold_call(place, request))
+                elif isinstance(request, ForkRequest):
+                    calls.append(self._fork_call(place, request))
                 elif isinstance(request, SkipsRequest):
                     skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
                 else:
@@ -238,6 +265,20 @@ class Protocol:
                 name, *more = ["muster_release_1"] if ttl_ms is None else ["muster_renew_1", ttl_ms]
                 command = ["FCALL", name, 1, hold, token, *more]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
+
+    def _fork_call(self, place: int, request: ForkRequest) -> Call:
+        # It may be sent again without asking: what was written moved the fork on, and then it is not written again.
+        session = request.session
+        keys = self.keyspace.of(session)
+        names = [keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)]
+        names += [keys.audit, keys.skips]
+        arguments: list[Any] = [*self._identity, session, request.parent, request.seq, request.digest]
+        arguments += (request.at.seq, request.at.digest, request.gate, request.mark, request.who)
+        for commit in request.commits:
+            count = commit.last_seq - commit.first_seq + 1
+            arguments += (count, commit.body, commit.traceparent or "", "1" if commit.skipped else "")
+        command = ["FCALL", "muster_fork_1", len(names), *names, *arguments]
+        return Call(command, [place], lambda reply: [fork_answer(session, reply)], writes=True)
 
     def _single(
         self, place: int, request: TimeRequest | HeadRequest | RangeRequest | RegistryRequest | Feeding
@@ -314,6 +355,21 @@ def hold_answer(session: str, reply: Any) -> Any:
             return rest[0]
         case "HELD":
             return lease_held(session, rest[0], int(rest[1]))
+        case "REFUSED":
+            return refused(session, *rest)
+        case "DAMAGED":
+            return damaged(session, *rest)
+    raise AssertionError(f"unknown answer {word!r}")
+
+
+def fork_answer(session: str, reply: list[Any]) -> ForkAnswer | MusterError:
+    """What a reply of the function means that copies a session."""
+    word, *rest = [value.decode() for value in reply]
+    match word:
+        case "COPIED" | "FORKED":
+            return ForkAnswer(word, Position(int(rest[0]), rest[1]), int(rest[2]))
+        case "MOVED" | "TAKEN":
+            return ForkAnswer(word, Position(0), 0)
         case "REFUSED":
             return refused(session, *rest)
         case "DAMAGED":

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import redis
 import redis.asyncio
+from msgspec import structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
@@ -32,9 +33,10 @@ from domain.log.connection import (
     send,
     send_async,
 )
-from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.durability import parse_durability
 from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id
+from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
@@ -265,6 +267,11 @@ class SessionLog(Exchanges, BlockingReads):
         leaves: bool = False,
     ) -> Receipt:
         return self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        forked = self.run(fork_flow(self.run(plan_flow(session, at, name)), new_id(), who))
+        self.witness.told(forked.receipt)
+        return structs.replace(forked, receipt=self.drive(self._acknowledged(forked.receipt)))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
@@ -539,6 +546,11 @@ class AsyncSessionLog(Exchanges):
         leaves: bool = False,
     ) -> Receipt:
         return await self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+
+    async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        forked = await self.run(fork_flow(await self.run(plan_flow(session, at, name)), new_id(), who))
+        self.witness.told(forked.receipt)
+        return structs.replace(forked, receipt=await self.drive(self._acknowledged(forked.receipt)))
 
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))

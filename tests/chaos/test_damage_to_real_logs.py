@@ -246,19 +246,19 @@ def the_total_rolled_back(place: Place) -> Found:
 
 
 def the_cursor_ahead(place: Place) -> Found:
-    place.redis.hincrby(place.keys.cursor("sessions", 1), "position", 1 + place.chance.randrange(99))
+    place.redis.hincrby(place.keys.cursor("sessions", 2), "position", 1 + place.chance.randrange(99))
     return Found("CURSOR_AHEAD", session="")
 
 
 def the_cursor_rolled_back(place: Place) -> Found:
     feed = place.redis.xrange(place.keys.feed)
     before = feed[place.chance.randrange(len(feed) - 1)][0].partition(b"-")[0]
-    place.redis.hset(place.keys.cursor("sessions", 1), "position", before)
+    place.redis.hset(place.keys.cursor("sessions", 2), "position", before)
     return Found("CURSOR_BEHIND", session="")
 
 
 def the_cursor_deleted(place: Place) -> Found:
-    place.redis.delete(place.keys.cursor("sessions", 1))
+    place.redis.delete(place.keys.cursor("sessions", 2))
     return Found("CURSOR_MISSING", session="")
 
 

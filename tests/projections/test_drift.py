@@ -255,16 +255,16 @@ def index_lists(world: World) -> None:
 
 
 def cursor_missing(world: World) -> None:
-    world.redis.delete(world.keyspace.of("s-1").cursor("sessions", 1))
+    world.redis.delete(world.keyspace.of("s-1").cursor("sessions", 2))
 
 
 def cursor_ahead(world: World) -> None:
-    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", 10**6)
+    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 2), "position", 10**6)
 
 
 def cursor_behind(world: World) -> None:
     feed = world.redis.xrevrange(world.keyspace.of("s-1").feed, count=3)
-    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 1), "position", feed[-1][0].partition(b"-")[0])
+    world.redis.hset(world.keyspace.of("s-1").cursor("sessions", 2), "position", feed[-1][0].partition(b"-")[0])
 
 
 def feed_cut(world: World) -> None:
@@ -555,7 +555,7 @@ def test_a_partition_that_is_being_built_is_no_drift(world: World) -> None:
     world.sessions(12)
     world.project()
     for keys in world.keyspace.partitions:
-        world.redis.delete(keys.cursor("sessions", 1))
+        world.redis.delete(keys.cursor("sessions", 2))
     tokens = [world.leases.claim(partition, ttl_ms=60_000) for partition in range(world.keyspace.count)]
     assert None not in tokens
 

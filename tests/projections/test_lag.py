@@ -84,7 +84,7 @@ def long_ago(world: World, session: str, ms: int) -> None:
     world.redis.delete(keys.feed)
     for entry_id, fields in entries:
         world.redis.xadd(keys.feed, {**fields, b"t": int(fields[b"t"]) - ms}, id=entry_id)
-    cursor = keys.cursor("sessions", 1)
+    cursor = keys.cursor("sessions", 2)
     if world.redis.hexists(cursor, "at"):
         world.redis.hincrby(cursor, "at", -ms)
 
@@ -109,7 +109,7 @@ def test_whether_a_partition_moves_is_told_by_its_cursor(world: World) -> None:
     assert state() == "moving"  # the cursor had nothing to do for a minute, and yet nobody waits for long
     long_ago(world, "s", 60_000)
     assert state() == "stuck"
-    world.redis.hset(world.keyspace.of("s").cursor("sessions", 1), "at", world.redis.time()[0] * 1000)
+    world.redis.hset(world.keyspace.of("s").cursor("sessions", 2), "at", world.redis.time()[0] * 1000)
     assert state() == "moving"  # a long backlog, but it gets shorter
 
 

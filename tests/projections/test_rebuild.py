@@ -80,7 +80,7 @@ def test_verification_and_workers_never_quarantine(built: World) -> None:
     """Only recovery closes a session for appends."""
     damages.altered(built)
     built.verify()
-    built.redis.delete(built.keyspace.of("s-1").cursor("sessions", 1))
+    built.redis.delete(built.keyspace.of("s-1").cursor("sessions", 2))
     built.project()
 
     head = built.log.head("s-1")
@@ -140,7 +140,7 @@ def test_appends_go_on_while_a_partition_is_rebuilt(world: World) -> None:
     names = world.sessions(300, events=1)
     world.project()
     partition = world.keyspace.partition_of("s-0")
-    world.redis.delete(world.keyspace.partitions[partition].cursor("sessions", 1))
+    world.redis.delete(world.keyspace.partitions[partition].cursor("sessions", 2))
     rebuild = rebuilt(world, partition)
 
     for number, _ in enumerate(rebuild.everything()):
@@ -251,7 +251,7 @@ def test_a_recovery_cut_off_after_any_write_is_completed_by_the_next(
     for number in range(0, 40, 3):
         keys = world.keyspace.of(f"s-{number}")
         world.redis.set(keys.session_view(f"s-{number}"), b"garbage")
-        world.redis.delete(keys.agent_view("ann"), keys.cursor("sessions", 1))
+        world.redis.delete(keys.agent_view("ann"), keys.cursor("sessions", 2))
     world.redis.delete(world.keyspace.of("s-1").checkpoints("s-1"))
 
     class Killed(BaseException):

@@ -365,7 +365,7 @@ def test_a_partition_whose_cursor_is_wrong_is_not_said_to_be_verified(built: Wor
     scrub(built)
     keys, before = built.keyspace.of("long"), told(built).up_to
     assert before is not None
-    built.redis.hset(keys.cursor("sessions", 1), "position", 9_999_999)
+    built.redis.hset(keys.cursor("sessions", 2), "position", 9_999_999)
     wait_until(lambda: built.projections.server_ms() > before, message="time goes on")
     assert [one.code for one in scrub(built)[0]] == ["CURSOR_AHEAD"]
     assert told(built).up_to == before

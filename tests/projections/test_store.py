@@ -138,7 +138,7 @@ def test_a_step_with_a_command_it_does_not_know_writes_nothing(world: World, tok
 def test_a_step_that_breaks_off_writes_nothing(world: World, token: str, cut: int) -> None:
     """A call whose arguments end in the middle of an operation is refused before the first write."""
     keys = world.projections.keys(0)
-    names = [keys.owner("sessions"), keys.cursor("sessions", 1), keys.session_view("s")]
+    names = [keys.owner("sessions"), keys.cursor("sessions", 2), keys.session_view("s")]
     arguments: list[Any] = [token, "", "5", "5", "SET", 3, 1, "first", "SET", 3, 1, "second"]
     before = world.store.snapshot()
 
@@ -189,9 +189,9 @@ def test_a_cursor_that_is_none_counts_as_missing(world: World) -> None:
     world.sessions(8)
     world.project()
     derived = world.derived()
-    first, second, *_ = (keys for keys in world.keyspace.partitions if world.redis.exists(keys.cursor("sessions", 1)))
-    world.redis.set(first.cursor("sessions", 1), "no cursor")
-    world.redis.hset(second.cursor("sessions", 1), "position", "banana")
+    first, second, *_ = (keys for keys in world.keyspace.partitions if world.redis.exists(keys.cursor("sessions", 2)))
+    world.redis.set(first.cursor("sessions", 2), "no cursor")
+    world.redis.hset(second.cursor("sessions", 2), "position", "banana")
 
     assert world.codes() == ["CURSOR_MISSING"] * 2
     assert world.recover() == []

@@ -112,9 +112,9 @@ def test_a_cursor_that_fell_behind_the_feed_catches_up_from_registry_and_log(wor
     for partition in range(world.keyspace.count):
         keys = world.keyspace.partitions[partition]
         if lost == "cursor deleted":
-            world.redis.delete(keys.cursor("sessions", 1))
+            world.redis.delete(keys.cursor("sessions", 2))
         elif world.projections.total(partition):
-            world.redis.hset(keys.cursor("sessions", 1), "position", 1)
+            world.redis.hset(keys.cursor("sessions", 2), "position", 1)
     for name in sessions[::3]:
         world.redis.delete(world.keyspace.of(name).session_view(name))
         world.log.append(name, notes(2))

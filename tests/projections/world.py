@@ -207,7 +207,7 @@ class World:
         found: dict[bytes, bytes] = {}
         names = self.store.keys()
         for keys in self.keyspace.partitions:
-            parts = (keys.cursor("sessions", 1), keys.agents, keys.session_view(""), keys.agent_view(""))
+            parts = (keys.cursor("sessions", 2), keys.agents, keys.session_view(""), keys.agent_view(""))
             prefixes = tuple(part.encode() for part in (*parts, keys.checkpoints("")))
             found |= {key: self._content(key) for key in names if key.startswith(prefixes)}
         return found

@@ -32,7 +32,18 @@ from workers.cli import main
 from workers.settings import Settings, load
 
 ROOT: Final = Path(__file__).parents[2]
-ROLES: Final = ("deployer", "producer", "subscriber", "worker", "jobs", "operator", "repairer", "reader", "monitor")
+ROLES: Final = (
+    "deployer",
+    "producer",
+    "subscriber",
+    "worker",
+    "jobs",
+    "operator",
+    "repairer",
+    "forker",
+    "reader",
+    "monitor",
+)
 ENVIRONMENT, NAMESPACE = "prod", "main"
 
 
@@ -234,6 +245,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("operator", "parked", "discard", "poisoned", "--why", "a bug").code == 0
     assert guarded.run("reader", "session", "show", "poisoned").rows[0]["seq"] == 1
 
+    # a session is forked by a producer's program, or by a forker's command, which is audited
+    with guarded.open("producer") as log:
+        assert log.fork("s-5", 1, "of-a-producer").is_new
+    assert guarded.run("forker", "session", "fork", "poisoned", "--at", "1").rows[0]["created"] is True
+    assert guarded.run("reader", "session", "diff", "of-a-producer", "--parent").code == 0
+
     # jobs are asked for by an operator, done by whoever takes jobs, and watched by a monitor
     task = guarded.run("operator", "job", "run", "verify").rows[0]["task"]
     environ = {"PATH": "/usr/bin:/bin", **guarded.settings("jobs").environ()}
@@ -402,6 +419,14 @@ NOT: Final = {
         "RENAME {log} {view}",
         "DEL {head}",
     ),
+    "forker": (
+        *(write for write in _WRITES if "{view}" in write or "{owner}" in write or "{cursor}" in write),
+        "DEL {log}",
+        "RENAME {log} {view}",
+        "HDEL {skips} s-0",
+        "DEL {skips}",
+        "FUNCTION LOAD x",
+    ),
     "operator": ("HDEL {skips} s-0", "DEL {skips}", "XADD {log} 99-1 b x", "FUNCTION LOAD x"),
     "reader": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),
     "monitor": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "GET {view}", "XRANGE {log} - +", "GET {head}"),
@@ -415,7 +440,7 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     names = {
         **{name: getattr(keys, name) for name in ("sessions", "meta", "feed", "lost", "skips")},
         **{name: getattr(keys, name)("s-0") for name in ("log", "head", "hold", "checkpoints")},
-        **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 1), "owner": keys.owner("sessions")},
+        **{"view": keys.session_view("s-0"), "cursor": keys.cursor("sessions", 2), "owner": keys.owner("sessions")},
         **{"workers": filled.keyspace.workers, "other": "{prod:other:0}:meta"},
     }
     before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}

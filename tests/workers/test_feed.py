@@ -191,7 +191,7 @@ def test_a_worker_that_waits_beyond_the_cursor_notices_by_itself(world: World) -
             if turn % 5 == 4:
                 world.wait_until_caught_up()
         for keys in world.keyspace.partitions:
-            world.redis.hset(keys.cursor("sessions", 1), "position", 0)
+            world.redis.hset(keys.cursor("sessions", 2), "position", 0)
 
         world.wait_until_caught_up()
 

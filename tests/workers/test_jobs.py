@@ -325,7 +325,7 @@ def test_a_repair_that_nobody_asked_for_quarantines_nobody(world: World) -> None
     asked = structs.replace(settings(world), jobs=JobSettings(world.jobs_url, auto_repair="cursor"))
     runner = JobRunner(asked, world.log, registered(asked), "runner")
     keys = world.keyspace.of("s-3")
-    world.redis.hset(keys.cursor("sessions", 1), "position", 10**6)
+    world.redis.hset(keys.cursor("sessions", 2), "position", 10**6)
     world.redis.xdel(keys.log("s-3"), "2-1")
     task = runner.queue.ask_scrub("me")
     assert task is not None

@@ -142,7 +142,7 @@ def test_paused_and_resumed_on_its_own(world: World) -> None:
         assert by_type.states() == {"modified": 30}
         rows = {row["projection"]: row for row in run_own(world, "", "ls").rows}
         assert {name: row["state"] for name, row in rows.items()} == {
-            "sessions@1": "live",
+            "sessions@2": "live",
             "spent@1": "live",
             "by_type@1": "paused",
         }
@@ -164,7 +164,7 @@ def test_one_projections_failing_code_stops_nobody_else(world: World) -> None:
         wait_until_applied(Own(world, SpentPerSession))
         world.wait_until_caught_up()
         rows = {row["projection"]: row["parked"] for row in run_own(world, "", "ls").rows}
-    assert rows == {"sessions@1": 0, "fussy@1": 1, "spent@1": 0}
+    assert rows == {"sessions@2": 0, "fussy@1": 1, "spent@1": 0}
     assert {name: state.calls for name, state in own.states().items()} == {f"s-{n}": 2 for n in range(6) if n != 3}
     assert world.verify() == []
 

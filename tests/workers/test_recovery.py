@@ -42,7 +42,7 @@ def wreck(world: World, names: list[str]) -> None:
                 world.redis.delete(keys.checkpoints(name), keys.head(name))
             case 3:
                 world.redis.set(keys.agent_view("ann"), b"garbage")
-    world.redis.delete(world.keyspace.partitions[3].cursor("sessions", 1))
+    world.redis.delete(world.keyspace.partitions[3].cursor("sessions", 2))
 
 
 def built(world: World, number: int = 60) -> list[str]:

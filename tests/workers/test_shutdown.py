@@ -74,7 +74,7 @@ def test_past_the_deadline_a_worker_is_forced_and_nothing_is_lost(world: World, 
         assert world.leases.owners() == [None] * 4
         if code == 10:
             break
-        world.redis.delete(*(keys.cursor("sessions", 1) for keys in world.keyspace.partitions))
+        world.redis.delete(*(keys.cursor("sessions", 2) for keys in world.keyspace.partitions))
     assert code == 10
     assert phases(said.read_text())[-1] == "forced"
     assert "in flight: partitions" in said.read_text()

@@ -23,7 +23,7 @@ GROUPS: Final = {
     "dev": "run an embedded server and workers in the foreground",
     "demo": "run the main job once, end to end, and say what it proved",
     "event": "append, import, show and follow events",
-    "session": "list and show sessions",
+    "session": "list and show sessions, now or then; compare and fork them",
     "agent": "list and show agents",
     "worker": "run worker processes, list those that live",
     "projection": "lag, verification and rebuild of what is built from the log",
