@@ -81,6 +81,23 @@ class Views:
         named = session if other is None else other
         return list(changes(then, self.session(named) if after is None else self.session_at(named, after)))
 
+    def state_before(self, session: str, seq: int) -> Session:
+        """The state at the end of the commit before the one that holds `seq`: where folding on to `seq` begins.
+
+        Raises Damaged if the log is damaged before that.
+        """
+        for commit in self._log.read(session, after=seq - 1, to=seq):
+            seq = min(seq, commit.first_seq)
+        return (
+            session_view.initial(session)
+            if seq == 1
+            else state_at(self._log, self._nearest(session, seq - 1), seq - 1)[0]
+        )
+
+    def seq_before(self, session: str, time: datetime) -> int:
+        """The seq a session stood at right before a time; 0 before its first commit. Raises as `session_at`."""
+        return self._log.position_at(session, server_ms_of(time) - 1).seq
+
     def seq_at(self, session: str, at: Moment) -> int:
         """The seq a moment of a session is at; raises as `session_at`."""
         check_session(session)

@@ -12,7 +12,7 @@ from domain.log.forking import plan_flow
 from projections.difference import Change
 from projections.forks import compared
 from projections.queries import Views
-from workers.cli import arguments, printing
+from workers.cli import arguments, printing, timeline
 from workers.settings import Settings
 
 SCHEMA = "muster.session/1"
@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--parent", action="store_true", help="of a fork: what it and its parent did since they split")
     diff.add_argument("--to", dest="after", metavar="SEQ|TIME", help="the state to compare it with (default: now)")
     diff.add_argument("--with", dest="other", metavar="SESSION", help="--to is a state of this session")
+    timeline.configure(group)
     fork = arguments.command(group, "fork", "make a new session of another one's beginning", run_fork)
     fork.add_argument("session")
     fork.add_argument("--at", metavar="SEQ|TIME", required=True, help="the last seq to copy; it must end a commit")
