@@ -26,6 +26,7 @@ class Step(Struct, frozen=True):
     event: Event | None
     is_skipped: bool
     digest: str | None
+    traceparent: str | None
     state: Session
 
 
@@ -62,7 +63,7 @@ def of_commit(state: Session, commit: Commit) -> Iterator[Step]:
         if is_end:
             state.digest = commit.digest
         digest = commit.digest if is_end else None
-        yield Step(commit.session, seq, commit.at_ms, event, commit.skipped, digest, state)
+        yield Step(commit.session, seq, commit.at_ms, event, commit.skipped, digest, commit.traceparent, state)
 
 
 def _events(commit: Commit) -> list[Event] | list[None]:

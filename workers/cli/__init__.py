@@ -24,6 +24,7 @@ GROUPS: Final = {
     "demo": "run the main job once, end to end, and say what it proved",
     "event": "append, import, show and follow events",
     "session": "list and show sessions, now or then; compare and fork them",
+    "replay": "play sessions once more, in their order, at a speed, with the state after each event",
     "agent": "list and show agents",
     "worker": "run worker processes, list those that live",
     "projection": "lag, verification and rebuild of what is built from the log",
