@@ -24,7 +24,17 @@ from domain.codec import Commit
 from domain.errors import Damaged, NotFound, Refused
 from domain.events import Event, check_session, shortened
 from domain.log.contract import EventLog, Head
-from domain.log.protocol import Flow, HeadRequest, RangeRequest, taken
+from domain.log.keys import Keyspace
+from domain.log.protocol import (
+    Flow,
+    HeadRequest,
+    RangeRequest,
+    Request,
+    Standing,
+    StandingRequest,
+    TimeRequest,
+    taken,
+)
 from domain.log.subscribing.delivery import Wanted
 from domain.session import Session
 from projections import session_view
@@ -34,6 +44,8 @@ from projections.stepping import Step, of_commit, steps
 MOST_OPEN: Final = 1000
 #: Of how many sessions the beginnings are asked for in one round trip.
 TOGETHER: Final = 64
+#: How often the clock is asked, at most, until the ms in which a replay begins is over.
+TICKS: Final = 100
 
 T = TypeVar("T")
 #: Gives the state at the end of the commit before the one that holds a seq (`Views.state_before`).
@@ -42,6 +54,8 @@ StateBefore: TypeAlias = Callable[[str, int], Session]
 
 class PlayableLog(EventLog, Protocol):
     """A log whose protocol can be asked directly: a `SessionLog`, or a `MemoryLog`."""
+
+    keyspace: Keyspace
 
     def run(self, flow: Flow[T]) -> T: ...
 
@@ -121,7 +135,8 @@ class Replayed(Struct, frozen=True):
 
 
 class Replay:
-    """The events of a selection in their order; iterate over it, or `play` it (projections/playing.py).
+    """The events of a selection in their order; iterate over it, or `play` it (projections/playing.py). It holds what
+    was acknowledged before it began, or was sent elsewhere; what is written meanwhile comes after its last position.
 
     `damages` are those of sessions that ended before their log did, for breaking a law.
     """
@@ -160,6 +175,7 @@ class Replay:
     # -- merging -----------------------------------------------------------------------------------------------------
 
     def _merged(self) -> Iterator[Replayed]:
+        self._settled = self._settled_ms()
         # The events of a commit have one time, so nothing comes between them: commits are merged.
         waiting: list[tuple[int, str, int]] = []
         for at_ms, session in self._beginnings():
@@ -211,21 +227,35 @@ class Replay:
                 first = max(first, self._log.position_at(session, passed_ms).seq + 1)
         return first
 
+    def _settled_ms(self) -> list[int]:
+        """Up to which server time each partition is replayed: what is written from now on is later."""
+        until = self._selection.until_ms
+        (began,) = (now,) = self._log.run(_asking(TimeRequest()))
+        for _ in range(TICKS):
+            if now > began:
+                break
+            (now,) = self._log.run(_asking(TimeRequest()))
+        partitions = range(self._log.keyspace.count)
+        standings: list[Standing] = self._log.run(_asking(*map(StandingRequest, partitions)))
+        # Under a clock that was set back, what comes is later than what is there all the same.
+        last = [standing.at_ms if standing.at_ms > now else began for standing in standings]
+        return last if until is None else [min(until, at_ms) for at_ms in last]
+
     def _begun(self, session: str) -> _Track | None:
         first = self._first_seq(session)
         try:
-            return _Track(self._state_before(session, first), first)
+            state = self._state_before(session, first)
         except Damaged as damage:
             self.damages.append(damage)
             return None
+        return _Track(state, first, self._settled[self._log.keyspace.partition_of(session)])
 
     def _reads_on(self, track: _Track) -> bool:
         """Whether there is a next commit to be replayed; the track has it then."""
         if track.is_broken:
             return False
         commit = track.next_commit(self._log)
-        until = self._selection.until_ms
-        return commit is not None and (until is None or commit.at_ms <= until)
+        return commit is not None and commit.at_ms <= track.until_ms
 
     def _played(self, track: _Track) -> Iterator[Replayed]:
         try:
@@ -260,8 +290,9 @@ class Replay:
 class _Track:
     """A session on its way: its state at the end of a commit, and the commit that comes next."""
 
-    def __init__(self, state: Session, first: int) -> None:
+    def __init__(self, state: Session, first: int, until_ms: int) -> None:
         self.state = state
+        self.until_ms = until_ms
         #: The first seq that is to be replayed; it may be inside the next commit.
         self.first = first
         self.commit: Commit | None = None
@@ -285,6 +316,11 @@ class _Track:
     def close(self) -> None:
         """Lets go of what was read and is not replayed yet: it is read again."""
         self.commit = self._reading = None
+
+
+def _asking(*requests: Request) -> Flow[list[Any]]:
+    answers = yield list(requests)
+    return [taken(answer) for answer in answers]
 
 
 def _standing(sessions: Collection[str], seq: int) -> Flow[list[tuple[Head | None, Commit | None]]]:

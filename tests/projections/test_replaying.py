@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import Event, MemoryLog, MusterError, Refused
+from domain.log.protocol import TimeRequest
 from projections import replaying, session_view
 from projections.playing import MAX, Played, Player
 from projections.queries import state_at
@@ -111,6 +112,42 @@ def test_it_goes_on_after_any_position(seed: int) -> None:
     rest = Replay(log, Selection.of(after=position))
 
     assert [told(one) for one in (*first, *rest)] == whole
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6))
+def test_what_is_written_meanwhile_comes_after_the_position(seed: int) -> None:
+    """Whatever is appended between two events, and wherever it is broken off: all in all, each event once."""
+    chance, now = Random(seed), [1_700_000_000_000]
+    log = MemoryLog(clock_ms=lambda: now[0], partitions=3)
+
+    def write() -> None:
+        for _ in range(chance.randint(0, 3)):
+            log.append(chance.choice(SESSIONS), did("modified"))
+            now[0] += chance.choice((0, 0, 1))
+
+    class Ticking(MemoryLog):
+        """Time goes on while it is asked for."""
+
+        def _answer(self, request: Any) -> Any:
+            now[0] += isinstance(request, TimeRequest) and chance.random() < 0.5
+            return super()._answer(request)
+
+    log.__class__ = Ticking
+    heard: list[tuple[int, str, int, Event | None]] = []
+    position: ReplayPosition | None = None
+    for _ in range(8):
+        write()
+        for one in Replay(log, Selection.of(after=position)):
+            heard.append(told(one))
+            position = one.position
+            write()
+            if chance.random() < 0.1:
+                break
+    now[0] += 1
+    heard += [told(one) for one in Replay(log, Selection.of(after=position))]
+
+    assert heard == in_order(log)
 
 
 @settings(max_examples=40)
