@@ -114,6 +114,20 @@ def test_a_mark_that_lies_is_no_proof(parent: World) -> None:
     assert [parent.views.session(name)["forked_from"] for name in ("less", "more")] == [None, None]
 
 
+def test_a_copy_that_names_another_digest_is_no_copy(parent: World) -> None:
+    """The same events alone prove nothing: what the parent held there has the digest that the mark names."""
+    (begun,) = next(parent.log.read("s")).events
+    for name, digest in {"true": parent.views.session_at("s", 1)["digest"], "false": "0" * 20}.items():
+        parent.log.append(name, begun)
+        data = {"parent": "s", "seq": 1, "digest": digest}
+        body = [{"type": "muster.forked", "id": "1", "actor": "muster", "data": data}]
+        foreign_append(parent.store, name, ".", json.dumps(body).encode())
+
+    assert compared(parent.views, parent.log, "true").is_copy is True
+    assert compared(parent.views, parent.log, "false").is_copy is False
+    assert run_cli(parent, "session", "diff", "false", "--parent").code == 1
+
+
 def test_a_fork_that_was_broken_off_is_no_whole_session(world: World) -> None:
     """Until it is finished it is listed as quarantined, and found as such; then it is a session like any."""
     commits = [(did("modified", "ann", entities=[f"f{n}"]),) for n in range(CALL_COMMITS + 5)]
@@ -134,6 +148,19 @@ def test_a_fork_that_was_broken_off_is_no_whole_session(world: World) -> None:
     shown = world.views.session("t")
     assert (shown["quarantined"], shown["seq"], shown["state"]) == (None, CALL_COMMITS + 5, "broken")
     assert world.codes() == []
+
+
+def test_a_fork_that_nobody_will_finish_can_be_given_up(world: World) -> None:
+    """As any quarantined session: it goes on after what was copied, and is no fork."""
+    world.log.append_many([Append("s", (did("modified", "ann"),)) for _ in range(CALL_COMMITS + 5)])
+    broken_off(world.log, world.log.run(plan_flow("s", CALL_COMMITS + 3, "t")))
+
+    assert run_cli(world, "recover", "accept", "t", "--why", "changed my mind").code == 0
+
+    assert world.log.append("t", did("left", "ann")).last_seq == CALL_COMMITS + 2
+    world.project()
+    assert (world.views.session("t")["forked_from"], world.codes()) == (None, [])
+    assert raised_code(lambda: world.log.fork("s", CALL_COMMITS + 3, "t")) == "SESSION_TAKEN"
 
 
 def test_a_discarded_commit_is_discarded_in_the_fork_too(world: World) -> None:
@@ -255,3 +282,27 @@ def test_a_mark_is_kept_in_an_expired_session(world: World) -> None:
     assert (world.views.session("t")["state"], world.codes()) == ("expired", [])
     assert world.log.append("t", Event.of("start", actor="bob")).last_seq == 4
     assert len(encode_body(list(world.log.read("t"))[1].events)) > 0
+
+
+@pytest.mark.parametrize("is_trimmed", [False, True])
+def test_subscribers_are_told_of_a_fork_as_of_any_session(world: World, is_trimmed: bool) -> None:
+    """Every seq once and in order, by the feed or, where it does not reach back, by registry and logs."""
+    world.log.append_many([Append("s", (did("modified", "ann"),)) for _ in range(CALL_COMMITS + 20)])
+    with world.log.subscribe(after="now") as subscription:
+        assert subscription.get(timeout_s=0) is None
+        world.log.append("s", did("broke", "ann"))
+        for name in ("t", "u"):
+            world.log.fork("s", CALL_COMMITS + 10, name)
+        world.log.append("t", did("left", "ann"))
+        if is_trimmed:
+            for keys in world.keyspace.partitions:
+                world.redis.xtrim(keys.feed, maxlen=0)
+        told: dict[str, list[int]] = {}
+        while (delivery := subscription.get(timeout_s=0.5)) is not None:
+            told.setdefault(delivery.session, []).append(delivery.seq)
+
+    assert told == {
+        "s": [CALL_COMMITS + 21],
+        "t": list(range(1, CALL_COMMITS + 13)),
+        "u": list(range(1, CALL_COMMITS + 12)),
+    }
