@@ -6,6 +6,8 @@ It is told in one pass over the log, so that a long session takes no memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -18,6 +20,8 @@ from projections.stepping import Step
 
 #: What is shown of events' data: the known fields of built-in types (and of Muster's own), or everything.
 Redaction: TypeAlias = Literal["known", "none"]
+#: By whose clock: the server's, or the times that producers claim, as far as they claim any.
+Clock: TypeAlias = Literal["server", "producer"]
 #: Who acts in an event that nobody can read.
 UNREADABLE: Final = "-"
 #: Actors that have no session in hand.
@@ -26,6 +30,7 @@ NOBODY: Final = (OWN_ACTOR, UNREADABLE)
 REPAIRS: Final = ("start", "test_pass", "completed")
 #: A pause longer than this is told of, in ms.
 IDLE_MS: Final = 60_000
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class Idle(Struct, frozen=True):
@@ -72,7 +77,7 @@ class Break(Struct, frozen=True):
 
 class Happened(Struct, frozen=True):
     """An event as it may be shown: `data` is what the redaction leaves of it, `hidden` how many of its keys it takes
-    away.
+    away. `at_ms` is by the clock that was asked for.
     """
 
     seq: int
@@ -90,31 +95,43 @@ class Happened(Struct, frozen=True):
 Item: TypeAlias = Happened | Idle | Phase | Turn | Break
 
 
-def timeline(steps: Iterable[Step], *, redaction: Redaction = "known", idle_ms: int = IDLE_MS) -> Iterator[Item]:
+def timeline(
+    steps: Iterable[Step], *, redaction: Redaction = "known", idle_ms: int = IDLE_MS, clock: Clock = "server"
+) -> Iterator[Item]:
     """What is told of a session: each event after the pause before it, each stretch when it is known to have ended."""
     stretches = _Stretches()
-    before: Step | None = None
+    before_ms: int | None = None
     for step in steps:
-        if before is not None and step.at_ms - before.at_ms > idle_ms:
-            yield Idle(step.seq - 1, step.at_ms - before.at_ms)
-        happened = shown(step, redaction)
+        at_ms = step.at_ms if clock == "server" else _claimed_ms(step, before_ms)
+        if before_ms is not None and at_ms - before_ms > idle_ms:
+            yield Idle(step.seq - 1, at_ms - before_ms)
+        happened = shown(step, at_ms, redaction)
         yield from stretches.before(happened)
         yield happened
         yield from stretches.after(happened)
-        before = step
+        before_ms = at_ms
     yield from stretches.ended()
 
 
-def shown(step: Step, redaction: Redaction) -> Happened:
+def _claimed_ms(step: Step, before_ms: int | None) -> int:
+    """When an event was by its producer's claim, but never before the one before it; then, if it claims nothing."""
+    claimed = None
+    if step.event is not None and step.event.time is not None:
+        with suppress(msgspec.ValidationError):  # of a foreign producer
+            claimed = (msgspec.convert(step.event.time, datetime) - _EPOCH) // timedelta(milliseconds=1)
+    if claimed is None:
+        return step.at_ms if before_ms is None else before_ms
+    return claimed if before_ms is None else max(claimed, before_ms)
+
+
+def shown(step: Step, at_ms: int, redaction: Redaction) -> Happened:
     """A step as it may be shown."""
     event = step.event
     state = step.state.state
     if event is None:
-        return Happened(step.seq, step.at_ms, SKIPPED, UNREADABLE, UNREADABLE, None, {}, 0, state, step.digest)
+        return Happened(step.seq, at_ms, SKIPPED, UNREADABLE, UNREADABLE, None, {}, 0, state, step.digest)
     data, hidden = redacted(event, redaction)
-    return Happened(
-        step.seq, step.at_ms, event.type, event.actor, event.id, event.time, data, hidden, state, step.digest
-    )
+    return Happened(step.seq, at_ms, event.type, event.actor, event.id, event.time, data, hidden, state, step.digest)
 
 
 def redacted(event: Event, redaction: Redaction) -> tuple[dict[str, Any], int]:

@@ -23,7 +23,7 @@ from projections import session_view
 from projections.difference import Path as FieldPath
 from projections.difference import changes
 from projections.stepping import Step
-from projections.timeline import IDLE_MS, Break, Happened, Idle, Phase, Redaction, timeline
+from projections.timeline import IDLE_MS, Break, Clock, Happened, Idle, Phase, Redaction, timeline
 
 #: A page holds at most so many events: a browser has to hold it whole.
 MOST_EVENTS: Final = 20_000
@@ -41,10 +41,11 @@ def page(
     quarantined: Mapping[str, Any] | None = None,
     redaction: Redaction = "known",
     idle_ms: int = IDLE_MS,
+    clock: Clock = "server",
 ) -> str:
     """The page of the events that follow on the state `before`. Raises Refused (USAGE) for none, or for too many."""
     recording = _Recording(before, schema, quarantined)
-    items = list(timeline(recording.of(steps), redaction=redaction, idle_ms=idle_ms))
+    items = list(timeline(recording.of(steps), redaction=redaction, idle_ms=idle_ms, clock=clock))
     events = [item for item in items if isinstance(item, Happened)]
     if not events:
         raise Refused("USAGE", f"session {before.session} has no events after seq {recording.first - 1}")
@@ -61,6 +62,7 @@ def page(
         "breaks": [[item.seq, item.repaired_seq] for item in items if isinstance(item, Break)],
         "pauses": {item.after_seq: item.ms for item in items if isinstance(item, Idle)},
         "redaction": redaction,
+        "clock": clock,
     }
     return _filled(before.session, told)
 

@@ -128,6 +128,27 @@ def test_pauses_phases_and_repairs_are_told() -> None:
     assert of(clocked.told(idle_ms=10**9), Idle) == []
 
 
+def test_times_may_be_those_that_producers_claim() -> None:
+    """Of a history that came in one instant: its own pauses, never backwards; without a claim no time passes."""
+    clocked = Clocked()
+    claims = [
+        "2026-01-01T00:00:00Z",
+        None,
+        "2026-01-01T02:00:00+01:00",
+        "2026-01-01T00:30:00Z",
+        "2026-01-01T01:00:01.5Z",
+    ]
+    clocked.append(0, *(Event.of("modified", actor="ann", time=claim) for claim in claims))
+    clocked.append(0, Event("modified", "x", "ann", "long ago"))
+
+    told = clocked.told(clock="producer")
+
+    offsets = [event.at_ms - of(told, Happened)[0].at_ms for event in of(told, Happened)]
+    assert offsets == [0, 0, 3600 * S, 3600 * S, 3601 * S + 500, 3601 * S + 500]
+    assert of(told, Idle) == [Idle(2, 3600 * S)]
+    assert of(clocked.told(), Idle) == []
+
+
 def test_who_had_it_in_hand_is_told() -> None:
     """From an agent's first event, or from when it was handed over, until it hands off or leaves; Muster is nobody."""
     clocked = Clocked()

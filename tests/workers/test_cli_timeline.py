@@ -105,6 +105,19 @@ def test_rows_are_told_from_a_seq_to_another(world: World) -> None:
     assert since[0]["at"] == time
 
 
+def test_an_imported_history_is_told_by_its_own_clock(world: World, tmp_path: Path) -> None:
+    """As text, and in a page."""
+    times = ("2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z")
+    world.log.append("s", [Event.of("modified", actor="ann", time=time) for time in times])
+
+    told = run_cli(world, "session", "timeline", "s", "--clock", "producer", output="table").out
+    run_cli(world, "session", "timeline", "s", "--clock", "producer", "--html", str(tmp_path / "page.html"))
+
+    assert told.startswith("2026-01-01T00:00:00.000Z  working")
+    assert "… 2d0h without an event" in told
+    assert data_of(tmp_path / "page.html")["pauses"] == {"1": 2 * 86_400_000}
+
+
 def test_what_a_foreign_producer_writes_does_nothing_to_a_terminal(world: World) -> None:
     """Controls come out as what they are called."""
     body = [{"type": "tool.called", "id": "1", "actor": "a", "data": {"\u001b[2J": "\u001b]0;x\u0007"}}]

@@ -35,6 +35,12 @@ def configure(group: Any) -> None:
         help="of events' data show the known fields of built-in types alone (known), or all",
     )
     command.add_argument(
+        "--clock",
+        choices=("server", "producer"),
+        default="server",
+        help="times and pauses by the server's clock, or by what producers claimed (for histories that were imported)",
+    )
+    command.add_argument(
         "--idle", type=float, metavar="S", default=IDLE_MS / 1000, help="collapse pauses longer than this (60)"
     )
 
@@ -59,12 +65,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 quarantined=views.session(options.session)["quarantined"],
                 redaction=options.redact,
                 idle_ms=idle_ms,
+                clock=options.clock,
             )
             with writable(options.html) as file:
                 file.write(made)
             printing.say(f"wrote {len(made.encode())} bytes to {options.html}: seq {first} to {state.seq}")
         else:
-            items = timeline(walk, redaction=options.redact, idle_ms=idle_ms)
+            items = timeline(walk, redaction=options.redact, idle_ms=idle_ms, clock=options.clock)
             if options.output == "table":
                 for line in lines(items):
                     print(line)
