@@ -13,7 +13,7 @@ from domain.errors import (
     Unavailable,
 )
 from domain.events import Event
-from domain.log import Append, AsyncSessionLog, Delivery, Head, MemoryLog, Receipt, SessionLog
+from domain.log import Append, AsyncSessionLog, Delivery, Forked, Head, MemoryLog, Receipt, SessionLog
 from domain.session import Session
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "DeadlineExceeded",
     "Delivery",
     "Event",
+    "Forked",
     "Head",
     "Limits",
     "MemoryLog",

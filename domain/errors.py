@@ -159,6 +159,7 @@ REGISTRY: dict[str, Entry] = {
         "only a commit that is as it was appended may be discarded: a damaged log is quarantined by "
         "`muster recover apply`, and anything else may be tried again by `muster parked retry`",
     ),
+    "FORK_REFUSED": Entry(Refused, "fork at the end of a commit, into a session of another name"),
     "USAGE": Entry(Refused, "see `muster --help`"),
     "PROJECTION_IN_USE": Entry(Refused, "stop the workers that know this version, or publish another one, first"),
     "PROJECTION_UNBUILT": Entry(Refused, "wait until its history is in: `muster projection ls` shows how far it is"),
@@ -197,6 +198,7 @@ REGISTRY: dict[str, Entry] = {
     "STORE_RESTORING": Entry(
         Misconfigured, "wait until it is done; one that was interrupted goes on with the same `muster backup restore`"
     ),
+    "SESSION_TAKEN": Entry(Conflict, "give the fork a name of its own: `--as NAME`"),
     "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
@@ -220,6 +222,8 @@ REGISTRY: dict[str, Entry] = {
     "PROJECTION_UNKNOWN": Entry(NotFound, "look the projection and its versions up with `muster projection ls`"),
     "KEY_UNKNOWN": Entry(NotFound, "look the keys up with `muster projection show NAME`"),
     "SEQ_UNKNOWN": Entry(NotFound, "ask for a seq between 1 and the one the session stands at"),
+    "NOT_A_FORK": Entry(NotFound, "compare it with any session: `muster session diff ID --from A --with OTHER`"),
+    "TIME_UNKNOWN": Entry(NotFound, "ask for a time at or after the session's first commit"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
@@ -304,6 +308,9 @@ REGISTRY: dict[str, Entry] = {
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(
         Damaged, "read the verified prefix; an operator decides about the rest: `muster recover accept`"
+    ),
+    "FORK_UNFINISHED": Entry(
+        Damaged, "ask for the same fork again (`muster session fork`): it goes on where it stands"
     ),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "KEY_DAMAGED": Entry(Damaged, _OPERATOR),

@@ -34,6 +34,8 @@ OWN_TYPE_PREFIX: Final = "muster."
 LOG_REPAIRED: Final = "muster.log_repaired"
 #: An agent gave no sign of life for too long; data: gone (the agent), silent_since (RFC 3339).
 AGENT_GONE: Final = "muster.agent_gone"
+#: All before it is a copy of another session's beginning; data: parent, seq (its last one copied), digest (there).
+FORKED: Final = "muster.forked"
 
 #: Data that nests deeper is no data: beyond what any limit of a producer's library should be set to.
 _READABLE_DEPTH: Final = 500
@@ -209,6 +211,9 @@ class FoldedData(Struct, gc=False):
     outcome: Raw = _NOTHING
     #: Of `muster.agent_gone`: the agent.
     gone: Raw = _NOTHING
+    #: Of `muster.forked`.
+    parent: Raw = _NOTHING
+    digest: Raw = _NOTHING
 
 
 class Gist(Struct, array_like=True, gc=False):

@@ -20,6 +20,7 @@ from domain.errors import Damaged
 from domain.events import (
     AGENT_GONE,
     BUILT_IN,
+    FORKED,
     LOG_REPAIRED,
     NO_DATA,
     OWN_ACTOR,
@@ -57,6 +58,7 @@ KIND: Final[Mapping[str, str]] = {
     **dict.fromkeys(("joined", "modified", "broke", "test_pass", "handoff", "extended"), "b"),
     # Muster's own, in any state, and no state changes: the append function takes none of this kind.
     LOG_REPAIRED: "r",
+    FORKED: "r",
 }
 DOTTED_KIND: Final = "."
 
@@ -75,9 +77,9 @@ _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: 
 _CLOSING: Final = frozenset(type for type, kind in KIND.items() if GATE[OPEN_GATE][kind] != OPEN_GATE)
 
 _MARKS: Final = frozenset({*ENTERS, "checkpoint"})
-_SAYS_MORE: Final = _MARKS | {AGENT_GONE}
+_SAYS_MORE: Final = _MARKS | {AGENT_GONE, FORKED}
 
-assert set(KIND) == {*BUILT_IN, LOG_REPAIRED}
+assert set(KIND) == {*BUILT_IN, LOG_REPAIRED, FORKED}
 assert set(GATE[OPEN_GATE]) == {*KIND.values(), DOTTED_KIND}
 
 
@@ -132,6 +134,14 @@ class Participation(Struct, array_like=True, gc=False):
     impacts: Impacts | None = None
 
 
+class Origin(Struct, array_like=True, frozen=True, gc=False):
+    """Where a fork comes from: all up to its `seq` is a copy of what `session` held there, when its digest was this."""
+
+    session: str
+    seq: int
+    digest: str
+
+
 class Session(Struct, array_like=True):
     """The state of a session after its first `seq` events. Mutable: `apply` moves it on by one event.
 
@@ -166,6 +176,7 @@ class Session(Struct, array_like=True):
     open_breaks: list[int] = []
     last_handoff: int = 0
     last_checkpoint: int = 0
+    forked_from: Origin | None = None
 
     @property
     def gate(self) -> str:
@@ -247,6 +258,8 @@ class Session(Struct, array_like=True):
                 gone = agents.get(_label(data.gone) or "")
                 if gone is not None:
                     gone.present = False
+            elif type == FORKED:
+                self.forked_from = _origin_of(data, seq - 1)
             types[type] = types.get(type, 0) + 1
             if data is not None and type in BUILT_IN:
                 change = data.change
@@ -350,7 +363,7 @@ def folded_data(event: Event) -> FoldedData | None:
     """What a fold looks for in the data of a built-in event. Raises Damaged (EVENT_UNREADABLE) for data no producer's
     library writes.
     """
-    if event.data == NO_DATA or not (event.type in BUILT_IN or event.type == AGENT_GONE):
+    if event.data == NO_DATA or not (event.type in BUILT_IN or event.type in (AGENT_GONE, FORKED)):
         return None
     try:
         return _DATA.decode(event.data)
@@ -378,6 +391,12 @@ def _plain(encoded: Raw) -> Any:
 def _label(encoded: Raw) -> str | None:
     value = _plain(encoded)
     return value[:MAX_LABEL_LENGTH] if isinstance(value, str) else None
+
+
+def _origin_of(data: FoldedData | None, seq: int) -> Origin | None:
+    """Where the fork comes from whose mark this is; None for a mark that Muster did not make."""
+    parent, digest = (_plain(data.parent), _plain(data.digest)) if data is not None else (None, None)
+    return Origin(parent, seq, digest) if isinstance(parent, str) and isinstance(digest, str) else None
 
 
 _DATA = msgspec.msgpack.Decoder(FoldedData)

@@ -1,4 +1,4 @@
-"""The read API: sessions and agents, now or at a seq.
+"""The read API: sessions and agents, now or at a seq or time.
 
 A reader never sees a view that cannot be trusted: one that is missing or damaged is folded from the log while the
 reader waits. What it gets is the same, only later.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from heapq import merge as merged
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from domain.agent import NOTHING, Totals
 from domain.codec import Commit
-from domain.errors import Damaged, DeadlineExceeded, NotFound
+from domain.errors import Damaged, DeadlineExceeded, NotFound, Refused
 from domain.events import check_session, shortened
-from domain.invariants import broken_law
+from domain.invariants import broken_law, is_chained
 from domain.log.contract import EventLog, Head, Receipt
 from domain.log.protocol import lost, position_of
 from domain.session import Session
 from projections import agent_view, session_view, statistics, what_happened
 from projections.catchup import from_log
+from projections.difference import Change, changes
 from projections.indexing import entries
 from projections.searching import Condition, Filter, Page, Search
 from projections.session_view import Folding
@@ -29,6 +31,9 @@ from projections.store import ProjectionStore
 
 #: How many sessions are read in one round trip.
 PAGE: Final = 256
+#: When in a session: right after a seq, or at a time (with an offset) by the server's clock.
+Moment: TypeAlias = int | datetime
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class Views:
@@ -55,20 +60,60 @@ class Views:
             raise unknown_session(session)
         return found[0]
 
-    def session_at(self, session: str, seq: int) -> dict[str, Any]:
-        """A session as it stood right after `seq`; the digest is None if that is inside a commit.
+    def session_at(self, session: str, at: Moment) -> dict[str, Any]:
+        """A session as it stood right after a seq, or at a time: after the last commit at or before it by the server's
+        clock. The digest is None inside a commit.
 
-        Raises NotFound (SESSION_UNKNOWN, SEQ_UNKNOWN), Damaged if the log is damaged before `seq`.
+        Raises NotFound (SESSION_UNKNOWN, SEQ_UNKNOWN, TIME_UNKNOWN), Refused (TIME_INVALID: a time without an offset),
+        Damaged if the log is damaged before that.
         """
+        seq = self.seq_at(session, at)
+        (head,) = self._store.heads([session])
+        view, whole = state_at(self._log, self._nearest(session, seq), seq)
+        quarantined = self._quarantines([session], [head])[0]
+        return session_view.document(view, quarantined=quarantined, digest=whole)
+
+    def difference(
+        self, session: str, before: Moment, after: Moment | None = None, *, other: str | None = None
+    ) -> list[Change]:
+        """What differs between two moments of a session, field by field; with `other`, between a moment of the session
+        and one of the other. `after` None is now. Raises as `session_at`.
+        """
+        then = self.session_at(session, before)
+        named = session if other is None else other
+        return list(changes(then, self.session(named) if after is None else self.session_at(named, after)))
+
+    def state_before(self, session: str, seq: int) -> Session:
+        """The state at the end of the commit before the one that holds `seq`: where folding on to `seq` begins.
+
+        Raises Damaged if the log is damaged before that.
+        """
+        for commit in self._log.read(session, after=seq - 1, to=seq):
+            seq = min(seq, commit.first_seq)
+        return (
+            session_view.initial(session)
+            if seq == 1
+            else state_at(self._log, self._nearest(session, seq - 1), seq - 1)[0]
+        )
+
+    def seq_before(self, session: str, time: datetime) -> int:
+        """The seq a session stood at right before a time; 0 before its first commit. Raises as `session_at`."""
+        return self._log.position_at(session, server_ms_of(time) - 1).seq
+
+    def seq_at(self, session: str, at: Moment) -> int:
+        """The seq a moment of a session is at; raises as `session_at`."""
         check_session(session)
         (head,) = self._store.heads([session])
         if head is None:
             raise unknown_session(session)
-        if not 1 <= seq <= head.seq:
-            raise NotFound("SEQ_UNKNOWN", f"session {session} has the seqs 1 to {head.seq}, not {seq}", session=session)
-        view, whole = state_at(self._log, self._nearest(session, seq), seq)
-        quarantined = self._quarantines([session], [head])[0]
-        return session_view.document(view, quarantined=quarantined, digest=whole)
+        if isinstance(at, datetime):
+            seq = self._log.position_at(session, server_ms_of(at)).seq
+            if not seq:
+                raise NotFound("TIME_UNKNOWN", f"session {session} has no commit at or before {at.isoformat()}")
+            return seq
+        if not 1 <= at <= head.seq:
+            raise NotFound("SEQ_UNKNOWN", f"session {session} has the seqs 1 to {head.seq}, not {at}", session=session)
+        return at
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """All sessions by partition and id, beginning after the id `after`."""
@@ -251,7 +296,7 @@ class Views:
         """The newest checkpoint at or before `seq` that can be trusted, else the beginning."""
         for at, stored in sorted(self._store.checkpoints(session).items(), reverse=True):
             view = session_view.readable(stored, session) if at <= seq else None
-            if view is not None and view.seq == at:
+            if view is not None and view.seq == at and session_view.adds_up(view) and is_of(self._log, view):
                 return view
         return session_view.initial(session)
 
@@ -302,6 +347,22 @@ def state_at(log: EventLog, view: Session, seq: int) -> tuple[Session, bool]:
     if view.seq != seq:
         raise Damaged("TAIL_LOST", f"the log of session {view.session} ends at seq {view.seq}", session=view.session)
     return view, inside is None
+
+
+def is_of(log: EventLog, view: Session) -> bool:
+    """Whether a checkpoint is of the history that the log holds: its last commit is there, or the next one follows on
+    it.
+    """
+    for commit in log.read(view.session, after=view.seq - 1, to=view.seq + 1):
+        return commit.digest == view.digest if commit.last_seq == view.seq else is_chained(view.digest, commit)
+    return False
+
+
+def server_ms_of(time: datetime) -> int:
+    """A time as the server's clock says it, rounded down. Raises Refused (TIME_INVALID) for one without an offset."""
+    if time.utcoffset() is None:
+        raise Refused("TIME_INVALID", f"the time {time.isoformat()} has no offset")
+    return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
 def unknown_session(session: str) -> NotFound:

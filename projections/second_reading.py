@@ -23,7 +23,7 @@ from domain.stretch import Stretch
 FIELDS: Final = (
     *("session", "seq", "digest", "state", "agents", "event_types", "entities", "first_actor", "last_type"),
     *("handed_off_by", "started_at", "last_at", "tags", "priority", "outcome", "completed_at", "transitions"),
-    *("type_pairs", "last_entering", "open_breaks", "last_handoff", "last_checkpoint"),
+    *("type_pairs", "last_entering", "open_breaks", "last_handoff", "last_checkpoint", "forked_from"),
 )
 #: Those that are sets or counts, and their places in a stored view.
 _SETS: Final = ("entities", "tags")
@@ -47,7 +47,7 @@ class SecondReading:
             "agents": {}, "event_types": {}, "entities": set(), "first_actor": None, "last_type": None,
             "handed_off_by": None, "started_at": 0, "last_at": 0, "tags": set(), "priority": None, "outcome": None,
             "completed_at": 0, "transitions": {}, "type_pairs": {}, "last_entering": None, "open_breaks": [],
-            "last_handoff": 0, "last_checkpoint": 0,
+            "last_handoff": 0, "last_checkpoint": 0, "forked_from": None,
         }  # fmt: skip
 
     @classmethod
@@ -156,7 +156,7 @@ class SecondReading:
     def _dotted(self, type: str, actor: str, data: Mapping[str, Any], seq: int) -> None:
         told = self._told
         state = told["state"]
-        if state == "expired" and type != "muster.log_repaired":
+        if state == "expired" and type not in ("muster.log_repaired", "muster.forked"):
             self.broken = f"{type} at seq {seq} follows the session's expiry"
         elif state == "coordinating" and actor not in (told["handed_off_by"], "muster"):
             told["state"] = "working"
@@ -165,6 +165,10 @@ class SecondReading:
             part = told["agents"].get(data.get("gone")) if isinstance(data.get("gone"), str) else None
             if part is not None:
                 part[3] = False
+        elif type == "muster.forked" and actor == "muster":
+            named = [data.get(name) for name in ("parent", "digest")]
+            is_mark = all(isinstance(name, str) for name in named)
+            told["forked_from"] = [named[0], seq - 1, named[1]] if is_mark else None
 
     def _built_in(self, type: str, actor: str, known: Mapping[str, Any], seq: int, at_ms: int) -> None:
         told = self._told

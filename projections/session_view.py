@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
+from msgspec import structs
+
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
 from domain.events import Event, Gist
@@ -153,6 +155,7 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
         "handed_off_by": view.handed_off_by,
         "started_at": rfc3339(view.started_at),
         "last_at": rfc3339(view.last_at),
+        "forked_from": None if view.forked_from is None else structs.asdict(view.forked_from),
         "quarantined": quarantined,
         "tags": sorted(view.tags),
         "priority": view.priority,

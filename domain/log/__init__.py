@@ -1,7 +1,7 @@
 """The log: its contract, the log on Redis Streams, and the log in memory."""
 
 from domain.log.connection import Connecting, ConnectionState, connect
-from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Head, Receipt
+from domain.log.contract import Append, AsyncEventLog, EventLog, Expected, Forked, Head, Receipt
 from domain.log.memory import MemoryLog
 from domain.log.redis_streams import AsyncSessionLog, SessionLog, create_store
 from domain.log.spooling.spool import Spool
@@ -18,6 +18,7 @@ __all__ = [
     "Delivery",
     "EventLog",
     "Expected",
+    "Forked",
     "Head",
     "MemoryLog",
     "Receipt",

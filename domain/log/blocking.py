@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from domain.codec import Commit
 from domain.log.ahead import Asked, AskedLater, ReadingAhead
-from domain.log.contract import Head
+from domain.log.contract import Head, Position
 from domain.log.keys import Keyspace
 from domain.log.protocol import (
     EACH_FIRST_PAGE_ENTRIES,
@@ -21,6 +21,7 @@ from domain.log.protocol import (
     Request,
     head_flow,
     limited,
+    seek_flow,
 )
 from domain.stretch import Stretch
 
@@ -61,6 +62,9 @@ class BlockingReads:
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
+
+    def position_at(self, session: str, at_ms: int) -> Position:
+        return self.run(seek_flow(session, at_ms))
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         return limited(self._pages(RegistryFlow(self.keyspace, after)), limit)

@@ -142,6 +142,23 @@ class AppendRequest(Struct, frozen=True):
     ids: tuple[str, ...] = ()
 
 
+class Forked(Struct, frozen=True):
+    """A fork: all of `session` up to `seq` is a copy of `parent`, whose digest there is `digest`. `receipt` is that of
+    the event that says so, at the seq after it.
+    """
+
+    session: str
+    parent: str
+    seq: int
+    digest: str
+    receipt: Receipt
+
+    @property
+    def is_new(self) -> bool:
+        """It was not there before."""
+        return self.receipt.appended > 0
+
+
 class CommitReader(Protocol):
     """What folds need of a log."""
 
@@ -235,6 +252,18 @@ class EventLog(CommitReader, Protocol):
         """
         ...
 
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        """Makes a new session with a copy of this one up to the seq `at`, which must end a commit, and an event
+        `muster.forked` after it that says so. Both go on by themselves.
+
+        The new one is called `name`, or `<session>@<at>`. The same fork asked for again is found, or finished if it was
+        broken off. With `who`, it is noted in the audit stream.
+
+        Raises Refused (FORK_REFUSED: inside a commit; SESSION_INVALID), NotFound (SESSION_UNKNOWN, SEQ_UNKNOWN),
+        Conflict (SESSION_TAKEN), Damaged if the session does not verify up to there (`facts`: verified_seq).
+        """
+        ...
+
     def set_policy(self, session: str, policy: Policy) -> None:
         """Says who may append to a session, before its first event or later.
 
@@ -264,6 +293,12 @@ class EventLog(CommitReader, Protocol):
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         """The commits that hold events before seq `before` (all without it), newest first."""
+        ...
+
+    def position_at(self, session: str, at_ms: int) -> Position:
+        """Where the session stood at a time (server ms): at the end of the last commit at or before it; at seq 0 if
+        there was none yet.
+        """
         ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
@@ -347,6 +382,8 @@ class AsyncEventLog(Protocol):
         leaves: bool = False,
     ) -> Receipt: ...
 
+    async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked: ...
+
     async def set_policy(self, session: str, policy: Policy) -> None: ...
 
     async def heartbeat(self, session: str, agent: str, *, silent_after_s: float = ...) -> bool: ...
@@ -358,6 +395,8 @@ class AsyncEventLog(Protocol):
     def read(self, session: str, *, after: int = 0, to: int | None = None) -> AsyncIterator[Commit]: ...
 
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]: ...
+
+    async def position_at(self, session: str, at_ms: int) -> Position: ...
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]: ...
 

@@ -10,7 +10,8 @@
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
---   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter
+--   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
+--                     of a fork that is being made: fork_parent, fork_seq, fork_digest
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
@@ -1206,6 +1207,148 @@ local function repair(keys, args)
   return { 'REPAIRED', integer(seq + 1), after, integer(at) }
 end
 
+-- The first of the writes of a fork's step that its caller may not do; nil if he may do all.
+local function may_not_fork(keys, is_audited, has_skips)
+  local may = redis.acl_check_cmd
+  local writes = {
+    { 'XADD', keys[4], '*', 'b', '' }, { 'SET', keys[5], '' }, { 'HSET', keys[6], 'code', '' }, { 'HDEL', keys[6], 'code' },
+    { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' }, { 'HSET', keys[1], 'total', '' },
+  }
+  if is_audited then
+    writes[#writes + 1] = { 'XADD', keys[7], '*', 'who', '' }
+  end
+  if has_skips then
+    writes[#writes + 1] = { 'HSET', keys[8], '', '' }
+  end
+  for _, write in ipairs(writes) do
+    if not may(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- muster_fork_1: one step of copying a session's beginning into a new one. All but the last step leave the new session
+-- quarantined, with what it is to be a fork of, so that nobody appends to it and nobody takes it for whole; the last step adds
+-- the event that says where it comes from, and lifts that. Bodies, traces and cuts of commits are the parent's; digests and times
+-- are those of any append.
+--   KEYS meta sessions feed log head hold audit skips
+--   ARGV store epoch session; parent, its seq up to which it is copied, its digest there; seq and digest at which the session
+--        stands now; gate after this step; body of the last event ("" unless this is the last step); who (for the audit stream; ""
+--        for no entry); then for each commit: number of events, body, traceparent (or ""), "1" if it was discarded in the parent
+--   Reply {COPIED seq digest ms} or {FORKED seq digest ms}; {MOVED} if the session stands elsewhere; {TAKEN} if it is another
+--         session; or as muster_append_1: REFUSED or DAMAGED code ...
+local function fork(keys, args)
+  local count = (#args - 11) / 4
+  if #keys ~= 8 or count < 0 or count ~= math.floor(count) then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 8 keys, 11 arguments, and 4 more for each commit')
+  end
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
+  local session, parent, end_seq, from, gate, mark, who = args[3], args[4], whole(args[5]), whole(args[7]), args[9], args[10], args[11]
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' or keys[4] ~= tag .. 'log:' .. session
+    or keys[5] ~= tag .. 'head:' .. session or keys[6] ~= tag .. 'hold:' .. session or keys[7] ~= tag .. 'audit'
+    or keys[8] ~= tag .. 'skips' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not (end_seq and from and GATE[gate]) or count == 0 and mark == '' then
+    return redis.error_reply('ARGUMENTS_INVALID a step has seqs, a gate, and something to write')
+  end
+  local commits, seq, has_skips = {}, from, false
+  for number = 1, count do
+    local at = 11 + (number - 1) * 4
+    local commit = { events = whole(args[at + 1]), body = args[at + 2], trace = args[at + 3], skipped = args[at + 4] == '1' }
+    if not commit.events or commit.events == 0 or commit.events > meta.max_events or #commit.body > meta.max_bytes then
+      return redis.error_reply('ARGUMENTS_INVALID a commit holds events, within the limits of the store')
+    end
+    commits[number], seq, has_skips = commit, seq + commit.events, has_skips or commit.skipped
+  end
+  if seq > end_seq or mark ~= '' and seq ~= end_seq then
+    return redis.error_reply('ARGUMENTS_INVALID the step does not end where the fork does')
+  end
+  local is_audited = has_skips or mark ~= '' and who ~= ''
+  local denial = may_not_fork(keys, is_audited, has_skips)
+  if denial then
+    return denial
+  end
+
+  local head, unreadable = read_head(keys[5])
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    head, problem = new_head(session, meta, keys[2])
+    if not head then
+      return problem
+    end
+  end
+  local hold = redis.call('HMGET', keys[6], 'code', 'fork_parent', 'fork_seq', 'fork_digest')
+  local is_ours = has(head, 'q') and hold[1] == 'FORK_UNFINISHED'
+  if not is_ours and (head.seq > 0 or has(head, 'q')) then
+    return { 'TAKEN' }
+  elseif is_ours and (hold[2] ~= parent or hold[3] ~= args[5] or hold[4] ~= args[6]) then
+    return { 'TAKEN' }
+  elseif head.seq ~= from or head.digest ~= args[8] then
+    return { 'MOVED' }
+  end
+  -- All that can fail, before anything is written.
+  if redis.call('XRANGE', keys[4], integer(from + 1), '+', 'COUNT', 1)[1] then
+    return { 'DAMAGED', 'LOG_AHEAD' }
+  end
+  redis.call('XLEN', keys[3])
+  redis.call('ZCARD', keys[2])
+  if is_audited then
+    redis.call('XLEN', keys[7])
+  end
+  local skips = redis.call('HGET', keys[8], session)
+  skips = has_skips and skips and cjson.decode(skips) or {}
+
+  local at, spans = math.max(written_at(meta, server_ms()), head.ms), {}
+  local function add(events, body, trace)
+    local first, last = head.seq + 1, head.seq + events
+    local place = '|1|' .. session .. '|' .. integer(first) .. '|' .. integer(events) .. '|' .. integer(at) .. '|'
+    head.seq, head.digest = last, string.sub(redis.sha1hex(head.digest .. place .. body), 1, DIGEST_LENGTH)
+    local entry = { 'XADD', keys[4], integer(last) .. '-' .. integer(events), 't', integer(at), 'd', head.digest, 'b', body }
+    if trace ~= '' then
+      entry[#entry + 1] = 'c'
+      entry[#entry + 1] = trace
+    end
+    redis.call(unpack(entry))
+    spans[#spans + 1] = { session, first, last, #body }
+    return first
+  end
+  for _, commit in ipairs(commits) do
+    local first = add(commit.events, commit.body, commit.trace)
+    if commit.skipped then
+      local why = 'discarded in ' .. parent
+      skips[#skips + 1] = { from_seq = first, to_seq = head.seq, digest = head.digest, who = who, why = why, at = at }
+      redis.call('XADD', keys[7], '*', 'who', who, 'what', 'commit discarded', 'session', session, 'seq', integer(first),
+        'to_seq', integer(head.seq), 'digest', head.digest, 'why', why)
+    end
+  end
+  if has_skips then
+    redis.call('HSET', keys[8], session, cjson.encode(skips))
+  end
+  if mark ~= '' then
+    add(1, mark, '')
+    redis.call('HDEL', keys[6], 'code', 'first_bad_seq', 'fork_parent', 'fork_seq', 'fork_digest')
+    if who ~= '' then
+      redis.call('XADD', keys[7], '*', 'who', who, 'what', 'session forked', 'session', session, 'parent', parent, 'seq', args[5],
+        'digest', args[6])
+    end
+  else
+    redis.call('HSET', keys[6], 'code', 'FORK_UNFINISHED', 'first_bad_seq', integer(head.seq + 1), 'fork_parent', parent,
+      'fork_seq', args[5], 'fork_digest', args[6])
+  end
+  with_flag(head, 'q', mark == '')
+  head.gate, head.ms = gate, at
+  redis.call('SET', keys[5], pack_head(head))
+  redis.call('ZADD', keys[2], 0, session)
+  feed(keys[1], keys[3], meta.total, head.seq - from, at, cmsgpack.pack(spans))
+  return { mark ~= '' and 'FORKED' or 'COPIED', integer(head.seq), head.digest, integer(at) }
+end
+
+redis.register_function { function_name = 'muster_fork_1', callback = fork }
 redis.register_function { function_name = 'muster_repair_1', callback = repair }
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_copy_1', callback = copy }

@@ -17,15 +17,18 @@ from domain.codec import DEFAULT_LIMITS, Commit, Limits, chain, genesis
 from domain.errors import MusterError
 from domain.events import Event
 from domain.log.blocking import BlockingReads
-from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.exchange import new_id
 from domain.log.feed import FeedEntry, Span
+from domain.log.forking import fork_flow, plan_flow
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, Lease, Tokens, handing_off
 from domain.log.protocol import (
     BeatRequest,
     FeedRequest,
     Flow,
+    ForkAnswer,
+    ForkRequest,
     HeadRequest,
     LeaseRequest,
     PolicyRequest,
@@ -53,6 +56,7 @@ from domain.log.protocol import (
     lease_required,
     lost,
     policy_flow,
+    quarantined,
     repeated,
     resolve_flow,
     unknown_session,
@@ -96,6 +100,8 @@ class MemoryLog(BlockingReads):
         self._skips: dict[str, Skips] = {}
         #: Until when each agent in a session may be silent. Nobody looks after the log in memory, and reports it gone.
         self._beats: dict[tuple[str, str], int] = {}
+        #: Forks that are being made, and of what: parent, seq, digest.
+        self._unfinished: dict[str, tuple[str, int, str]] = {}
         self.tokens = Tokens()
         self.identity = Identity("memory", 1, partitions)
         self._listeners = Listeners(self.keyspace)
@@ -149,6 +155,9 @@ class MemoryLog(BlockingReads):
         return self.run(
             append_flow(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)), self.limits)
         )
+
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        return self.run(fork_flow(self.run(plan_flow(session, at, name)), new_id(), who))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
@@ -209,6 +218,8 @@ class MemoryLog(BlockingReads):
                 return self._renew(request)
             case PolicyRequest():
                 return self._policy(request)
+            case ForkRequest():
+                return self._fork(request)
             case TimeRequest():
                 return self._clock_ms()
             case HeadRequest(session):
@@ -255,6 +266,8 @@ class MemoryLog(BlockingReads):
             return repeated(found)
         if request.ids and request.expected == "any" and self._holds_part(request):
             return Searching(head.position)
+        if head.quarantined:
+            return quarantined(session, "FORK_UNFINISHED", head.seq + 1)
         fenced = self._fenced(request, head)
         if fenced is not None:
             return fenced
@@ -264,22 +277,56 @@ class MemoryLog(BlockingReads):
         if refused is not None:
             return gate_refused(session, refused + 1, head.gate, head.seq)
 
-        first, last = head.seq + 1, head.seq + len(kinds)
-        feed = self._feeds[self.keyspace.partition_of(session)]
-        at_ms = max(self._clock_ms(), feed[-1].at_ms if feed else 0)
-        digest = chain(head.digest, session, first, len(kinds), at_ms, body)
-        commit = Commit(session, first, last, at_ms, digest, body, request.traceparent)
-        self._commits.setdefault(session, []).append(commit)
-        self._heads[session] = Head(last, digest, gate, at_ms, head.flags)
-        total = (feed[-1].position if feed else 0) + len(kinds)
-        feed.append(FeedEntry(total, at_ms, [Span(session, first, last, len(body))]))
-        self._listeners.tell(self.keyspace.partition_of(session), (session,))
+        written = self._written(session, len(kinds), body, request.traceparent)
+        self._heads[session] = Head(written.last_seq, written.digest, gate, written.at_ms, head.flags)
         hold = self._holds.get(session)
         if head.policy == "leased" and hold is not None:
             hold.deadline = self._clock_ms() + hold.ttl_ms
             if request.heir is not None:
                 hold.holder, hold.token = request.heir, ""
-        return Receipt(session, first, last, digest, at_ms, appended=len(kinds))
+        return Receipt(session, written.first_seq, written.last_seq, written.digest, written.at_ms, appended=len(kinds))
+
+    def _written(self, session: str, count: int, body: bytes, traceparent: str | None) -> Commit:
+        """The next commit of a session, written into log and feed; its head is the caller's to write."""
+        head, feed = self._head(session), self._feeds[self.keyspace.partition_of(session)]
+        first, last = head.seq + 1, head.seq + count
+        at_ms = max(self._clock_ms(), feed[-1].at_ms if feed else 0)
+        digest = chain(head.digest, session, first, count, at_ms, body)
+        commit = Commit(session, first, last, at_ms, digest, body, traceparent)
+        self._commits.setdefault(session, []).append(commit)
+        total = (feed[-1].position if feed else 0) + count
+        feed.append(FeedEntry(total, at_ms, [Span(session, first, last, len(body))]))
+        self._listeners.tell(self.keyspace.partition_of(session), (session,))
+        return commit
+
+    def _fork(self, request: ForkRequest) -> ForkAnswer:
+        session, head = request.session, self._head(request.session)
+        of = (request.parent, request.seq, request.digest)
+        if head.quarantined:
+            if self._unfinished.get(session) != of:
+                return ForkAnswer("TAKEN", Position(0), 0)
+        elif head.seq:
+            return ForkAnswer("TAKEN", Position(0), 0)
+        if head.position != request.at:
+            return ForkAnswer("MOVED", Position(0), 0)
+        for commit in request.commits:
+            count = commit.last_seq - commit.first_seq + 1
+            self._copy(session, count, commit.body, commit.traceparent, request.gate)
+            if commit.skipped:
+                self.skip(session, self._head(session).seq, self._head(session).digest)
+        self._unfinished[session] = of
+        flags = head.flags.strip("q-")
+        if request.mark:
+            self._copy(session, 1, request.mark, None, request.gate)
+            del self._unfinished[session]
+        else:
+            flags += "q"
+        head = self._heads[session] = structs.replace(self._head(session), flags=flags or "-")
+        return ForkAnswer("FORKED" if request.mark else "COPIED", head.position, head.at_ms)
+
+    def _copy(self, session: str, count: int, body: bytes, traceparent: str | None, gate: str) -> None:
+        commit = self._written(session, count, body, traceparent)
+        self._heads[session] = Head(commit.last_seq, commit.digest, gate, commit.at_ms)
 
     def _head(self, session: str) -> Head:
         return self._heads.get(session) or Head(0, genesis(session), OPEN_GATE, 0)

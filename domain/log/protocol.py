@@ -38,6 +38,8 @@ FIRST_PAGE_ENTRIES = 256
 EACH_FIRST_PAGE_ENTRIES = 256
 #: How long an agent may be silent at most before it is reported gone, in seconds: a day.
 LONGEST_SILENCE_S = 86_400
+#: Into how many parts each round trip of a search by time cuts what is left.
+SEEK_PARTS = 8
 #: How often a deduplicated append reads and decides again when other producers are quicker.
 DEDUPE_ATTEMPTS = 32
 
@@ -155,11 +157,36 @@ class Standing(Struct, frozen=True):
     epoch: int
 
 
+class ForkRequest(Struct, frozen=True):
+    """One step of copying a session into its fork, which stands `at` a position. Answered by a ForkAnswer.
+
+    `commits` are the parent's, `gate` is the one after them; with a `mark`, the body of the last event, that is all.
+    """
+
+    session: str
+    parent: str
+    seq: int
+    digest: str
+    at: Position
+    gate: str
+    commits: tuple[Commit, ...]
+    mark: bytes
+    who: str
+
+
+class ForkAnswer(Struct, frozen=True):
+    """COPIED or FORKED (the fork stands at `position`), MOVED (it stands elsewhere), TAKEN (it is another session)."""
+
+    word: str
+    position: Position
+    at_ms: int
+
+
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest | BeatRequest
 Feeding: TypeAlias = StandingRequest | FeedRequest
 Ranging: TypeAlias = RangeRequest | StretchRequest
 Reading: TypeAlias = TimeRequest | HeadRequest | Ranging | SkipsRequest | RegistryRequest | Feeding
-Request: TypeAlias = AppendRequest | Holding | Reading
+Request: TypeAlias = AppendRequest | Holding | ForkRequest | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
 
@@ -192,6 +219,8 @@ class Protocol:
             if not isinstance(request, AppendRequest):
                 if isinstance(request, LeaseRequest | RenewRequest | PolicyRequest | BeatRequest):
                     calls.append(self._hold_call(place, request))
+                elif isinstance(request, ForkRequest):
+                    calls.append(self._fork_call(place, request))
                 elif isinstance(request, SkipsRequest):
                     skips.setdefault(self.keyspace.partition_of(request.session), {})[place] = request.session
                 else:
@@ -263,6 +292,20 @@ class Protocol:
                 arguments = [self._identity[0], session, agent, silent_ms]
                 command = ["FCALL", "muster_beat_1", len(names), *names, *arguments]
         return Call(command, [place], lambda reply: [hold_answer(session, reply)])
+
+    def _fork_call(self, place: int, request: ForkRequest) -> Call:
+        # It may be sent again without asking: what was written moved the fork on, and then it is not written again.
+        session = request.session
+        keys = self.keyspace.of(session)
+        names = [keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)]
+        names += [keys.audit, keys.skips]
+        arguments: list[Any] = [*self._identity, session, request.parent, request.seq, request.digest]
+        arguments += (request.at.seq, request.at.digest, request.gate, request.mark, request.who)
+        for commit in request.commits:
+            count = commit.last_seq - commit.first_seq + 1
+            arguments += (count, commit.body, commit.traceparent or "", "1" if commit.skipped else "")
+        command = ["FCALL", "muster_fork_1", len(names), *names, *arguments]
+        return Call(command, [place], lambda reply: [fork_answer(session, reply)], writes=True)
 
     def _single(self, place: int, request: TimeRequest | HeadRequest | Ranging | RegistryRequest | Feeding) -> Call:
         keys: PartitionKeys
@@ -342,6 +385,21 @@ def hold_answer(session: str, reply: Any) -> Any:
             return rest[0]
         case "HELD":
             return lease_held(session, rest[0], int(rest[1]))
+        case "REFUSED":
+            return refused(session, *rest)
+        case "DAMAGED":
+            return damaged(session, *rest)
+    raise AssertionError(f"unknown answer {word!r}")
+
+
+def fork_answer(session: str, reply: list[Any]) -> ForkAnswer | MusterError:
+    """What a reply of the function means that copies a session."""
+    word, *rest = [value.decode() for value in reply]
+    match word:
+        case "COPIED" | "FORKED":
+            return ForkAnswer(word, Position(int(rest[0]), rest[1]), int(rest[2]))
+        case "MOVED" | "TAKEN":
+            return ForkAnswer(word, Position(0), 0)
         case "REFUSED":
             return refused(session, *rest)
         case "DAMAGED":
@@ -823,6 +881,29 @@ class ReadBackFlow:
         self._done = self._done or self._high < 1
         self._count = next_count(page)
         return page
+
+
+def seek_flow(session: str, at_ms: int) -> Flow[Position]:
+    """Where a session stood at a time (server ms): the end of the last commit at or before it; seq 0 before the first.
+
+    Times grow with seqs, so each round trip cuts what is left into SEEK_PARTS parts: a log of a hundred thousand
+    commits takes six, and none of them is folded.
+    """
+    check_session(session)
+    (answer,) = yield [RangeRequest(session, 1, None, 1, backward=True)]
+    last: list[Commit] = taken(answer)
+    stood = Position(0)
+    low, high = 0, last[0].last_seq if last else 0
+    while low < high:
+        seqs = sorted({low + max(1, (high - low) * part // SEEK_PARTS) for part in range(1, SEEK_PARTS + 1)})
+        answers = yield [RangeRequest(session, seq, None, 1) for seq in seqs]
+        for page in map(taken, answers):
+            for commit in page:
+                if commit.at_ms <= at_ms and commit.last_seq > low:
+                    low, stood = commit.last_seq, Position(commit.last_seq, commit.digest)
+                elif commit.at_ms > at_ms:
+                    high = min(high, commit.first_seq - 1)
+    return stood
 
 
 def _with_skips(request: Ranging, known: Skips | None) -> Flow[tuple[Skips, Any]]:

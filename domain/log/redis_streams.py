@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import redis
 import redis.asyncio
+from msgspec import structs
 
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
@@ -34,9 +35,10 @@ from domain.log.connection import (
     send,
     send_async,
 )
-from domain.log.contract import Append, AppendRequest, Expected, Head, Policy, Position, Receipt
+from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.durability import parse_durability
 from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id
+from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
@@ -56,6 +58,7 @@ from domain.log.protocol import (
     head_flow,
     policy_flow,
     resolve_flow,
+    seek_flow,
     taken,
 )
 from domain.log.spooling.appending import Steps
@@ -273,6 +276,11 @@ class SessionLog(Exchanges, BlockingReads):
         leaves: bool = False,
     ) -> Receipt:
         return self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        forked = self.run(fork_flow(self.run(plan_flow(session, at, name)), new_id(), who))
+        self.witness.told(forked.receipt)
+        return structs.replace(forked, receipt=self.drive(self._acknowledged(forked.receipt)))
 
     def set_policy(self, session: str, policy: Policy) -> None:
         self.run(policy_flow(session, policy))
@@ -564,6 +572,11 @@ class AsyncSessionLog(Exchanges):
     ) -> Receipt:
         return await self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
 
+    async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        forked = await self.run(fork_flow(await self.run(plan_flow(session, at, name)), new_id(), who))
+        self.witness.told(forked.receipt)
+        return structs.replace(forked, receipt=await self.drive(self._acknowledged(forked.receipt)))
+
     async def set_policy(self, session: str, policy: Policy) -> None:
         await self.run(policy_flow(session, policy))
 
@@ -634,6 +647,9 @@ class AsyncSessionLog(Exchanges):
 
     def read_back(self, session: str, *, before: int | None = None) -> AsyncIterator[Commit]:
         return self._pages(ReadBackFlow(session, before=before))
+
+    async def position_at(self, session: str, at_ms: int) -> Position:
+        return await self.run(seek_flow(session, at_ms))
 
     async def sessions(self, *, after: str | None = None, limit: int | None = None) -> AsyncIterator[str]:
         left = limit

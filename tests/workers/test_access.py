@@ -33,7 +33,19 @@ from workers.settings import Settings, load
 
 ROOT: Final = Path(__file__).parents[2]
 ROLES: Final = (
-    *("deployer", "producer", "subscriber", "worker", "jobs", "operator", "repairer", "restorer", "reader", "monitor"),
+    *(
+        "deployer",
+        "producer",
+        "subscriber",
+        "worker",
+        "jobs",
+        "operator",
+        "repairer",
+        "restorer",
+        "forker",
+        "reader",
+        "monitor",
+    ),
 )
 ENVIRONMENT, NAMESPACE = "prod", "main"
 
@@ -243,6 +255,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("operator", "parked", "discard", "poisoned", "--why", "a bug").code == 0
     assert guarded.run("reader", "session", "show", "poisoned").rows[0]["seq"] == 1
 
+    # a session is forked by a producer's program, or by a forker's command, which is audited
+    with guarded.open("producer") as log:
+        assert log.fork("s-5", 1, "of-a-producer").is_new
+    assert guarded.run("forker", "session", "fork", "poisoned", "--at", "1").rows[0]["created"] is True
+    assert guarded.run("reader", "session", "diff", "of-a-producer", "--parent").code == 0
+
     # jobs are asked for by an operator, done by whoever takes jobs, and watched by a monitor
     task = guarded.run("operator", "job", "run", "verify").rows[0]["task"]
     environ = {"PATH": "/usr/bin:/bin", **guarded.settings("jobs").environ()}
@@ -424,6 +442,14 @@ NOT: Final = {
             if any(f"{{{key}}}" in write for key in ("view", "cursor", "owner", "feed", "lost"))
         ),
         "FCALL muster_claim_1 1 {owner} w n 1 1",
+    ),
+    "forker": (
+        *(write for write in _WRITES if "{view}" in write or "{owner}" in write or "{cursor}" in write),
+        "DEL {log}",
+        "RENAME {log} {view}",
+        "HDEL {skips} s-0",
+        "DEL {skips}",
+        "FUNCTION LOAD x",
     ),
     "operator": ("HDEL {skips} s-0", "DEL {skips}", "XADD {log} 99-1 b x", "FUNCTION LOAD x"),
     "reader": (*_WRITES, "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),

@@ -8,9 +8,15 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
 
+import msgspec
+
+from domain.errors import Refused
+from domain.events import check_time, shortened
 from domain.log import SessionLog, Spool
+from projections.queries import Moment
 from projections.store import ProjectionStore
 from workers.settings import Settings
 
@@ -50,6 +56,22 @@ def page(parser: argparse.ArgumentParser, after: str) -> None:
     parser.add_argument("--all", action="store_true", help="all of them; else --limit")
     parser.add_argument("--limit", type=int, default=50, help="how many (50)")
     parser.add_argument("--after", metavar="CURSOR", help=after)
+
+
+#: A whole number from here on is server ms (2001 and later); a smaller one is a seq.
+_FIRST_MS: Final = 10**12
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+
+
+def moment(text: str) -> Moment:
+    """When in a session: a seq; or a time, as RFC 3339 or in ms since 1970. Raises Refused (TIME_INVALID)."""
+    if not text.isdecimal():
+        check_time(text)
+        return msgspec.convert(text, datetime)
+    try:
+        return int(text) if int(text) < _FIRST_MS else _EPOCH + timedelta(milliseconds=int(text))
+    except (OverflowError, ValueError):
+        raise Refused("TIME_INVALID", f"{shortened(text)} is no seq, and no time in ms either") from None
 
 
 @contextmanager

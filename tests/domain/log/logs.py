@@ -13,9 +13,10 @@ import pytest
 from domain import Append, AsyncSessionLog, Commit, Event, Head, Limits, MemoryLog, MusterError, Receipt
 from domain.codec import chain, genesis
 from domain.log import ConnectionState, EventLog, Expected
-from domain.log.contract import AppendRequest, Policy, Position
+from domain.log.contract import AppendRequest, Forked, Policy, Position
+from domain.log.forking import ForkPlan, fork_flow
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease
-from domain.log.protocol import Flow, Request
+from domain.log.protocol import Flow, ForkRequest, Request
 from domain.log.subscribing.delivery import Delivery, SubscriptionPosition
 from domain.log.subscribing.subscription import AsyncSubscription
 from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession
@@ -86,6 +87,9 @@ class Blocking:
     def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
         return self._runner.run(self._log.heartbeat(session, agent, silent_after_s=silent_after_s))
 
+    def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
+        return self._runner.run(self._log.fork(session, at, name, who=who))
+
     def set_policy(self, session: str, policy: Policy) -> None:
         self._runner.run(self._log.set_policy(session, policy))
 
@@ -115,6 +119,9 @@ class Blocking:
 
     def read_back(self, session: str, *, before: int | None = None) -> Iterator[Commit]:
         return self._each(self._log.read_back(session, before=before))
+
+    def position_at(self, session: str, at_ms: int) -> Position:
+        return self._runner.run(self._log.position_at(session, at_ms))
 
     def sessions(self, *, after: str | None = None, limit: int | None = None) -> Iterator[str]:
         return self._each(self._log.sessions(after=after, limit=limit))
@@ -297,3 +304,18 @@ def refused(call: Callable[[], object], error: type[MusterError], code: str) -> 
 #: Conformance: mypy holds every log against the face the contract uses.
 def _conformance(memory: MemoryLog, blocking: Blocking) -> list[RunnableLog]:
     return [memory, blocking]
+
+
+def asking(requests: list[Request]) -> Flow[list[Any]]:
+    """Requests as a flow."""
+    return (yield requests)
+
+
+def broken_off(log: RunnableLog, plan: ForkPlan) -> None:
+    """A fork whose maker dies after one more step of copying."""
+    flow = fork_flow(plan, "mark", "")
+    requests, copied = next(flow), False
+    while not copied:
+        copied = any(isinstance(request, ForkRequest) for request in requests)
+        requests = flow.send(log.run(asking(requests)))
+    flow.close()

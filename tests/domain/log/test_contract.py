@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -9,18 +10,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import Append, Commit, Conflict, Damaged, Event, Limits, Receipt, Refused
+from domain import (
+    Append,
+    Commit,
+    Conflict,
+    Damaged,
+    Event,
+    Forked,
+    Limits,
+    MusterError,
+    NotFound,
+    Receipt,
+    Refused,
+)
 from domain.codec import encode_body
 from domain.events import BUILT_IN
 from domain.log import Expected
 from domain.log.contract import Position
+from domain.log.forking import fork_flow, plan_flow
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.protocol import CALL_COMMITS, RegistryFlow, dedupe_flow
 from domain.session import GATE, kind_of
 from tests.domain.log.logs import (
     MakeLog,
     RunnableLog,
+    asking,
     assert_chained,
+    broken_off,
     disturbed,
     ids,
     new_session,
@@ -128,6 +144,20 @@ def test_the_trace_travels_with_the_commit_and_outside_the_digest(log: RunnableL
     assert traced.traceparent == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert plain.traceparent is None
     assert_chained("s", commits, log.head("s"))
+
+
+def test_a_position_is_found_by_time(log: RunnableLog) -> None:
+    """At any time the session stood at the end of the last commit at or before it; at seq 0 before the first."""
+    for number in range(70):
+        log.append("s", notes(*(f"{number}.{part}" for part in range(1 + number % 3))))
+    commits = list(log.read("s"))
+    first, last = commits[0].at_ms, commits[-1].at_ms
+
+    for ms in range(first - 2, last + 3, max(1, (last - first) // 40)):
+        stood = [Position(commit.last_seq, commit.digest) for commit in commits if commit.at_ms <= ms]
+        assert log.position_at("s", ms) == (stood[-1] if stood else Position(0))
+    assert log.position_at("none", last) == Position(0)
+    refused(lambda: log.position_at("not an id", last), Refused, "SESSION_INVALID")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -583,3 +613,175 @@ def _follow(log: RunnableLog, session: str, count: int) -> None:
 def _place(answer: object) -> tuple[str, int, int]:
     assert isinstance(answer, Receipt), answer
     return answer.session, answer.first_seq, answer.last_seq
+
+
+# -- forks -----------------------------------------------------------------------------------------------------------
+
+
+def long_session(log: RunnableLog, commits: int) -> list[Commit]:
+    """A session `s` of so many commits, of one to three events each."""
+    known = None
+    for number in range(commits):
+        known = log.append("s", notes(*(f"{number}.{part}" for part in range(1 + number % 3))), known=known)
+    return list(log.read("s"))
+
+
+def copied(commits: Sequence[Commit]) -> list[tuple[Any, ...]]:
+    """What a fork has in common with its parent."""
+    return [(commit.first_seq, commit.last_seq, commit.body, commit.traceparent, commit.skipped) for commit in commits]
+
+
+def test_a_fork_is_a_copy_that_says_where_it_comes_from(log: RunnableLog) -> None:
+    """Same seqs, ids, bodies, traces; digests and times of its own; after it the mark, and both go on by themselves."""
+    log.append("s", notes("1", "2"))
+    log.append("s", note("3"), traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    log.append("s", Event.of("completed", actor="a", id="4"))
+    log.append("s", Event.of("start", actor="a", id="5"))
+    parent = list(log.read("s"))
+
+    forked = log.fork("s", 4, "t")
+
+    *copy, mark = log.read("t")
+    assert copied(copy) == copied(parent[:3])
+    assert (mark.first_seq, mark.last_seq, mark.digest) == (5, 5, forked.receipt.digest)
+    ((type, actor, data),) = [(event.type, event.actor, event.payload()) for event in mark.events]
+    assert (type, actor) == ("muster.forked", "muster")
+    assert data == {"parent": "s", "seq": 4, "digest": parent[2].digest}
+    assert (forked.session, forked.parent, forked.seq, forked.digest) == ("t", "s", 4, parent[2].digest)
+    assert forked.is_new
+    head = log.head("t")
+    assert head is not None
+    assert (head.gate, head.flags) == ("c", "-")
+    assert_chained("t", [*copy, mark], head)
+    assert list(log.read("s")) == parent
+    refused(lambda: log.append("t", Event.of("modified", actor="a")), Refused, "GATE_REFUSED")
+    assert log.append("t", Event.of("start", actor="a"), known=forked.receipt).last_seq == 6
+    assert log.append("s", note("6")).last_seq == 6
+    assert "t" in list(log.sessions())
+
+
+def test_the_same_fork_is_made_once(log: RunnableLog) -> None:
+    """Asked for again, also after it went on, it is found; its name without one is always the same."""
+    long_session(log, 10)
+    first = log.fork("s", 3)
+    log.append("s@3", note("more"))
+    before = list(log.read("s@3"))
+
+    again = log.fork("s", 3, "s@3")
+
+    assert (first.is_new, again.is_new) == (True, False)
+    assert (again.receipt.position, again.digest) == (first.receipt.position, first.digest)
+    assert list(log.read("s@3")) == before
+    refused(lambda: log.fork("s", 1, "s@3"), Conflict, "SESSION_TAKEN")
+
+
+def test_a_fork_of_a_fork_holds_both_marks(log: RunnableLog) -> None:
+    """The beginning it copies may hold a mark itself."""
+    long_session(log, 10)
+    log.fork("s", 3, "t")
+    log.append("t", note("of-t"))
+
+    log.fork("t", 5, "u")
+
+    types = [event.type for commit in log.read("u") for event in commit.events]
+    assert [at for at, type in enumerate(types, 1) if type == "muster.forked"] == [4, 6]
+    assert ids(log.read("u"))[4] == "of-t"
+
+
+def test_a_long_session_is_forked_in_steps_and_no_half_of_it_is_taken_for_whole(make_log: MakeLog) -> None:
+    """A maker that dies leaves a session that says so and takes no appends; the same fork asked for again finishes it,
+    from where it stands, whichever log it is asked of.
+    """
+    log = make_log()
+    parent = long_session(log, 2 * CALL_COMMITS + 10)
+    at = parent[-3].last_seq
+    plan = log.run(plan_flow("s", at, "t"))
+    assert (plan.commits, plan.copied, plan.done) == (len(parent) - 2, 0, None)
+
+    for steps in (1, 2):
+        broken_off(log, plan)
+        head = log.head("t")
+        assert head is not None
+        assert (head.quarantined, head.seq) == (True, parent[steps * CALL_COMMITS - 1].last_seq)
+        assert copied(list(log.read("t"))) == copied(parent[: steps * CALL_COMMITS])
+        error = refused(lambda: log.append("t", note("x")), Damaged, "QUARANTINED")
+        assert error.facts["reason"] == "FORK_UNFINISHED"
+        refused(lambda: log.fork("s", parent[5].last_seq, "t"), Conflict, "SESSION_TAKEN")
+        refused(lambda: log.fork("s", parent[-1].last_seq, "t"), Conflict, "SESSION_TAKEN")
+    assert log.run(plan_flow("s", at, "t")).copied == parent[2 * CALL_COMMITS - 1].last_seq
+
+    forked = make_log().fork("s", at, "t")
+
+    *copy, _ = log.read("t")
+    assert copied(copy) == copied(parent[:-2])
+    assert forked.is_new
+    assert log.append("t", note("x"), expected=at + 1).last_seq == at + 2
+    assert_chained("t", list(log.read("t")), log.head("t"))
+
+
+def test_two_who_make_the_same_fork_make_one(make_log: MakeLog) -> None:
+    """Their steps may come one after another in any way: each commit is copied once, and both are told of one fork."""
+    log = make_log()
+    parent = long_session(log, 3 * CALL_COMMITS)
+    at = parent[-1].last_seq
+    plan = log.run(plan_flow("s", at, "t"))
+    flows = [fork_flow(plan, "mark-1", ""), fork_flow(plan, "mark-2", "")]
+    waiting = [next(flow) for flow in flows]
+    told: list[Forked] = []
+
+    turn = 0
+    while flows:
+        turn = (turn + 1) % len(flows)
+        try:
+            waiting[turn] = flows[turn].send(log.run(asking(waiting[turn])))
+        except StopIteration as done:
+            told.append(done.value)
+            del flows[turn], waiting[turn]
+
+    assert copied(list(log.read("t"))[:-1]) == copied(parent)
+    assert told[0].receipt.position == told[1].receipt.position
+    assert sorted(one.is_new for one in told) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("parent", "at", "name", "error", "code"),
+    [
+        ("s", 2, None, Refused, "FORK_REFUSED"),
+        ("s", 3, "s", Refused, "FORK_REFUSED"),
+        ("s", 0, None, NotFound, "SEQ_UNKNOWN"),
+        ("s", 9, None, NotFound, "SEQ_UNKNOWN"),
+        ("none", 1, None, NotFound, "SESSION_UNKNOWN"),
+        ("policied", 1, None, NotFound, "SESSION_UNKNOWN"),
+        ("not an id", 1, None, Refused, "SESSION_INVALID"),
+        ("s", 3, "not an id", Refused, "SESSION_INVALID"),
+        ("s" * 200, 1, None, Refused, "SESSION_INVALID"),
+        ("s", 3, "other", Conflict, "SESSION_TAKEN"),
+        ("s", 3, "longer", Conflict, "SESSION_TAKEN"),
+    ],
+)
+def test_what_cannot_be_forked_is_said_and_nothing_is_written(
+    log: RunnableLog, parent: str, at: int, name: str | None, error: type[MusterError], code: str
+) -> None:
+    """Inside a commit, into itself, of a seq or session that is not there, into another session."""
+    log.append("s", note("1"))
+    log.append("s", notes("2", "3"))
+    log.append("other", note("1"))
+    log.append("longer", [note() for _ in range(9)])
+    log.set_policy("policied", "strict")
+    names = ("s", "other", "longer", "none", "s@2", "s@3", "s@0", "s@9")
+    before = [log.head(session) for session in names]
+
+    refused(lambda: log.fork(parent, at, name), error, code)
+
+    assert [log.head(session) for session in names] == before
+
+
+def test_a_fork_keeps_the_policy_that_its_session_was_given_before(log: RunnableLog) -> None:
+    """A policy said before the first event holds for what comes after the fork."""
+    long_session(log, 3)
+    log.set_policy("t", "strict")
+
+    forked = log.fork("s", 1, "t")
+
+    refused(lambda: log.append("t", note("x")), Refused, "EXPECTED_REQUIRED")
+    assert log.append("t", note("x"), expected=forked.receipt.last_seq).appended == 1

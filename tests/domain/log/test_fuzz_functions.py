@@ -68,7 +68,9 @@ _JUNK: Final[list[Argument]] = [
 
 #: The functions that producers call: they take the keys of the session that is named, and no others. The rest are for
 #: workers and operators, whose keys are what they say.
-_CHECKS_KEYS: Final = ("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1")
+_CHECKS_KEYS: Final = (
+    *("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1", "muster_fork_1"),
+)
 
 
 class Call(NamedTuple):
@@ -160,6 +162,7 @@ class Functions:
             "muster_mend_head_1": self._mend_head,
             "muster_quarantine_1": self._quarantine,
             "muster_repair_1": self._repair,
+            "muster_fork_1": self._fork,
         }
 
     def _any_of(self, *values: Argument) -> Argument:
@@ -242,6 +245,27 @@ class Functions:
         names += [self.keys.hold(session), self.keys.lost, self.keys.audit, aside]
         stands: list[Argument] = [last[0][0] if last else "", 0, genesis(session), "o"]
         return Call("muster_repair_1", names, [*self._identity, session, *stands, any_body(self._chance), "ann", "why"])
+
+    def _fork(self) -> Call:
+        session = f"f{self._chance.randrange(3)}"
+        names = [self.keys.meta, self.keys.sessions, self.keys.feed, self.keys.log(session), self.keys.head(session)]
+        names += [self.keys.hold(session), self.keys.audit, self.keys.skips]
+        head = self.log.head(session)
+        seq, digest = (head.seq, head.digest) if head else (0, genesis(session))
+        commits = self._chance.randrange(3)
+        is_last = self._chance.random() < 0.2 or not commits
+        arguments: list[Argument] = [
+            *self._identity,
+            session,
+            "parent",
+            seq + commits if is_last else 40,
+            "digest",
+            seq,
+        ]
+        arguments += [digest, "o", any_body(self._chance) if is_last else "", self._any_of("", "ann")]
+        for _ in range(commits):
+            arguments += [1, any_body(self._chance), self._any_of("", "00-1-2-01"), self._any_of("", "", "1")]
+        return Call("muster_fork_1", names, arguments)
 
 
 @pytest.fixture(params=["valkey", "redis7"])
