@@ -57,8 +57,7 @@ def of_commit(state: Session, commit: Commit) -> Iterator[Step]:
         else:
             assert event is not None
             state.follow([gist_of(event)])
-        state.started_at = state.started_at or commit.at_ms
-        state.last_at = commit.at_ms
+        state.dated(commit.at_ms)
         is_end = seq == commit.last_seq
         if is_end:
             state.digest = commit.digest

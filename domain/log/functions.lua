@@ -1213,6 +1213,7 @@ local function may_not_fork(keys, is_audited, has_skips)
   local writes = {
     { 'XADD', keys[4], '*', 'b', '' }, { 'SET', keys[5], '' }, { 'HSET', keys[6], 'code', '' }, { 'HDEL', keys[6], 'code' },
     { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' }, { 'HSET', keys[1], 'total', '' },
+    { 'ZREM', keys[9], '' },
   }
   if is_audited then
     writes[#writes + 1] = { 'XADD', keys[7], '*', 'who', '' }
@@ -1231,7 +1232,7 @@ end
 -- quarantined, with what it is to be a fork of, so that nobody appends to it and nobody takes it for whole; the last step adds
 -- the event that says where it comes from, and lifts that. Bodies, traces and cuts of commits are the parent's; digests and times
 -- are those of any append.
---   KEYS meta sessions feed log head hold audit skips
+--   KEYS meta sessions feed log head hold audit skips index
 --   ARGV store epoch session; parent, its seq up to which it is copied, its digest there; seq and digest at which the session
 --        stands now; gate after this step; body of the last event ("" unless this is the last step); who (for the audit stream; ""
 --        for no entry); then for each commit: number of events, body, traceparent (or ""), "1" if it was discarded in the parent
@@ -1239,8 +1240,8 @@ end
 --         session; or as muster_append_1: REFUSED or DAMAGED code ...
 local function fork(keys, args)
   local count = (#args - 11) / 4
-  if #keys ~= 8 or count < 0 or count ~= math.floor(count) then
-    return redis.error_reply('ARGUMENTS_INVALID it takes 8 keys, 11 arguments, and 4 more for each commit')
+  if #keys ~= 9 or count < 0 or count ~= math.floor(count) then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 9 keys, 11 arguments, and 4 more for each commit')
   end
   local meta, problem = open_store(keys[1], args[1], args[2])
   if not meta then
@@ -1250,7 +1251,7 @@ local function fork(keys, args)
   local tag = string.match(keys[1], '^(.*:)meta$')
   if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' or keys[4] ~= tag .. 'log:' .. session
     or keys[5] ~= tag .. 'head:' .. session or keys[6] ~= tag .. 'hold:' .. session or keys[7] ~= tag .. 'audit'
-    or keys[8] ~= tag .. 'skips' then
+    or keys[8] ~= tag .. 'skips' or keys[9] ~= tag .. 'index:sessions' then
     return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
   elseif not (end_seq and from and GATE[gate]) or count == 0 and mark == '' then
     return redis.error_reply('ARGUMENTS_INVALID a step has seqs, a gate, and something to write')
@@ -1332,6 +1333,9 @@ local function fork(keys, args)
   if mark ~= '' then
     add(1, mark, '')
     redis.call('HDEL', keys[6], 'code', 'first_bad_seq', 'fork_parent', 'fork_seq', 'fork_digest')
+    if redis.call('TYPE', keys[9]).ok == 'zset' then
+      redis.call('ZREM', keys[9], QUARANTINED .. session) -- where a recovery met it unfinished
+    end
     if who ~= '' then
       redis.call('XADD', keys[7], '*', 'who', who, 'what', 'session forked', 'session', session, 'parent', parent, 'seq', args[5],
         'digest', args[6])

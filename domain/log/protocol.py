@@ -298,7 +298,7 @@ class Protocol:
         session = request.session
         keys = self.keyspace.of(session)
         names = [keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)]
-        names += [keys.audit, keys.skips]
+        names += [keys.audit, keys.skips, keys.session_index]
         arguments: list[Any] = [*self._identity, session, request.parent, request.seq, request.digest]
         arguments += (request.at.seq, request.at.digest, request.gate, request.mark, request.who)
         for commit in request.commits:

@@ -249,7 +249,7 @@ class Functions:
     def _fork(self) -> Call:
         session = f"f{self._chance.randrange(3)}"
         names = [self.keys.meta, self.keys.sessions, self.keys.feed, self.keys.log(session), self.keys.head(session)]
-        names += [self.keys.hold(session), self.keys.audit, self.keys.skips]
+        names += [self.keys.hold(session), self.keys.audit, self.keys.skips, self.keys.session_index]
         head = self.log.head(session)
         seq, digest = (head.seq, head.digest) if head else (0, genesis(session))
         commits = self._chance.randrange(3)
