@@ -34,6 +34,8 @@ OWN_TYPE_PREFIX: Final = "muster."
 LOG_REPAIRED: Final = "muster.log_repaired"
 #: An agent gave no sign of life for too long; data: gone (the agent), silent_since (RFC 3339).
 AGENT_GONE: Final = "muster.agent_gone"
+#: Nothing came for as long as the session may idle: it expires unless something comes; data: expires_at_ms (server ms).
+EXPIRING: Final = "muster.expiring"
 #: All before it is a copy of another session's beginning; data: parent, seq (its last one copied), digest (there).
 FORKED: Final = "muster.forked"
 
@@ -209,8 +211,12 @@ class FoldedData(Struct, gc=False):
     tags: Raw = _NOTHING
     priority: Raw = _NOTHING
     outcome: Raw = _NOTHING
+    #: Of `extended`.
+    ttl_s: Raw = _NOTHING
     #: Of `muster.agent_gone`: the agent.
     gone: Raw = _NOTHING
+    #: Of `muster.expiring`.
+    expires_at_ms: Raw = _NOTHING
     #: Of `muster.forked`.
     parent: Raw = _NOTHING
     digest: Raw = _NOTHING

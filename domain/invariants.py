@@ -168,6 +168,6 @@ def _count(session: Session, stretch: Stretch, gists: list[list[Gist]], begin: i
     """Takes in commits of which none says more than that something happened."""
     if begin < end:
         times = stretch.times[begin:end]
+        session.started_at = session.started_at or next(filter(None, times), 0)
         session.count(list(joined.from_iterable(gists[begin:end])))
-        session.dated(next(filter(None, times), 0))
         session.dated(times[-1])

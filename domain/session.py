@@ -20,6 +20,7 @@ from domain.errors import Damaged
 from domain.events import (
     AGENT_GONE,
     BUILT_IN,
+    EXPIRING,
     FORKED,
     LOG_REPAIRED,
     NO_DATA,
@@ -76,8 +77,8 @@ _GATE_OF_STATE: Final[Mapping[str, str]] = {COMPLETED: COMPLETED_GATE, EXPIRED: 
 #: What closes an open session.
 _CLOSING: Final = frozenset(type for type, kind in KIND.items() if GATE[OPEN_GATE][kind] != OPEN_GATE)
 
-_MARKS: Final = frozenset({*ENTERS, "checkpoint"})
-_SAYS_MORE: Final = _MARKS | {AGENT_GONE, FORKED}
+_MARKS: Final = frozenset({*ENTERS, "checkpoint", "extended"})
+_SAYS_MORE: Final = _MARKS | {AGENT_GONE, EXPIRING, FORKED}
 
 assert set(KIND) == {*BUILT_IN, LOG_REPAIRED, FORKED}
 assert set(GATE[OPEN_GATE]) == {*KIND.values(), DOTTED_KIND}
@@ -118,7 +119,7 @@ MAX_TAGS: Final = 64
 MAX_LABEL_LENGTH: Final = 200
 #: Of the breaks that are open a session keeps the newest ones.
 MAX_OPEN_BREAKS: Final = 32
-#: A completion whose commit has not ended: `dated` says when.
+#: A time that is the end of a commit which has not ended: `dated` says when.
 _UNDATED: Final = -1
 
 
@@ -152,6 +153,9 @@ class Session(Struct, array_like=True):
     one before ("test_pass>broke"; ENTERS, whatever came between). `outcome` and `completed_at` are those of the last
     completion, until the session is reopened. `open_breaks` are the seqs of `broke` since the last event that leads to
     working or completed; `last_handoff` and `last_checkpoint` are seqs too, 0 for none.
+
+    `ttl_s` is how long the session may idle, as the last `extended` had it (0: as long as any), `active_at` the time of
+    the last commit that was not Muster's own, `expiring_at` when it expires unless something comes (0: not said).
     """
 
     session: str
@@ -177,6 +181,9 @@ class Session(Struct, array_like=True):
     last_handoff: int = 0
     last_checkpoint: int = 0
     forked_from: Origin | None = None
+    ttl_s: int = 0
+    active_at: int = 0
+    expiring_at: int = 0
 
     @property
     def gate(self) -> str:
@@ -234,6 +241,7 @@ class Session(Struct, array_like=True):
     def follow(self, gists: Sequence[Gist]) -> None:
         """`apply` for events that are known to be lawful."""
         state, seq, agents, types = self.state, self.seq, self.agents, self.event_types
+        is_active = False
         for gist in gists:
             type, actor, data, before = gist.type, gist.actor, gist.data, state
             if state == COORDINATING and actor not in (self.handed_off_by, OWN_ACTOR):
@@ -247,6 +255,7 @@ class Session(Struct, array_like=True):
             if type in _MARKS:
                 self._mark(type, actor, seq, data)
             if actor != OWN_ACTOR:
+                is_active = True
                 part = agents.get(actor)
                 if part is None:
                     agents[actor] = Participation(1, seq, seq, type != "left")
@@ -258,6 +267,8 @@ class Session(Struct, array_like=True):
                 gone = agents.get(_label(data.gone) or "")
                 if gone is not None:
                     gone.present = False
+            elif type == EXPIRING and data is not None:
+                self.expiring_at = _whole(data.expires_at_ms)
             elif type == FORKED:
                 self.forked_from = _origin_of(data, seq - 1)
             types[type] = types.get(type, 0) + 1
@@ -271,6 +282,8 @@ class Session(Struct, array_like=True):
                 self.first_actor = actor
             self.last_type = type
         self.state, self.seq = state, seq
+        if is_active:
+            self.active_at, self.expiring_at = _UNDATED, 0
 
     def count(self, gists: Sequence[Gist]) -> None:
         """`follow`, for events of which none `says_more`: at a stroke, where there are many."""
@@ -281,8 +294,6 @@ class Session(Struct, array_like=True):
         begin, self.seq = self.seq + 1, self.seq + len(gists)
         last_at = dict(zip(actors, range(len(actors)), strict=True))
         for actor, events in Counter(actors).items():
-            if actor == OWN_ACTOR:
-                continue
             last = last_at[actor]
             part = self.agents.get(actor)
             if part is None:
@@ -300,11 +311,15 @@ class Session(Struct, array_like=True):
         if self.first_actor is None:
             self.first_actor = actors[0]
         self.last_type = types[-1]
+        self.active_at, self.expiring_at = _UNDATED, 0
 
     def _mark(self, type: str, actor: str, seq: int, data: FoldedData | None) -> None:
         """What an event that leads to a state does beside leading there; and a checkpoint."""
         if type == "checkpoint":
             self.last_checkpoint = seq
+            return
+        if type == "extended":
+            self.ttl_s = (_whole(data.ttl_s) if data is not None else 0) or self.ttl_s
             return
         if type == "handoff":
             self.handed_off_by, self.last_handoff = actor, seq
@@ -341,6 +356,8 @@ class Session(Struct, array_like=True):
         self.last_at = at_ms
         if self.completed_at == _UNDATED:
             self.completed_at = at_ms
+        if self.active_at == _UNDATED:
+            self.active_at = at_ms
 
     def skip(self, count: int) -> None:
         """Passes over `count` events that an operator discarded: they take up seqs, and change nothing else."""
@@ -349,9 +366,9 @@ class Session(Struct, array_like=True):
 
 
 def says_more(gists: Iterable[Gist]) -> bool:
-    """Whether one of these events does more to a session than being counted, and naming entities."""
+    """Whether one of these events does more to a session than being counted, and naming entities; Muster's own may."""
     for gist in gists:
-        if gist.type in _SAYS_MORE:
+        if gist.type in _SAYS_MORE or gist.actor == OWN_ACTOR:
             return True
         data = gist.data
         if data is not None and (data.impact or data.tags or data.priority):
@@ -363,7 +380,7 @@ def folded_data(event: Event) -> FoldedData | None:
     """What a fold looks for in the data of a built-in event. Raises Damaged (EVENT_UNREADABLE) for data no producer's
     library writes.
     """
-    if event.data == NO_DATA or not (event.type in BUILT_IN or event.type in (AGENT_GONE, FORKED)):
+    if event.data == NO_DATA or not (event.type in BUILT_IN or event.type in (AGENT_GONE, EXPIRING, FORKED)):
         return None
     try:
         return _DATA.decode(event.data)
@@ -391,6 +408,12 @@ def _plain(encoded: Raw) -> Any:
 def _label(encoded: Raw) -> str | None:
     value = _plain(encoded)
     return value[:MAX_LABEL_LENGTH] if isinstance(value, str) else None
+
+
+def _whole(encoded: Raw) -> int:
+    """A whole number of 53 bits; 0 for anything else."""
+    value = _plain(encoded)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53 else 0
 
 
 def _origin_of(data: FoldedData | None, seq: int) -> Origin | None:

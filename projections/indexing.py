@@ -17,7 +17,7 @@ from msgspec import Struct
 from domain.errors import Damaged
 from domain.impact import MOST, SCALE
 from domain.log.keys import PartitionKeys
-from domain.session import COMPLETED, Session
+from domain.session import COMPLETED, OPEN_GATE, Session
 from projections.sealed import Seal, seal
 
 #: Raised whenever the same view would give another part of the statistics.
@@ -26,8 +26,10 @@ VERSION: Final = 1
 FIELDS: Final = (
     *("state", "agent", "entity", "tag", "priority", "outcome", "transition", "type_pair", "severity", "quarantined"),
 )
-#: Scores by which they are found: server ms, and the lowest `perf_delta` in millionths, raised to be never below 0.
-SCORES: Final = ("started", "last", "completed", "perf")
+#: Scores by which they are found: server ms, and the lowest `perf_delta` in millionths, raised to be never below 0. Of
+#: a session that may end by idling there is one of these: `idle` (when something came last), `until` (how long it may
+#: idle, by its own `extended`), or `expiring` (when it expires, as it was told).
+SCORES: Final = ("started", "last", "completed", "perf", "idle", "until", "expiring")
 PERF_ZERO: Final = MOST * SCALE
 SEPARATOR: Final = "\0"
 #: Sessions of so many agents and more are counted as one kind.
@@ -74,6 +76,14 @@ def entries(view: Session) -> Entries:
     scores = {"started": view.started_at, "last": view.last_at}
     if view.completed_at > 0:
         scores["completed"] = view.completed_at
+    if view.gate == OPEN_GATE:
+        since = view.active_at or view.started_at
+        if view.expiring_at:
+            scores["expiring"] = view.expiring_at
+        elif view.ttl_s:
+            scores["until"] = since + 1000 * view.ttl_s
+        else:
+            scores["idle"] = since
     said = [part.impacts for part in view.agents.values() if part.impacts is not None]
     if said:
         values.update([f"severity\0{severity}" for impacts in said for severity in impacts.severities])
@@ -156,6 +166,9 @@ def score_index(keys: PartitionKeys, name: str) -> str:
         "last": keys.last_index,
         "completed": keys.completed_index,
         "perf": keys.perf_index,
+        "idle": keys.idle_index,
+        "until": keys.until_index,
+        "expiring": keys.expiring_index,
     }[name]
 
 

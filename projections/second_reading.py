@@ -24,6 +24,7 @@ FIELDS: Final = (
     *("session", "seq", "digest", "state", "agents", "event_types", "entities", "first_actor", "last_type"),
     *("handed_off_by", "started_at", "last_at", "tags", "priority", "outcome", "completed_at", "transitions"),
     *("type_pairs", "last_entering", "open_breaks", "last_handoff", "last_checkpoint", "forked_from"),
+    *("ttl_s", "active_at", "expiring_at"),
 )
 #: Those that are sets or counts, and their places in a stored view.
 _SETS: Final = ("entities", "tags")
@@ -48,6 +49,7 @@ class SecondReading:
             "handed_off_by": None, "started_at": 0, "last_at": 0, "tags": set(), "priority": None, "outcome": None,
             "completed_at": 0, "transitions": {}, "type_pairs": {}, "last_entering": None, "open_breaks": [],
             "last_handoff": 0, "last_checkpoint": 0, "forked_from": None,
+            "ttl_s": 0, "active_at": 0, "expiring_at": 0,
         }  # fmt: skip
 
     @classmethod
@@ -141,7 +143,10 @@ class SecondReading:
                     self._dotted(type, actor, data, seq)
                 counts[type] = counts.get(type, 0) + 1
                 if actor == "muster":
+                    if type == "muster.expiring":
+                        told["expiring_at"] = _whole(data.get("expires_at_ms"))
                     continue
+                told["active_at"], told["expiring_at"] = at_ms, 0
                 part = agents.get(actor)
                 if part is None:
                     part = agents[actor] = [0, seq, seq, True, None]
@@ -192,6 +197,8 @@ class SecondReading:
         told["state"] = state
         if type == "checkpoint":
             told["last_checkpoint"] = seq
+        if type == "extended" and _whole(known.get("ttl_s")):
+            told["ttl_s"] = known["ttl_s"]
         if type in ("start", "test_pass", "broke", "handoff", "completed", "expired"):
             if told["last_entering"] is not None:
                 self._count(f"{told['last_entering']}>{type}", 1, "type_pairs")
@@ -240,6 +247,10 @@ def _with_impact(before: list[Any] | None, impact: Any) -> list[Any] | None:
     return [severities, total, lowest]
 
 
+def _whole(value: Any) -> int:
+    return value if type(value) is int and 0 < value < 9_007_199_254_740_992 else 0
+
+
 def contributed_by(told: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """What a session that is told so adds to each agent's totals: events, sessions, in how many it is present, impacts
     by severity, what they did to performance.
@@ -267,6 +278,14 @@ def indexed_by(told: Mapping[str, Any]) -> tuple[set[str], dict[str, int]]:
     scores = {"started": told["started_at"], "last": told["last_at"]}
     if told["completed_at"]:
         scores["completed"] = told["completed_at"]
+    if told["state"] not in ("completed", "expired"):
+        since = told["active_at"] or told["started_at"]
+        if told["expiring_at"]:
+            scores["expiring"] = told["expiring_at"]
+        elif told["ttl_s"]:
+            scores["until"] = since + 1000 * told["ttl_s"]
+        else:
+            scores["idle"] = since
     impacts = [part[4] for part in told["agents"].values() if part[4]]
     found |= {("severity", severity) for severities, _, _ in impacts for severity in severities}
     lowest = [low for _, _, low in impacts if low is not None]

@@ -166,6 +166,8 @@ def document(view: Session, *, quarantined: dict[str, Any] | None = None, digest
         "open_breaks": list(view.open_breaks),
         "last_handoff": view.last_handoff or None,
         "last_checkpoint": view.last_checkpoint or None,
+        "ttl_s": view.ttl_s or None,
+        "expires_at": rfc3339(view.expiring_at),
     }
 
 

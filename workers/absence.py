@@ -1,14 +1,11 @@
 """Reports agents that gave no sign of life for too long: one event each, and they are present no more.
 
-Whoever was not watched all the while is not reported. After this process began, took a partition over, could not reach
-the server, or saw the server's clock jump, agents are given the time to be heard again.
+Whoever was not watched all the while (workers/vigil.py) is given the time to be heard again first.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,58 +18,39 @@ from domain.session import kinds_of
 from projections import session_view
 from projections.session_view import rfc3339
 from projections.store import ProjectionStore
+from workers.vigil import Vigil
 
 logger = logging.getLogger(__name__)
 
 #: How many silent agents of a partition are looked at in one round.
 PAGE: Final = 256
-#: How far the server's clock may run beside ours from one look to the next, in ms.
-JUMP_MS: Final = 2_000
 
 
 class Absences:
-    """The silent agents in the partitions that this process holds. `monotonic` gives seconds."""
+    """The silent agents in the partitions that this process holds."""
 
-    def __init__(
-        self,
-        log: SessionLog,
-        store: ProjectionStore,
-        *,
-        grace_s: float,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, log: SessionLog, store: ProjectionStore, vigil: Vigil, *, grace_s: float) -> None:
         self._log = log
         self._store = store
+        self._vigil = vigil
         self._grace_ms = int(grace_s * 1000)
-        self._monotonic = monotonic
-        self._looked: tuple[int, float] | None = None
-        #: Since when each partition is watched without a gap, in server ms.
-        self._watched: dict[int, int] = {}
 
-    def look(self, partitions: Sequence[int]) -> int:
-        """Reports who is silent for too long; returns how many agents. Raises redis-py's errors."""
-        watched, self._watched = self._watched, {}  # a look that fails is a gap
-        now = self._store.server_ms()
-        if self._has_jumped(now):
-            watched = {}
+    def look(self, now: int) -> int:
+        """Reports who is silent for too long in the partitions that are watched; returns how many agents. Raises
+        redis-py's errors.
+        """
+        partitions = [at for at, since in self._vigil.since.items() if now - since >= self._grace_ms]
         pipe = self._log.client.pipeline(transaction=False)
         for partition in partitions:
             pipe.zrange(
                 self._store.keys(partition).beats, "-inf", str(now), byscore=True, offset=0, num=PAGE, withscores=True
             )
-        reported = 0
-        for partition, silent in zip(partitions, pipe.execute() if partitions else [], strict=True):
-            since = watched.setdefault(partition, now)
-            if now - since >= self._grace_ms:
-                reported += sum(self._report(partition, *_named(member), int(at)) for member, at in silent)
-        self._watched = {partition: watched[partition] for partition in partitions}
-        return reported
-
-    def _has_jumped(self, now: int) -> bool:
-        before, self._looked = self._looked, (now, self._monotonic())
-        if before is None:
-            return False
-        return abs((now - before[0]) - (self._looked[1] - before[1]) * 1000) > JUMP_MS
+        found = pipe.execute() if partitions else []
+        return sum(
+            self._report(partition, *_named(member), int(at))
+            for partition, silent in zip(partitions, found, strict=True)
+            for member, at in silent
+        )
 
     def _report(self, partition: int, session: str, agent: str, since_ms: int) -> bool:
         """Appends that the agent is gone, unless it was heard of since. Of one that left before, nothing is said."""

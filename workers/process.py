@@ -33,6 +33,7 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.absence import Absences
+from workers.expiry import Expiry
 from workers.following import Following, follow_own
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
@@ -42,6 +43,7 @@ from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
 from workers.stopping import Stop
+from workers.vigil import Vigil
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +192,9 @@ def look_after(
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
     publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
-    absences = Absences(log, sessions.store, grace_s=settings.worker.absence_grace_s)
+    vigil, ends = Vigil(), settings.sessions
+    absences = Absences(log, sessions.store, vigil, grace_s=settings.worker.absence_grace_s)
+    expiry = Expiry(log, sessions.store, idle_s=ends.idle_s, grace_s=ends.grace_s)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
@@ -198,14 +202,20 @@ def look_after(
             for store, totals in caught_up.items():
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
-            absences.look(list(sessions.partitions.tokens()))
+            now = sessions.store.server_ms()
+            vigil.look(now, list(sessions.partitions.tokens()))
+            absences.look(now)
+            if ends.expire:
+                expiry.look(now, vigil)
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
                 keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
-            hindrances.met("feeds cannot be trimmed, projections published, nor absent agents reported", error)
+            vigil.broke()
+            hindrances.met("feeds cannot be trimmed, projections published, nor what idles be ended", error)
         except Exception:
+            vigil.broke()
             logger.exception("looking after the server failed")
 
 

@@ -61,6 +61,17 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     feed_pin_s: Annotated[float, Meta(ge=0)] = 3600.0
 
 
+class SessionSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How sessions end that nobody ends."""
+
+    #: Whether workers have sessions expire that idle.
+    expire: bool = True
+    #: How long a session may idle that says nothing else (`extended`), in seconds.
+    idle_s: Annotated[int, Meta(ge=60, le=604_800)] = 1800
+    #: How long it is warned before it expires (`muster.expiring`), in seconds.
+    grace_s: Annotated[int, Meta(ge=60, le=3600)] = 180
+
+
 class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Jobs on queues, run by the worker processes."""
 
@@ -114,6 +125,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     projections: str = ""
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
+    sessions: SessionSettings = SessionSettings()
     jobs: JobSettings = JobSettings()
     spool: SpoolSettings = SpoolSettings()
 

@@ -1050,6 +1050,19 @@ local function mend_total(keys, args)
   return integer(last)
 end
 
+-- muster_state_1: appends what Muster states of a session, if that stands where it was seen. Needs no lease and no exact writer.
+--   KEYS and ARGV as of muster_append_1 with one commit, expected a seq   Reply as to a commit of muster_append_1
+local function state(keys, args)
+  local problem = miscounted(keys, args, 6, 2 + ARGUMENTS)
+  if problem then
+    return problem
+  elseif not whole(args[4]) then
+    return redis.error_reply('ARGUMENTS_INVALID what is stated is stated of a seq')
+  end
+  local replies = appended(keys, args, 1, true)
+  return replies.err and replies or replies[1]
+end
+
 -- muster_copy_1: writes commits of a session as they were appended elsewhere, into a store that is being restored and that nobody
 -- can open yet.
 --   KEYS meta sessions log head
@@ -1358,6 +1371,7 @@ redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_copy_1', callback = copy }
 redis.register_function { function_name = 'muster_beat_1', callback = beat }
 redis.register_function { function_name = 'muster_gone_1', callback = gone }
+redis.register_function { function_name = 'muster_state_1', callback = state }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }
 redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }

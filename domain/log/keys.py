@@ -71,6 +71,9 @@ KEYS: Final = (
     Key("{p}:index:sessions", "zset", KeyClass.DERIVED, "for ever; <field> NUL <value> NUL <session>, all scores 0"),
     Key("{p}:index:started", "zset", KeyClass.DERIVED, "for ever; sessions by their first commit's server ms"),
     Key("{p}:index:last", "zset", KeyClass.DERIVED, "for ever; sessions by their last commit's server ms"),
+    Key("{p}:index:idle", "zset", KeyClass.DERIVED, "for ever; open sessions by when something came last, server ms"),
+    Key("{p}:index:until", "zset", KeyClass.DERIVED, "for ever; open sessions by how long they may idle, server ms"),
+    Key("{p}:index:expiring", "zset", KeyClass.DERIVED, "for ever; open sessions by when they expire, server ms"),
     Key("{p}:index:completed", "zset", KeyClass.DERIVED, "for ever; sessions by when they were completed, server ms"),
     Key(
         "{p}:index:perf",
@@ -132,6 +135,9 @@ class PartitionKeys:
         self.last_index = f"{tag}:index:last"
         self.completed_index = f"{tag}:index:completed"
         self.perf_index = f"{tag}:index:perf"
+        self.idle_index = f"{tag}:index:idle"
+        self.until_index = f"{tag}:index:until"
+        self.expiring_index = f"{tag}:index:expiring"
         self.statistics = f"{tag}:view:statistics"
         self.audit = f"{tag}:audit"
         self.lost = f"{tag}:lost"

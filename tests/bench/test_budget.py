@@ -37,8 +37,8 @@ class Cost(NamedTuple):
 RECORDED: Final = {
     "append": Cost(212, 9, 608, 83.3),
     "append in groups": Cost(104, 3.38, 430, 79.7),
-    "projection": Cost(63.7, 0.42, 51.3, 323),
-    "verification": Cost(128.6, 1.02, 88, 402),
+    "projection": Cost(65, 0.43, 56.8, 323),
+    "verification": Cost(135.3, 1.08, 97, 405),
 }
 
 

@@ -171,7 +171,7 @@ FOLD: Final = [
         "self.entities.update(change.entity_ids[:1])",
     ),
     Bug("many begin at their last commit", invariants, "_count", "next(filter(None, times), 0)", "times[-1]"),
-    Bug("many never move on in time", invariants, "_count", "session.dated(times[-1])", "pass"),
+    Bug("many never move on in time", invariants, "_count", "dated(times[-1])", "dated(times[0])"),
     Bug("what says more is only counted", session, "says_more", "if gist.type in _SAYS_MORE", "if False"),
     Bug("impacts are only counted", session, "says_more", "data.impact or data.tags or data.priority", "False"),
     Bug("who wakes a session is only counted", session.Session, "count", " or self.state == COORDINATING", ""),

@@ -208,7 +208,16 @@ class World:
         names = self.store.keys()
         for keys in self.keyspace.partitions:
             parts = (keys.cursor("sessions", 2), keys.agents, keys.session_view(""), keys.agent_view(""))
-            indexes = (keys.session_index, keys.started_index, keys.last_index, keys.completed_index, keys.perf_index)
+            indexes = (
+                keys.session_index,
+                keys.started_index,
+                keys.last_index,
+                keys.completed_index,
+                keys.perf_index,
+                keys.idle_index,
+                keys.until_index,
+                keys.expiring_index,
+            )
             prefixes = tuple(part.encode() for part in (*parts, *indexes, keys.statistics, keys.checkpoints("")))
             found |= {key: self._content(key) for key in names if key.startswith(prefixes)}
         return found

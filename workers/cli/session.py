@@ -15,6 +15,7 @@ from projections.queries import Views
 from projections.searching import Filter
 from projections.what_happened import RECENT
 from workers.cli import arguments, filtering, printing, timeline
+from workers.expiry import ALL, Expiry
 from workers.settings import Settings
 
 SCHEMA = "muster.session/1"
@@ -47,6 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("--to", dest="after", metavar="SEQ|TIME", help="the state to compare it with (default: now)")
     diff.add_argument("--with", dest="other", metavar="SESSION", help="--to is a state of this session")
     timeline.configure(group)
+    expire = arguments.command(
+        group, "expire", "end the sessions whose time is over, however many they are", run_expire
+    )
+    expire.add_argument("--dry-run", action="store_true", help="say how many they are")
     fork = arguments.command(group, "fork", "make a new session of another one's beginning", run_fork)
     fork.add_argument("session")
     fork.add_argument("--at", metavar="SEQ|TIME", required=True, help="the last seq to copy; it must end a commit")
@@ -107,6 +112,16 @@ def run_transitions(options: argparse.Namespace, settings: Settings) -> int:
         )
         rows = ({"schema": TRANSITION_SCHEMA, **event} for event in found)
         printing.rows(rows, options.output, columns=TRANSITION_COLUMNS)
+    return 0
+
+
+def run_expire(options: argparse.Namespace, settings: Settings) -> int:
+    ends = settings.sessions
+    with arguments.opened(settings) as (log, store):
+        expiry = Expiry(log, store, idle_s=ends.idle_s, grace_s=ends.grace_s)
+        ending = expiry.due(store.server_ms(), range(log.keyspace.count), most=ALL).ending
+        expired = 0 if options.dry_run else expiry.end(ending)
+        printing.document({"schema": "muster.expiry/1", "due": len(ending), "expired": expired}, options.output)
     return 0
 
 

@@ -70,6 +70,7 @@ _JUNK: Final[list[Argument]] = [
 #: workers and operators, whose keys are what they say.
 _CHECKS_KEYS: Final = (
     *("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1", "muster_fork_1"),
+    "muster_state_1",
 )
 
 
@@ -144,6 +145,7 @@ class Functions:
             "muster_copy_1": self._copy,
             "muster_beat_1": self._beat,
             "muster_gone_1": self._gone,
+            "muster_state_1": self._state,
             "muster_touch_1": lambda: Call("muster_touch_1", [self.keys.meta], self._identity[:1]),
             "muster_report_1": lambda: Call(
                 "muster_report_1", [self.keys.meta, self.keys.lost], [self._identity[0], "s1", "witness", "{}"]
@@ -208,6 +210,15 @@ class Functions:
         names += [self.keys.hold(session), self.keys.beats]
         commit: list[Argument] = [session, "any", "", "", "", "", "", ".", any_body(self._chance), ""]
         return Call("muster_gone_1", names, [*self._identity, *commit, agent, int(silent[0][1])])
+
+    def _state(self) -> Call:
+        session = f"s{self._chance.randrange(4)}"
+        names = [self.keys.meta, self.keys.sessions, self.keys.feed, self.keys.log(session), self.keys.head(session)]
+        names += [self.keys.hold(session)]
+        head = self.log.head(session)
+        seq = head.seq if head else 0
+        commit: list[Argument] = [session, self._any_of(seq, seq, seq + 1), "", "", "", "", "", self._any_of(".", "x")]
+        return Call("muster_state_1", names, [*self._identity, *commit, any_body(self._chance), ""])
 
     def _step(self) -> Call:
         view, other = self.keys.session_view("s1"), self.keys.agents
