@@ -72,12 +72,13 @@ class _Ids:
     """
 
     def __init__(self) -> None:
-        self._process, self._drawn = 0, ("", count())
+        self._draw()
+        os.register_at_fork(after_in_child=self._draw)  # else its numbers would be its parent's
+
+    def _draw(self) -> None:
+        self._drawn = (uuid4().hex[:20], count())
 
     def __call__(self) -> str:
-        if self._process != os.getpid():  # also in a forked child, whose numbers are its parent's
-            self._drawn = (uuid4().hex[:20], count())
-            self._process = os.getpid()
         prefix, numbers = self._drawn
         return f"{prefix}{next(numbers):012x}"
 

@@ -1,15 +1,16 @@
 """Commits of 100 events, four calls in flight, against a client in C that sends each event alone, in deep pipelines."""
 
-from tests.bench.limits import redis_benchmark
+from tests.bench.limits import bare_commits, redis_benchmark
 from tests.bench.producing import tasks
 from tests.bench.row import Ratio, Row
 
 MUSTER = tasks("Muster, commits of 100, four in flight", 4, 200_000, commit=100)
 LIMIT = redis_benchmark(pipeline=128, clients=50, count=200_000)
+BARE = bare_commits(200_000)
 
 ROW = Row(
     "append, commits of 100, four calls in flight",
     "events/s",
-    [MUSTER, LIMIT],
-    [Ratio(MUSTER.name, LIMIT.name, at_least=2.0)],
+    [MUSTER, LIMIT, BARE],
+    [Ratio(MUSTER.name, LIMIT.name, at_least=2.0), Ratio(BARE.name, LIMIT.name)],
 )
