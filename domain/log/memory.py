@@ -171,7 +171,7 @@ class MemoryLog(BlockingReads):
         if append.dedupe:
             return append
         given = tuple(event.id for event in append.events if event.id)
-        return structs.replace(append, events=with_ids(append.events, new_id), ids=given)
+        return structs.replace(append, events=with_ids(append.events, new_id.many), ids=given)
 
     def skip(self, session: str, seq: int, digest: str) -> None:
         """Discards the commit that ends at `seq` with `digest`, as an operator does on a server."""

@@ -1144,13 +1144,19 @@ def beat_flow(session: str, agent: str, silent_after_s: float) -> Flow[bool]:
 # -- what all shells do with arguments and results -------------------------------------------------------------------
 
 
-def with_ids(events: Sequence[Event], new_id: Callable[[], str]) -> tuple[Event, ...]:
-    """The events, each with an id; one that has none gets a new one."""
-    return tuple([event if event.id else _with_id(event, new_id()) for event in events])
-
-
-def _with_id(event: Event, id: str) -> Event:
-    return Event(event.type, id, event.actor, event.time, event.data, event.shape)
+def with_ids(events: Sequence[Event], new_ids: Callable[[int], list[str]]) -> tuple[Event, ...]:
+    """The events, each with an id; those that have none get new ones."""
+    ids = [event.id for event in events]
+    missing = ids.count("")
+    if not missing:
+        return tuple(events)
+    new = new_ids(missing)
+    if missing < len(ids):
+        drawn = iter(new)
+        new = [id or next(drawn) for id in ids]
+    return tuple(
+        [Event(one.type, id, one.actor, one.time, one.data, one.shape) for one, id in zip(events, new, strict=True)]
+    )
 
 
 def as_events(events: Event | Sequence[Event]) -> tuple[Event, ...]:
