@@ -153,7 +153,7 @@ def generate(world: World, sessions: int, *, seed: int = 7) -> None:
     """Sessions of everything that queries ask for, in commits of some events, projected in between."""
     chance = random.Random(seed)
     gates = {f"g-{number}": "o" for number in range(sessions)}
-    agents = [f"agent-{number}" for number in range(max(4, sessions // 8))]
+    agents = [f"agent-{number}" for number in range(max(4, min(sessions // 8, 5000)))]
     for _ in range(5):
         appends = []
         for name in chance.sample(sorted(gates), max(1, sessions * 2 // 3)):

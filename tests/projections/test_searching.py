@@ -15,6 +15,7 @@ from msgspec import structs
 from domain import Event
 from projections import session_view
 from projections.searching import Filter
+from tests.chaos.effort import FULL
 from tests.conftest import DATA, Store
 from tests.projections.brute_force import Known, counted, generate, read
 from tests.projections.world import World, did, raised_code
@@ -22,6 +23,7 @@ from workers.importing import Importer
 
 FIELDS: Final = ("state", "agent", "entity", "tag", "priority", "outcome", "severity", "transition")
 TIMES: Final = ("started", "last", "completed")
+PAGE_SIZES: Final = (500, 10_000) if FULL else (1, 3, 50, 1000)
 
 
 @pytest.fixture
@@ -77,12 +79,13 @@ def assert_found(world: World, known: dict[str, Known], filter: Filter, limit: i
     return len(should)
 
 
-def test_every_filter_finds_what_the_logs_say(crowd: World) -> None:
-    """Any conditions together, in pages of any size."""
-    known, chance = read(crowd.log), random.Random(11)
+def test_every_filter_finds_what_the_logs_say(world: World) -> None:
+    """Any conditions together, in pages of any size; with MUSTER_CHAOS=full of 200,000 sessions."""
+    generate(world, 200_000 if FULL else 300)
+    known, chance = read(world.log), random.Random(11)
 
     sizes = [
-        assert_found(crowd, known, any_filter(chance, known, chance.randint(0, 4)), chance.choice((1, 3, 50, 1000)))
+        assert_found(world, known, any_filter(chance, known, chance.randint(0, 4)), chance.choice(PAGE_SIZES))
         for _ in range(250)
     ]
 
