@@ -149,8 +149,9 @@ class SecondReading:
             told["agents"][actor] = [events + 1, first, told["seq"], type != "left", impacts]
         self._count(type, 1)
         change = known.get("change")
-        if isinstance(change, dict):
-            told["entities"] |= set(change.get("entity_ids") or ())
+        named = change.get("entity_ids") if isinstance(change, dict) else None
+        if isinstance(named, list):
+            told["entities"] |= {entity for entity in named if isinstance(entity, str)}
         tags = known.get("tags")
         for tag in tags if isinstance(tags, list) else ():
             if isinstance(tag, str) and len(tag) <= 200 and len(told["tags"]) < 64:

@@ -149,6 +149,10 @@ TYPES: Final = (
 )
 
 
+#: How many sessions are appended to, and projected, at a time.
+TOGETHER: Final = 2000
+
+
 def generate(world: World, sessions: int, *, seed: int = 7) -> None:
     """Sessions of everything that queries ask for, in commits of some events, projected in between."""
     chance = random.Random(seed)
@@ -166,8 +170,10 @@ def generate(world: World, sessions: int, *, seed: int = 7) -> None:
                     events.append(Event.of(type, actor=chance.choice(agents), data=any_data(chance, type)))
             if events:
                 appends.append(Append(name, tuple(events)))
-        assert all(isinstance(done, Receipt) for done in world.log.append_many(appends))
-        world.project()
+        for at in range(0, len(appends), TOGETHER):
+            done = world.log.append_many(appends[at : at + TOGETHER])
+            assert all(isinstance(receipt, Receipt) for receipt in done)
+            world.project()
 
 
 def any_data(chance: random.Random, type: str) -> dict[str, Any]:
