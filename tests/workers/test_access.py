@@ -199,12 +199,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("reader", "session", "show", "s-3", "--at", "1").rows[0]["seq"] == 1
     agent, *others = (row["agent"] for row in guarded.run("reader", "agent", "ls").rows)
     assert len(others) == 2
-    found = guarded.run(
+    working = guarded.run(
         "reader", "session", "ls", "--state", "working", "--agent", agent, "--since", "1d", "--all"
     ).rows
-    assert found
+    assert working
     assert guarded.run("reader", "session", "ls", "--state", "working", "--parked", "--count").code == 0
-    context = f"session context {found[0]['session']}"
+    context = f"session context {working[0]['session']}"
     for command in (
         *("session transitions", context, f"agent events {agent}", "entity ls", "stats --agents", "stats --by day"),
     ):
