@@ -322,3 +322,16 @@ def test_a_view_of_an_older_release_is_built_again_and_is_no_damage(world: World
     assert world.codes() == []
     names: Sequence[bytes] = world.store.keys()
     assert not [name for name in names if b":replaced:" in name or b"sessions@1" in name]
+
+
+def test_either_of_two_values_is_found_over_many_pages(server_url: str, make_store: Callable[..., Store]) -> None:
+    """Where one is met by few sessions and the other by many, none is passed over."""
+    world = World(make_store(server_url, partitions=1))
+    world.sessions(700, events=2)
+    for number in range(0, 700, 10):
+        world.log.append(f"s-{number}", did("joined", "zoe"))
+    world.project()
+
+    assert world.views.count(Filter(agent=("zoe", "bob"))) == 700
+    assert len(pages(world, Filter(agent=("zoe", "bob")), 1000)) == 700
+    assert world.views.count(Filter(agent=("zoe", "nobody"))) == 70
