@@ -325,15 +325,16 @@ class Session(Struct, array_like=True):
             self.handed_off_by, self.last_handoff = actor, seq
         elif type == "broke":
             self.open_breaks = [*self.open_breaks, seq][-MAX_OPEN_BREAKS:]
-        elif type != "expired":
+        elif type != "expired" and self.open_breaks:
             self.open_breaks = []
         if type == "start":
             self.completed_at, self.outcome = 0, None
         elif type == "completed":
             self.completed_at, self.outcome = _UNDATED, _label(data.outcome) if data is not None else None
-        if self.last_entering is not None:
-            pair = f"{self.last_entering}>{type}"
-            self.type_pairs[pair] = self.type_pairs.get(pair, 0) + 1
+        previous = self.last_entering
+        if previous is not None:
+            pair, pairs = f"{previous}>{type}", self.type_pairs
+            pairs[pair] = pairs.get(pair, 0) + 1
         self.last_entering = type
 
     def _note(self, actor: str, data: FoldedData) -> None:

@@ -58,6 +58,7 @@ class Scrub:
         self._client = store.client
         self._keys = store.keys(partition)
         self._validator = Validator(store, log)
+        self._index = IndexCheck(store, partition)
         self._partition = partition
         self._chance = chance or random.Random()
         self.done = Round()
@@ -221,8 +222,7 @@ class Scrub:
         session = snapshot.session
         findings = [] if snapshot.is_empty else list(self._validator.session_findings(self._partition, examination))
         if self._views_at is None:
-            index = IndexCheck(self._store, self._partition)
-            findings += [*self._validator.index_findings(index, examination), *index.taken()]
+            findings += [*self._validator.index_findings(self._index, examination), *self._index.taken()]
         pipe = self._client.pipeline(transaction=True)
         if findings:
             pipe.hset(keys.drifted, session, ",".join(sorted({found.code for found in findings})))

@@ -217,8 +217,9 @@ class SecondReading:
     def _said(self, known: Mapping[str, Any]) -> None:
         told = self._told
         change = known.get("change")
-        if isinstance(change, dict):
-            told["entities"] |= set(change.get("entity_ids") or ())
+        named = change.get("entity_ids") if isinstance(change, dict) else None
+        if isinstance(named, list):
+            told["entities"] |= {entity for entity in named if isinstance(entity, str)}
         tags = known.get("tags")
         for tag in tags if isinstance(tags, list) else ():
             if isinstance(tag, str) and len(tag) <= 200 and len(told["tags"]) < 64:

@@ -15,6 +15,7 @@ from domain.codec import encode_body, format_line
 _TYPES: Final = (
     "start",
     "modified",
+    "broke",
     "completed",
     "handoff",
     "note.made",
@@ -62,9 +63,15 @@ def any_body(chance: random.Random) -> bytes:
 
 def _good_event(chance: random.Random) -> Event:
     data: dict[str, Any] = chance.choice(
-        [{}, {"change": {"entity_ids": ["x", "yü"]}}, {"x": [1, {"k": 2.5}], "text": "ü" * 20}, {"change": None}]
+        [
+            {},
+            {"change": {"entity_ids": ["x", "yü"]}},
+            {"x": [1, {"k": 2.5}], "text": "ü" * 20},
+            {"change": None},
+            {"impact": {"severity": "high", "perf_delta": -0.1}, "tags": ["a", "ü"], "priority": "low"},
+        ]
     )
-    type = chance.choice(("start", "modified", "handoff", "note.made"))
+    type = chance.choice(("start", "modified", "handoff", "note.made", "broke"))
     return Event.of(type, actor="a", id=f"e{chance.randrange(1 << 40)}", data=data)
 
 
@@ -85,6 +92,10 @@ def _strange_value(chance: random.Random, depth: int = 0) -> Any:
         case 3:
             return [_strange_value(chance, depth + 1) for _ in range(3)]
         case 4:
-            return {"change": chance.choice([{"entity_ids": _strange_value(chance, depth + 1)}, 7, []])}
+            known = chance.choice(("impact", "tags", "priority", "outcome"))
+            said = {chance.choice(("severity", "perf_delta")): _strange_value(chance, depth + 1)}
+            strange = chance.choice([said, _strange_value(chance, depth + 1), ["high", 1], "high"])
+            entities = chance.choice([{"entity_ids": _strange_value(chance, depth + 1)}, 7, []])
+            return chance.choice([{"change": entities}, {known: strange}, {known: strange, "change": None}])
         case _:
             return {chance.choice(("k", "", 1, None, b"k", 1.5)): _strange_value(chance, depth + 1) for _ in range(3)}

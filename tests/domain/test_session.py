@@ -275,3 +275,84 @@ def test_real_logs_fold_to_what_others_computed(name: str) -> None:
         merge(totals, contributions(session))
     agents = {agent: {"events": t.events, "sessions": t.sessions} for agent, t in totals.items()}
     assert agents == expected["agents"]
+
+
+# -- what queries ask for --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("story", "transitions", "type_pairs"),
+    [
+        (("broke",), {}, {}),
+        (("start", "modified", "broke"), {"working>broken": 1}, {"start>broke": 1}),
+        (
+            ("test_pass", "tool.called", "broke", "broke"),
+            {"working>broken": 1},
+            {"test_pass>broke": 1, "broke>broke": 1},
+        ),
+        (("handoff", "modified:b"), {"coordinating>working": 1}, {}),
+        (("handoff", "broke:b"), {"coordinating>broken": 1}, {"handoff>broke": 1}),
+        (("handoff", "modified"), {}, {}),
+        (("completed", "start"), {"completed>working": 1}, {"completed>start": 1}),
+    ],
+)
+def test_transitions_are_counted(
+    story: tuple[str, ...], transitions: dict[str, int], type_pairs: dict[str, int]
+) -> None:
+    """Of states where they change, of events where they lead to a state, whatever came between; none into the first."""
+    session = given_(*story)
+    assert (session.transitions, session.type_pairs) == (transitions, type_pairs)
+
+
+@pytest.mark.parametrize(
+    ("story", "open_breaks"),
+    [
+        (("broke", "modified", "broke"), [1, 3]),
+        (("broke", "handoff", "joined:b"), [1]),
+        (("broke", "test_pass"), []),
+        (("broke", "completed"), []),
+        (("broke", "expired"), [1]),
+        (("broke", "expired", "start", "broke"), [4]),
+        (("broke",) * 40, list(range(9, 41))),
+    ],
+)
+def test_breaks_are_open_until_something_works_again(story: tuple[str, ...], open_breaks: list[int]) -> None:
+    """A handoff closes none, nor does expiry; the newest are kept."""
+    assert given_(*story).open_breaks == open_breaks
+
+
+def test_an_outcome_is_that_of_the_completion_that_holds() -> None:
+    """Reopening takes it back; it is bounded."""
+    session = given_("start")
+    session.apply(event("completed", outcome="m" * 300))
+    session.dated(7)
+    assert (session.outcome, session.completed_at) == ("m" * 200, 7)
+    session.apply(event("start"))
+    assert (session.outcome, session.completed_at) == (None, 0)
+    session.apply(event("completed"))
+    session.dated(9)
+    assert (session.outcome, session.completed_at) == (None, 9)
+
+
+def test_tags_priority_and_marks_are_kept() -> None:
+    """The first tags, the last priority, the seqs of the last handoff and checkpoint."""
+    session = given_("start")
+    session.apply(event("modified", tags=["a", "b"], priority="low"))
+    session.apply(event("checkpoint", tags=["b", "x" * 201], priority="high"))
+    session.apply(event("handoff"))
+    session.apply(event("tool.called", tags=["free"], priority="low"))
+    assert (session.tags, session.priority) == ({"a", "b"}, "high")
+    assert (session.last_checkpoint, session.last_handoff) == (3, 4)
+    session.apply(event("modified:b", tags=[f"t{number}" for number in range(100)]))
+    assert len(session.tags) == 64
+
+
+def test_impacts_are_those_of_the_agent_that_said_them() -> None:
+    """A session's contributions to its agents' totals hold them."""
+    session = given_("start")
+    session.apply(event("broke", impact={"severity": "high", "perf_delta": -0.5}))
+    session.apply(event("broke:b", impact={"severity": "low"}))
+    session.apply(event("modified:b", impact={"perf_delta": 0.25}))
+    totals = contributions(session)
+    assert (totals["a"].high, totals["a"].perf_delta) == (1, -500_000)
+    assert (totals["b"].low, totals["b"].perf_delta) == (1, 250_000)

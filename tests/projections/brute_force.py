@@ -149,11 +149,15 @@ TYPES: Final = (
 )
 
 
+#: How many sessions are appended to, and projected, at a time.
+TOGETHER: Final = 2000
+
+
 def generate(world: World, sessions: int, *, seed: int = 7) -> None:
     """Sessions of everything that queries ask for, in commits of some events, projected in between."""
     chance = random.Random(seed)
     gates = {f"g-{number}": "o" for number in range(sessions)}
-    agents = [f"agent-{number}" for number in range(max(4, sessions // 8))]
+    agents = [f"agent-{number}" for number in range(max(4, min(sessions // 8, 5000)))]
     for _ in range(5):
         appends = []
         for name in chance.sample(sorted(gates), max(1, sessions * 2 // 3)):
@@ -166,8 +170,10 @@ def generate(world: World, sessions: int, *, seed: int = 7) -> None:
                     events.append(Event.of(type, actor=chance.choice(agents), data=any_data(chance, type)))
             if events:
                 appends.append(Append(name, tuple(events)))
-        assert all(isinstance(done, Receipt) for done in world.log.append_many(appends))
-        world.project()
+        for at in range(0, len(appends), TOGETHER):
+            done = world.log.append_many(appends[at : at + TOGETHER])
+            assert all(isinstance(receipt, Receipt) for receipt in done)
+            world.project()
 
 
 def any_data(chance: random.Random, type: str) -> dict[str, Any]:

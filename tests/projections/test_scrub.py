@@ -375,3 +375,33 @@ def test_a_partition_whose_cursor_is_wrong_is_not_said_to_be_verified(built: Wor
 
     assert [one.code for one in found] == ["CURSOR_AHEAD"]
     assert told(built).events == 3
+
+
+def test_indexes_are_judged_with_their_sessions_and_what_is_too_much_when_a_sweep_is_done(built: World) -> None:
+    """A lacking entry is found with its session, in each round until it is mended; a stray by the whole index."""
+    scrub(built)
+    keys = built.keyspace.of("s-3")
+    built.redis.zrem(keys.session_index, "agent\0ann\0s-3")
+    built.redis.zadd(keys.last_index, {"nobody": 5})
+    built.redis.delete(built.keyspace.of("long").statistics)
+
+    found, _ = scrub(built)
+
+    lacking = [(one.code, one.session, one.rebuilt) for one in found if one.session == "s-3"]
+    assert lacking == [("INDEX_DIFFERS", "s-3", {"agent=ann": True})]
+    assert [one.stored for one in found if one.session == "nobody"] == [{"last": True}]
+    assert [one.code for one in found].count("STATISTICS_DIFFER") == 1
+    assert [one.session for one in scrub(built)[0]].count("s-3") == 1
+    built.recover()
+    assert scrub(built)[0] == []
+
+
+def test_an_index_that_is_gone_is_one_finding_of_a_round(built: World) -> None:
+    """Not one for each session."""
+    scrub(built)
+    built.redis.delete(built.keyspace.of("long").session_index)
+
+    found, _ = scrub(built)
+
+    assert [(one.code, one.session) for one in found] == [("INDEX_DIFFERS", None)] * len(found)
+    assert 1 <= len(found) <= 2

@@ -218,7 +218,18 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     # a reader sees what came of it, and verifies
     assert len(guarded.run("reader", "session", "ls", "--all").rows) == 19
     assert guarded.run("reader", "session", "show", "s-3", "--at", "1").rows[0]["seq"] == 1
-    assert len(guarded.run("reader", "agent", "ls").rows) == 5
+    agent, *others = (row["agent"] for row in guarded.run("reader", "agent", "ls").rows)
+    assert len(others) == 4
+    working = guarded.run(
+        "reader", "session", "ls", "--state", "working", "--agent", agent, "--since", "1d", "--all"
+    ).rows
+    assert working
+    assert guarded.run("reader", "session", "ls", "--state", "working", "--parked", "--count").code == 0
+    context = f"session context {working[0]['session']}"
+    for command in (
+        *("session transitions", context, f"agent events {agent}", "entity ls", "stats --agents", "stats --by day"),
+    ):
+        assert guarded.run("reader", *command.split()).code == 0
     assert guarded.run("reader", "projection", "verify", "--all").code == 0
     assert guarded.run("reader", "parked", "ls") == Ran(0, [], "")
     assert guarded.run("reader", "projection", "show", "by_type", "start").rows[0]["state"] >= 18
@@ -273,7 +284,7 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("reader", "job", "ls").rows[0]["result"]["codes"]
 
     # the end of a damaged log is given up by a repairer, whom nobody else can stand in for
-    name = next(row["session"] for row in guarded.run("reader", "session", "ls", "--all").rows if row["quarantined"])
+    name, *_ = (row["session"] for row in guarded.run("reader", "session", "ls", "--quarantined").rows)
     denied = guarded.run("operator", "recover", "accept", name, "--why", "the disk of Monday")
     assert (denied.code, denied.err[:20]) == (3, "error: ACCESS_DENIED")
     guarded.denials()
