@@ -237,6 +237,15 @@ REGISTRY: dict[str, Entry] = {
     "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
     "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
+    "CLUSTER_DOWN": Entry(
+        Unavailable,
+        "look at `CLUSTER INFO`: slots are uncovered or nodes away; the Cluster takes none of it until all are",
+    ),
+    "SLOT_UNSTABLE": Entry(Unavailable, "try again: the slot is moving from one node of the Cluster to another"),
+    "SCRIPT_MISSING": Entry(
+        Unavailable, "try again: the server was restarted, and whoever uses the script loads it again"
+    ),
+    "SERVER_SLOW": Entry(Unavailable, "look at `SLOWLOG GET` and `LATENCY DOCTOR`, at swap, and at the way there"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
     "OUTCOME_UNKNOWN": Entry(
@@ -288,6 +297,45 @@ REGISTRY: dict[str, Entry] = {
     "SPOOL_DIFFERS": Entry(Misconfigured, "use another path; what this one holds can be had by `muster spool export`"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    "SETTING_RISKY": Entry(Misconfigured, "see `muster config check`: it says why, and what to set instead"),
+    "NOT_READY": Entry(Misconfigured, "mend what `muster config check --live` names as errors"),
+    "SLOT_MOVED": Entry(
+        Misconfigured,
+        "name a server that is no Redis Cluster: this one holds a part of the keys, and sends on for others",
+    ),
+    "SLOTS_CROSSED": Entry(
+        Misconfigured,
+        "name keys of one partition a call; a call of Muster's own never mixes them, so this is another's",
+    ),
+    "SERVER_EVICTS": Entry(
+        Misconfigured, "CONFIG SET maxmemory-policy noeviction, and in its file; never allkeys-lru: it deletes the log"
+    ),
+    "SERVER_FORGETS": Entry(
+        Misconfigured, "CONFIG SET appendonly yes, and in its file, so that a restart brings back what was appended"
+    ),
+    "SERVER_SYNCS_LATE": Entry(Misconfigured, "CONFIG SET appendfsync everysec, or always for durability `local`"),
+    "SERVER_UNGUARDED": Entry(
+        Misconfigured, "give the server users (compose/acl), and the process its own in MUSTER_REDIS__USERNAME"
+    ),
+    "SERVER_UNBOUNDED": Entry(
+        Misconfigured,
+        "CONFIG SET maxmemory to what the host can spare: then appends are refused, and nothing is killed",
+    ),
+    "SERVER_NEARLY_FULL": Entry(
+        Misconfigured, "raise maxmemory, or drop what nobody reads; never by an evicting policy"
+    ),
+    "SERVER_UNREPLICATED": Entry(
+        Misconfigured, "add a replica and min-replicas-to-write 1, or keep backups: `muster backup create`"
+    ),
+    "SERVER_UNSEEN": Entry(
+        Misconfigured, "ask as the user `operator` of compose/users.acl, who may look at the server"
+    ),
+    "SERVER_WASTES": Entry(Misconfigured, "CONFIG SET stream-node-max-bytes 1024: sessions are many small streams"),
+    "CLOCKS_DIFFER": Entry(Misconfigured, "have both hosts keep time by NTP; leases count by the server's clock alone"),
+    "FILES_TOO_FEW": Entry(Misconfigured, "raise the limit of open files (ulimit -n) of the process to 4096 or more"),
+    "FUNCTIONS_OLD": Entry(
+        Misconfigured, "run `muster init` with this release: it loads its functions into the server"
+    ),
     "JOBS_OFF": Entry(
         Misconfigured, "name a Redis database of its own in MUSTER_JOBS__URL, for this process and for the workers"
     ),

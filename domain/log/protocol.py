@@ -531,6 +531,12 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("LOADING", Unavailable, "SERVER_LOADING"),
     ("MASTERDOWN", Unavailable, "SERVER_CUT_OFF"),
     ("BUSY ", Unavailable, "SERVER_BUSY"),
+    ("NOSCRIPT", Unavailable, "SCRIPT_MISSING"),
+    ("CLUSTERDOWN", Unavailable, "CLUSTER_DOWN"),
+    ("TRYAGAIN", Unavailable, "SLOT_UNSTABLE"),
+    ("MOVED ", Misconfigured, "SLOT_MOVED"),
+    ("ASK ", Misconfigured, "SLOT_MOVED"),
+    ("CROSSSLOT", Misconfigured, "SLOTS_CROSSED"),
     ("ERR max number of clients reached", Unavailable, "SERVER_FULL"),
     ("NOAUTH", Misconfigured, "ACCESS_DENIED"),
     ("ERR Protocol error: unauthenticated", Misconfigured, "ACCESS_DENIED"),  # a long command before AUTH
