@@ -246,6 +246,11 @@ REGISTRY: dict[str, Entry] = {
         Unavailable, "try again: the server was restarted, and whoever uses the script loads it again"
     ),
     "SERVER_SLOW": Entry(Unavailable, "look at `SLOWLOG GET` and `LATENCY DOCTOR`, at swap, and at the way there"),
+    "SERVER_SILENT": Entry(
+        Unavailable,
+        "look whether the server's process is stopped (SIGCONT), swaps, or runs a long command; then `SLOWLOG GET`",
+    ),
+    "NAME_UNRESOLVED": Entry(Unavailable, "check the host's name in redis.url, and the resolver of this machine"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
     "OUTCOME_UNKNOWN": Entry(

@@ -516,7 +516,7 @@ def parse_entry(session: str, entry: tuple[bytes, Any]) -> Commit:
 
 
 #: What the server's error replies mean, by their first word; the first match counts.
-_BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
+SERVER_WORDS: tuple[tuple[str, type[MusterError], str], ...] = (
     ("STORE_MISSING", Misconfigured, "STORE_MISSING"),
     ("STORE_CHANGED", Misconfigured, "STORE_CHANGED"),
     ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
@@ -551,7 +551,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
 def server_error(message: str) -> MusterError:
     """The typed error for an error reply of the server; of a transaction that was refused, for the reason."""
     reason = message.removeprefix("EXECABORT Transaction discarded because of: ")
-    for prefix, raised_as, code in _BY_PREFIX:
+    for prefix, raised_as, code in SERVER_WORDS:
         if reason.startswith(prefix):
             return raised_as(code, f"the server says: {message}")
     return Unavailable("SERVER_ERROR", f"the server says: {message}")
