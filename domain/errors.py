@@ -251,6 +251,16 @@ REGISTRY: dict[str, Entry] = {
         "look whether the server's process is stopped (SIGCONT), swaps, or runs a long command; then `SLOWLOG GET`",
     ),
     "NAME_UNRESOLVED": Entry(Unavailable, "check the host's name in redis.url, and the resolver of this machine"),
+    "WORKERS_MISSING": Entry(Unavailable, "start worker processes: `muster worker run`"),
+    "PROJECTION_BEHIND": Entry(
+        Unavailable, "look at `muster projection lag`: who holds the partition, and which session waits"
+    ),
+    "SPOOL_WAITING": Entry(
+        Unavailable, "once the server answers: `muster spool drain`; `muster spool ls` says why not"
+    ),
+    "DISK_NEARLY_FULL": Entry(Unavailable, "make room on the disk: never by deleting what the server wrote"),
+    "FEED_LONG": Entry(Unavailable, "start workers: what is applied is trimmed by them, and nothing else may trim it"),
+    "JOB_FAILED": Entry(Unavailable, "read why: `muster job show TASK`; then ask for it again"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
     "OUTCOME_UNKNOWN": Entry(
@@ -367,6 +377,8 @@ REGISTRY: dict[str, Entry] = {
         Damaged,
         "put the file aside, and read what it still holds with sqlite3's `.recover`; use another path meanwhile",
     ),
+    "DRIFT_FOUND": Entry(Damaged, "see what differs: `muster projection verify --all`, then `muster recover apply`"),
+    "LOSS_REPORTED": Entry(Damaged, _ACCEPT),
     "LOG_AHEAD": Entry(Damaged, _OPERATOR),
     "LOG_GAP": Entry(Damaged, _OPERATOR),
     "LOG_TRIMMED": Entry(Damaged, _OPERATOR),

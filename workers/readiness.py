@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from domain.errors import REGISTRY, Misconfigured, MusterError
 from domain.log import connect
 from domain.log.address import parse_address, without_password
-from domain.log.connection import Connecting, connection_error, send
+from domain.log.connection import Connecting, connection_error, raised, send
 from domain.log.durability import parse_durability
 from domain.log.protocol import APPEND_FUNCTION, Command
 from domain.log.store import check_version, library_source, open_commands, parse_info, parse_open
@@ -87,7 +87,7 @@ def see(settings: Settings) -> Seen:
         began = time.monotonic()
         (pong,) = _ask(client, [["PING"]], connecting)
         latency_s = time.monotonic() - began
-        _raise(pong)
+        raised(pong)
         asked_at = time.time()
         replies = _ask(
             client,
@@ -102,9 +102,9 @@ def see(settings: Settings) -> Seen:
             connecting,
         )
         info, config, listed, called, clock, *opened = replies
-        seconds, micros = _raise(clock)
+        seconds, micros = raised(clock)
         return Seen(
-            info=parse_info(_raise(info)),
+            info=parse_info(raised(info)),
             config=None if isinstance(config, Exception) else _texts(config),
             library=None if isinstance(listed, Exception) else _code(listed),
             functions_error=_unless_loaded(called),
@@ -260,12 +260,6 @@ def _ask(client: redis.Redis, commands: list[Command], connecting: Connecting) -
     return send(client, commands, connecting, wrote=False, once=True)
 
 
-def _raise(reply: Any) -> Any:
-    if isinstance(reply, Exception):
-        raise connection_error(reply)
-    return reply
-
-
 def _texts(flat: list[bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
@@ -286,7 +280,7 @@ def _unless_loaded(reply: Any) -> MusterError | None:
 
 def _unless_opened(replies: list[Any], settings: Settings) -> MusterError | None:
     try:
-        parse_open([_raise(reply) for reply in replies], settings.environment, settings.namespace, settings.partitions)
+        parse_open([raised(reply) for reply in replies], settings.environment, settings.namespace, settings.partitions)
     except MusterError as error:
         return None if error.code == "SERVER_TOO_OLD" else error  # which is said anyway
     return None

@@ -34,6 +34,8 @@ GROUPS: Final = {
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "backup": "the truth of a store in files: create, verify, restore",
+    "health": "how every part is, why, since when, and what to do",
+    "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
     "config": "show, check and describe the settings; whether the server is fit for them",
     "explain": "say what an error code, or an error's text, means and what to do",
 }
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_module(f"workers.cli.{group}").configure(parser)
     options = parser.parse_args(arguments[1:])
     try:
-        flags = {name: getattr(options, name.rpartition(".")[2], None) for name in _FLAGS}
+        flags = {name: getattr(options, option, None) for name, option in _FLAGS.items()}
         reading = Reading(os.environ, flags)
         code: int = options.run(options, reading if group in _READ_THEMSELVES else reading.loaded().valid())
         sys.stdout.flush()
@@ -81,7 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 70
 
 
-_FLAGS: Final = ("profile", "redis.url", "environment", "namespace", "partitions")
+#: Settings that are options of some commands, and where those leave them.
+_FLAGS: Final = {
+    "profile": "profile",
+    "redis.url": "url",
+    "environment": "environment",
+    "namespace": "namespace",
+    "partitions": "partitions",
+    "serve.host": "serve_host",
+    "serve.port": "serve_port",
+}
 #: Groups that work whatever is wrong with the settings: they are given what to read them from.
 _READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain"})
 

@@ -1,4 +1,4 @@
-"""`muster explain CODE|TEXT`: what the code of an error or a finding, or the text of an error, means, and what to do."""
+"""`muster explain CODE|TEXT`: what the code of an error or a finding, or the text of an error, means; what to do."""
 
 from __future__ import annotations
 
