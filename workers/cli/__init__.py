@@ -34,6 +34,7 @@ GROUPS: Final = {
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "backup": "the truth of a store in files: create, verify, restore",
+    "doctor": "what is wrong, in one line; why, and the command that mends it",
     "health": "how every part is, why, since when, and what to do",
     "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
     "config": "show, check and describe the settings; whether the server is fit for them",

@@ -36,6 +36,8 @@ from workers.tasks import FAILED, Tasks
 Probe: TypeAlias = Callable[[Settings], Component]
 #: Of so many jobs, the newest, it is looked whether they failed.
 JOBS_LOOKED_AT: Final = 20
+#: How often it is looked whether a partition found its next worker, in seconds.
+LOOK_AGAIN_S: Final = 0.1
 
 
 def redis(settings: Settings) -> Component:
@@ -189,15 +191,16 @@ def workers(settings: Settings) -> Component:
     """Whether worker processes live, and hold all partitions between them."""
     with _store(settings) as store:
         living = living_workers(store.client, store.keyspace)
-        now = store.server_ms()
-        owners = Leases(store.client, store.keyspace, "", owned=store.owned).owners()
-    held = sum(owner is not None and owner[1] > now for owner in owners)
+        count, leases = store.keyspace.count, Leases(store.client, store.keyspace, "", owned=store.owned)
+        # A partition changes hands within a second or so: one that nobody holds for a moment is no trouble.
+        until = time.monotonic() + settings.health.timeout_s / 2
+        while (held := _held(store, leases)) < count and living and time.monotonic() < until:
+            time.sleep(LOOK_AGAIN_S)
     measured = (Sample("muster_workers", len(living)), Sample("muster_partitions_held", held))
-    reason = f"{len(living)} processes hold {held} of {len(owners)} partitions"
+    reason = f"{len(living)} processes hold {held} of {count} partitions"
     if not living:
         return Component("workers", Status.DOWN, "no worker process lives", "WORKERS_MISSING", samples=measured)
-    # A partition changes hands within a second or two.
-    status, code = (Status.HEALTHY, None) if held == len(owners) else (Status.WARNING, "WORKERS_MISSING")
+    status, code = (Status.HEALTHY, None) if held == count else (Status.WARNING, "WORKERS_MISSING")
     return Component("workers", status, reason, code, samples=measured)
 
 
@@ -321,6 +324,12 @@ def _parked(store: ProjectionStore) -> int:
     for partition in range(store.keyspace.count):
         pipe.hlen(store.keys(partition).parked(store.owned))
     return sum(pipe.execute())
+
+
+def _held(store: ProjectionStore, leases: Leases) -> int:
+    """How many partitions a worker holds now."""
+    now = store.server_ms()
+    return sum(owner is not None and owner[1] > now for owner in leases.owners())
 
 
 def _number(info: dict[str, str], name: str) -> int:
