@@ -8,6 +8,7 @@ what keeps appends from being taken or loses them, what will, what could be bett
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from domain.errors import REGISTRY, MusterError
 from domain.log import SessionLog, connect
 from domain.log.address import Address, parse_address
 from domain.log.connection import connection_error, raised, send
-from projections.census import Unlisted
+from projections.census import Unlisted, census
 from projections.drift import Validator
 from projections.findings import KINDS
 from projections.store import ProjectionStore
@@ -36,6 +37,8 @@ from workers.validation import judge
 
 #: For how long logs are read and compared with the views, in seconds, unless told otherwise.
 READ_FOR_S: Final = 2.0
+#: A server with so many keys at most is small enough to go through all of them.
+SMALL: Final = 20_000
 #: Components that the steps before have judged already.
 _JUDGED_BEFORE: Final = frozenset({"redis", "memory"})
 #: What mends a trouble at once, where a command does.
@@ -107,7 +110,7 @@ class _Examination:
             self._findings += for_profile(judged(self._settings, seen), self._settings.profile)
             self._findings += judge(self._settings)
             self._note("server", f"{_version(seen)}, answers in {seen.latency_s * 1000:.1f} ms")
-            self._look_at_components(is_open=seen.store_error is None)
+            self._look_at_components(seen)
         first: dict[str, Advice] = {}
         for one in self._findings:
             first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
@@ -190,7 +193,8 @@ class _Examination:
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
-    def _look_at_components(self, *, is_open: bool) -> None:
+    def _look_at_components(self, seen: Seen) -> None:
+        is_open = seen.store_error is None
         hidden = {name for name in PROBES if name not in ("spool", "disk")} if not is_open else set()
         components = Health(self._settings).look(PROBES.keys() - _JUDGED_BEFORE - hidden)
         for one in components:
@@ -198,9 +202,9 @@ class _Examination:
             if one.status > Status.UNKNOWN or one.code is not None:
                 self._findings.append(_advice_of(one))
         if is_open:
-            self._compare()
+            self._compare(is_small=_keys(seen) <= SMALL)
 
-    def _compare(self) -> None:
+    def _compare(self, *, is_small: bool) -> None:
         """Reads logs for a while, and holds views, heads and totals against them."""
         settings = self._settings
         try:
@@ -208,7 +212,7 @@ class _Examination:
                 quick(settings), environment=settings.environment, namespace=settings.namespace
             ) as log:
                 validator = _Hurried(ProjectionStore(log.client, log.keyspace), log, for_s=self._read_for_s)
-                drifted = list(validator.findings())
+                drifted = list(validator.findings(with_census=is_small))
         except (MusterError, redis.RedisError, OSError) as error:
             typed = error if isinstance(error, MusterError) else connection_error(error)
             self._note("drift", f"could not be looked for: {typed}")
@@ -228,9 +232,7 @@ class _Examination:
 
 
 class _Hurried:
-    """Verifies partition after partition until its time is over. What is in no list is not looked for: that would go
-    through all keys of the server.
-    """
+    """Verifies partition after partition until its time is over."""
 
     class _TimeIsOver(Exception):
         pass
@@ -241,11 +243,14 @@ class _Hurried:
         self._validator = Validator(store, log, went_through=self._took)
         self._is_over = False
 
-    def findings(self) -> Iterator[str]:
-        """The drift that is found meanwhile, a line each. Parked sessions are known already."""
+    def findings(self, *, with_census: bool) -> Iterator[str]:
+        """The drift that is found meanwhile, a line each. Parked sessions are known already. What stands in no list is
+        found by a census, which goes through all keys of the server.
+        """
+        unlisted = census(self._store) if with_census else {}
         try:
             for partition in range(self._store.keyspace.count):
-                for one in self._validator.partition(partition, Unlisted(set(), set())):
+                for one in self._validator.partition(partition, unlisted.get(partition, Unlisted(set(), set()))):
                     if one.severity != "info" and one.code != "SESSION_PARKED":
                         whose = one.session or one.agent or f"partition {partition}"
                         yield f"{one.code} of {whose}"
@@ -312,6 +317,12 @@ def _advice_of(one: Component) -> Advice:
 def _advice(level: Level, code: str, key: str, why: str) -> Advice:
     remedy = REGISTRY[code].remedy if code in REGISTRY else KINDS[code].remedy
     return Advice(level, code, key, why, remedy, command=_COMMANDS.get(code, ""), always=True)
+
+
+def _keys(seen: Seen) -> int:
+    """How many keys the server has in all databases, by INFO."""
+    counts = re.findall(r"keys=(\d+)", " ".join(text for name, text in seen.info.items() if name.startswith("db")))
+    return sum(map(int, counts))
 
 
 def _version(seen: Seen) -> str:

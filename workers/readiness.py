@@ -7,6 +7,7 @@ said to be unseen, and never taken for right.
 from __future__ import annotations
 
 import resource
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -16,7 +17,7 @@ from msgspec import Struct, structs
 
 from domain.errors import REGISTRY, Misconfigured, MusterError
 from domain.log import connect
-from domain.log.address import parse_address, without_password
+from domain.log.address import parse_address
 from domain.log.connection import Connecting, connection_error, raised, send
 from domain.log.durability import parse_durability
 from domain.log.protocol import APPEND_FUNCTION, Command
@@ -154,7 +155,7 @@ def _persistence(settings: Settings, seen: Seen) -> Iterator[Advice]:
     if seen.info.get("aof_enabled") == "0":
         why = "appendonly is off: a restart brings back what the last snapshot held, or nothing"
         yield _advice(
-            "error", "SERVER_FORGETS", "server:appendonly", why, command=_server_command(settings, "appendonly yes")
+            "error", "SERVER_FORGETS", "server:appendonly", why, command=server_command(settings, "appendonly yes")
         )
     elif seen.config is not None:
         fsync = seen.config.get("appendfsync", "")
@@ -165,7 +166,7 @@ def _persistence(settings: Settings, seen: Seen) -> Iterator[Advice]:
                 "SERVER_SYNCS_LATE",
                 "server:appendfsync",
                 f"it is {fsync}: what was appended waits in memory, whatever durability {settings.durability} asks",
-                command=_server_command(settings, f"appendfsync {wanted}"),
+                command=server_command(settings, f"appendfsync {wanted}"),
             )
     for name, what in (("aof_last_write_status", "write to"), ("aof_last_bgrewrite_status", "rewrite of")):
         if seen.info.get(name, "ok") != "ok":
@@ -180,7 +181,7 @@ def _memory(settings: Settings, seen: Seen) -> Iterator[Advice]:
     policy, limit = seen.info.get("maxmemory_policy", "noeviction"), seen.number("maxmemory")
     if policy != "noeviction":
         why = f"maxmemory-policy is {policy}: when memory is full the server deletes events instead of refusing them"
-        command = _server_command(settings, "maxmemory-policy noeviction")
+        command = server_command(settings, "maxmemory-policy noeviction")
         yield _advice("error", "SERVER_EVICTS", "server:maxmemory-policy", why, command=command, always=limit > 0)
     if not limit:
         why = "there is no maxmemory: when the host's memory is full the kernel kills the server"
@@ -188,7 +189,7 @@ def _memory(settings: Settings, seen: Seen) -> Iterator[Advice]:
     else:
         used = seen.number("used_memory") / limit
         why = f"{used:.0%} of maxmemory is used"
-        raised = _server_command(settings, f"maxmemory {2 * max(limit, seen.number('used_memory'))}")
+        raised = server_command(settings, f"maxmemory {2 * max(limit, seen.number('used_memory'))}")
         if used >= 1:
             why += ": appends are refused"
             yield _advice("error", "SERVER_OUT_OF_MEMORY", "server:maxmemory", why, command=raised, always=True)
@@ -198,7 +199,7 @@ def _memory(settings: Settings, seen: Seen) -> Iterator[Advice]:
             yield _advice("warning", "SERVER_NEARLY_FULL", "server:maxmemory", why, command=raised)
     if seen.config is not None and int(seen.config.get("stream-node-max-bytes", "1024")) not in range(1, 1025):
         why = f"stream-node-max-bytes is {seen.config['stream-node-max-bytes']}: each short session takes as much"
-        command = _server_command(settings, "stream-node-max-bytes 1024")
+        command = server_command(settings, "stream-node-max-bytes 1024")
         yield _advice("recommendation", "SERVER_WASTES", "server:stream-node-max-bytes", why, command=command)
 
 
@@ -212,7 +213,7 @@ def _replicas(settings: Settings, seen: Seen) -> Iterator[Advice]:
         yield _advice("warning", "SERVER_UNREPLICATED", "server:replicas", why)
     elif seen.config is not None and seen.config.get("min-replicas-to-write", "0") == "0":
         why = "min-replicas-to-write is 0: a primary that is cut off goes on taking what a failover then drops"
-        command = _server_command(settings, "min-replicas-to-write 1")
+        command = server_command(settings, "min-replicas-to-write 1")
         yield _advice("warning", "SERVER_UNREPLICATED", "server:min-replicas-to-write", why, command=command)
 
 
@@ -248,9 +249,25 @@ def _advice(level: Level, code: str, key: str, why: str, *, command: str = "", a
     return Advice(level, code, key, why, REGISTRY[code].remedy, command=command, always=always)
 
 
-def _server_command(settings: Settings, change: str) -> str:
-    """What sets something on the server at once. Its file must be changed too: the remedy says so."""
-    return f"redis-cli -u {without_password(settings.redis.url)} CONFIG SET {change}"
+def server_command(settings: Settings, change: str) -> str:
+    """What sets something on the server at once; nothing where nobody knows which server it is by now. Its file must be
+    changed too: the remedy says so. No secret is in it: who needs a password is asked for it.
+    """
+    address = parse_address(settings.redis.url)
+    if address.service:
+        return ""
+    if address.path:
+        where = f"-s {shlex.quote(address.path)}"
+    else:
+        scheme, _, rest = settings.redis.url.partition("://")
+        where = "-u " + shlex.quote(f"{scheme}://{rest.rpartition('@')[2]}")
+    if address.tls and settings.redis.tls_ca_file:
+        where += f" --cacert {shlex.quote(settings.redis.tls_ca_file)}"
+    if user := settings.redis.username or address.username:
+        where += f" --user {shlex.quote(user)}"
+    if settings.redis.password or address.password:
+        where += " --askpass"
+    return f"redis-cli {where} CONFIG SET {change}"
 
 
 # -- asking ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
 from workers.embedded import free_port
+from workers.readiness import server_command
+from workers.settings import load
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 PASSWORD: Final = "s3cr3t-pa55-of-the-test"
@@ -203,6 +205,41 @@ def test_a_server_that_is_set_wrongly(patient: Patient, setting: str, value: str
     patient.mended_by(patient.is_told(code))
 
 
+def test_a_disk_that_is_full(patient: Patient) -> None:
+    """The server's last write failed, so it takes no more: its file is /dev/full, until there is room again."""
+    with patient.server.client() as client:
+        client.config_set("appendonly", "no")
+        temporary = patient.server.directory / "appendonlydir" / "temp-appendonly.aof.incr"
+        temporary.symlink_to("/dev/full")
+        client.config_set("appendonly", "yes")
+        client.set("anything", "1")
+        wait_until(lambda: client.info("persistence")["aof_last_write_status"] == "err")
+
+        finding = patient.is_told("SERVER_CANNOT_PERSIST")
+
+        assert "free disk space" in finding["remedy"]
+        client.config_set("appendonly", "no")
+        for path in (patient.server.directory / "appendonlydir").iterdir():
+            if path.is_symlink():
+                path.unlink()
+        client.config_set("appendonly", "yes")
+        wait_until(lambda: client.info("persistence")["aof_last_write_status"] == "ok")
+    assert "SERVER_CANNOT_PERSIST" not in patient.found()
+
+
+def test_commands_hold_no_secret_and_reach_the_server_they_are_about() -> None:
+    """A password is asked for; a socket, a user and a certificate are named; through Sentinels nobody knows which."""
+    for url, start in (
+        (f"redis://app:{PASSWORD}@h:1/0", "redis-cli -u redis://h:1/0 --user app --askpass CONFIG SET "),
+        ("unix:///run/the redis.sock", "redis-cli -s '/run/the redis.sock' CONFIG SET "),
+        ("rediss://h:1", "redis-cli -u rediss://h:1 --cacert ca.pem CONFIG SET "),
+        ("redis+sentinel://h:1/main", ""),
+    ):
+        ca = {"MUSTER_REDIS__TLS_CA_FILE": "ca.pem"} if url.startswith("rediss:") else {}
+        command = server_command(load({"MUSTER_REDIS__URL": url, **ca}), "maxmemory 1")
+        assert command == (f"{start}maxmemory 1" if start else "")
+
+
 def test_a_server_that_is_slow(patient: Patient) -> None:
     """By the threshold of the settings; in production it is a warning, behind which no error stands."""
     patient.given("HEALTH__LATENCY_WARNING_S", "0.0000001")
@@ -237,6 +274,7 @@ def world(server_url: str, make_store: Callable[..., Store]) -> World:
     """A store with two sessions, and no worker."""
     world = World(make_store(server_url, partitions=2))
     for name in ("a", "b"):
+        world.log.append(name, notes(3))
         world.log.append(name, notes(3))
     return world
 
@@ -282,9 +320,20 @@ def test_no_workers_and_a_parked_session_and_drift(world: World) -> None:
             world.redis.hset(keys.parked("sessions"), "a", msgspec.json.encode(reason))
             mended_by_its_command(world, "SESSION_PARKED")
 
+            # a view that is gone, and a session that is in no list any more
             world.redis.delete(world.keyspace.of("b").session_view("b"))
             mended_by_its_command(world, "DRIFT_FOUND")
+            world.redis.zrem(world.keyspace.of("b").sessions, "b")
+            mended_by_its_command(world, "DRIFT_FOUND")
             assert doctor(world).code == 0
+
+            # a hole in a log: the session is quarantined, and somebody has to decide
+            key = world.keyspace.of("a").log("a")
+            assert world.redis.xdel(key, world.redis.xrange(key)[0][0]) == 1
+            ran = doctor(world)
+            assert ran.verdict.startswith("verdict: DRIFT_FOUND: "), ran.out
+            assert "of a" in ran.verdict
+            assert "LOG_" in ran.verdict
         finally:
             child.terminate()
             assert child.wait(60) == 0

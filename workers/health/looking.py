@@ -105,9 +105,12 @@ class Health:
         return judged
 
     def _since_when(self, one: Component) -> Component:
-        """With the time since when it is so, unless the probe knows better."""
-        status, since_ms = self._since.get(one.name, (None, 0))
-        if status is not one.status:
-            since_ms = one.since_ms or int(time.time() * 1000)
-            self._since[one.name] = one.status, since_ms
-        return structs.replace(one, since_ms=one.since_ms or since_ms)
+        """With the time since when it is so, unless the probe knows better. The first look cannot know; whoever looks
+        again knows that it is so at least since then.
+        """
+        before = self._since.get(one.name)
+        if before is not None and before[0] is one.status:
+            return structs.replace(one, since_ms=one.since_ms or before[1])
+        now_ms = int(time.time() * 1000)
+        self._since[one.name] = one.status, now_ms
+        return one if before is None else structs.replace(one, since_ms=one.since_ms or now_ms)
