@@ -391,7 +391,7 @@ def _converted(one: _Given) -> Any:
 
 def _check_value(name: str, value: Any) -> None:
     """What a type cannot say. Raises ValueError, or Misconfigured where more is to be said."""
-    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in _MAY_BE_INFINITE)):
+    if isinstance(value, float) and math.isinf(value) and name not in _MAY_BE_INFINITE:  # NaN is within no bounds
         raise ValueError(value)
     if isinstance(value, str):
         if not value.strip() and name not in _MAY_BE_EMPTY:

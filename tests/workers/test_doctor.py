@@ -325,6 +325,9 @@ def test_no_workers_and_a_parked_session_and_drift(world: World) -> None:
             mended_by_its_command(world, "DRIFT_FOUND")
             world.redis.zrem(world.keyspace.of("b").sessions, "b")
             mended_by_its_command(world, "DRIFT_FOUND")
+            # a view that belongs to nobody, which only going through all keys can find
+            world.redis.set(world.keyspace.of("ghost").session_view("ghost"), b"x")
+            mended_by_its_command(world, "DRIFT_FOUND")
             assert doctor(world).code == 0
 
             # a hole in a log: the session is quarantined, and somebody has to decide

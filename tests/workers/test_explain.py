@@ -70,6 +70,12 @@ def test_every_word_of_the_server_leads_to_its_code() -> None:
     assert {code for _, code in IN_OTHER_WORDS} <= REGISTRY.keys()
 
 
+def test_of_several_the_first_counts() -> None:
+    """A log is pasted from where it went wrong."""
+    assert recognised("LOADING the dataset; before that: NOAUTH, MOVED 1 a:1, OOM") == "SERVER_LOADING"
+    assert recognised("(error) OOM not allowed; then LOADING, READONLY") == "SERVER_OUT_OF_MEMORY"
+
+
 def test_what_nobody_knows_is_not_guessed() -> None:
     """Exit 4, and the text in one line."""
     with pytest.raises(NotFound, match="CODE_UNKNOWN"):

@@ -334,6 +334,19 @@ def test_all_is_told_over_http(own: OwnServer) -> None:
         assert asked(server, "/livez", Host="attacker.example")[0] == 421
 
 
+def test_liveness_looks_at_nothing(own: OwnServer) -> None:
+    """Neither at Redis nor at anything else that may hang."""
+
+    class NeverLooked(Health):
+        def look(self, only: object = None) -> list[Component]:
+            raise AssertionError("looked")
+
+    with served(settings_of(own), NeverLooked(settings_of(own))) as server:
+        assert server.answer("/livez")[0] == 200
+        with pytest.raises(AssertionError, match="looked"):
+            server.answer("/readyz")
+
+
 def test_liveness_never_depends_on_redis(own: OwnServer) -> None:
     """With the server frozen or gone the process lives and is not ready; metrics say that redis is not up."""
     with served(settings_of(own)) as server:
