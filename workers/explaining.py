@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from domain.errors import REGISTRY, MusterError, NotFound
+from domain.errors import CAUSES, REGISTRY, MusterError, NotFound
 from domain.log.protocol import SERVER_WORDS
 from projections.findings import KINDS
 
@@ -49,6 +49,7 @@ def explained(text: str) -> dict[str, Any]:
     if code in REGISTRY:
         entry = REGISTRY[code]
         found |= {
+            "cause": CAUSES[code],
             "raised_as": entry.raised_as.__name__,
             "meaning": _sentence(entry.raised_as),
             "exit_code": str(entry.raised_as.exit_code),
@@ -91,11 +92,12 @@ def markdown() -> Iterator[str]:
     yield "`muster explain CODE` says the same, and `muster explain 'TEXT OF AN ERROR'` finds the code in a text."
     for kind in dict.fromkeys(entry.raised_as for entry in REGISTRY.values()):
         yield from ("", f"## {kind.__name__}: exit code {kind.exit_code}", "", _sentence(kind), "")
-        yield from ("| code | the server's words | what to do |", "| --- | --- | --- |")
+        yield from ("| code | what happened | what to do |", "| --- | --- | --- |")
         for code, entry in sorted(REGISTRY.items()):
             if entry.raised_as is kind:
                 words = ", ".join(f"`{prefix.strip()}`" for prefix, _, meant in SERVER_WORDS if meant == code)
-                yield f"| {code} | {words} | {_cell(entry.remedy)} |"
+                heard = f" ({words})" if words else ""
+                yield f"| {code} | {_cell(CAUSES[code])}{heard} | {_cell(entry.remedy)} |"
     yield from ("", "## Findings", "", "What `muster projection verify` and scrubbing may find.", "")
     yield from ("| code | of | severity | what to do |", "| --- | --- | --- | --- |")
     for code, finding in sorted(KINDS.items()):
