@@ -17,9 +17,10 @@ from msgspec import structs
 
 from domain import Misconfigured
 from domain.log import create_store
+from domain.log.store import library_source
 from tests.own_server import OwnServer
 from workers.cli import main
-from workers.readiness import ready, refuse_unless_ready
+from workers.readiness import Seen, judged, ready, refuse_unless_ready
 from workers.settings import ADDRESSES, PROFILES, SECRETS, Reading, Settings, load, shown
 from workers.validation import judge
 
@@ -295,6 +296,94 @@ def test_the_same_trouble_is_worse_in_production() -> None:
     assert levels["development"]["redis.url"] == "recommendation"
     assert levels["production"]["redis.url"] == "warning"
     assert {told["serve.token"] for told in levels.values()} == {"error"}
+
+
+# -- what a server says ----------------------------------------------------------------------------------------------
+
+#: A server with nothing to be said against.
+FIT: Final = Seen(
+    info={
+        "redis_version": "7.2.4",
+        "role": "master",
+        "aof_enabled": "1",
+        "maxmemory": "1000",
+        "used_memory": "10",
+        "maxmemory_policy": "noeviction",
+        "connected_slaves": "1",
+        "maxclients": "10000",
+    },
+    config={
+        "appendfsync": "everysec",
+        "min-replicas-to-write": "1",
+        "stream-node-max-bytes": "1024",
+        "port": "0",
+    },
+    library=library_source(),
+    functions_error=None,
+    store_error=None,
+    ahead_s=0.0,
+    latency_s=0.001,
+    is_guarded=True,
+)
+
+
+def said(seen: Seen, **environ: str) -> dict[str, str]:
+    """What is said of a server in production: codes with their levels."""
+    settings = load({"MUSTER_PROFILE": "production", "MUSTER_REDIS__URL": "rediss://h", **environ})
+    found: dict[str, str] = {one.code: one.level for one in judged(settings, seen)}
+    found.pop("FILES_TOO_FEW", None)  # which is about this process
+    return found
+
+
+def with_info(**fields: str) -> Seen:
+    return structs.replace(FIT, info={**FIT.info, **fields})
+
+
+def with_config(**fields: str) -> Seen:
+    return structs.replace(FIT, config={**(FIT.config or {}), **{k.replace("_", "-"): v for k, v in fields.items()}})
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (FIT, {}),
+        (with_info(redis_version="6.2.14"), {"SERVER_TOO_OLD": "error"}),
+        (with_info(role="slave"), {"SERVER_READ_ONLY": "error"}),
+        (with_info(aof_enabled="0"), {"SERVER_FORGETS": "error"}),
+        (with_info(aof_last_write_status="err"), {"SERVER_CANNOT_PERSIST": "error"}),
+        (with_info(aof_last_bgrewrite_status="err"), {"SERVER_CANNOT_PERSIST": "error"}),
+        (with_info(rdb_last_bgsave_status="err"), {"SERVER_CANNOT_PERSIST": "error"}),
+        (with_info(maxmemory_policy="volatile-lru"), {"SERVER_EVICTS": "error"}),
+        (with_info(maxmemory="0"), {"SERVER_UNBOUNDED": "warning"}),
+        (with_info(used_memory="800"), {"SERVER_NEARLY_FULL": "warning"}),
+        (with_info(used_memory="900"), {"SERVER_NEARLY_FULL": "error"}),
+        (with_info(used_memory="1000"), {"SERVER_OUT_OF_MEMORY": "error"}),
+        (with_info(connected_slaves="0"), {"SERVER_UNREPLICATED": "warning"}),
+        (with_info(connected_clients="8001"), {"SERVER_FULL": "warning"}),
+        (with_config(appendfsync="no"), {"SERVER_SYNCS_LATE": "error"}),
+        (with_config(min_replicas_to_write="0"), {"SERVER_UNREPLICATED": "warning"}),
+        (with_config(stream_node_max_bytes="4096"), {"SERVER_WASTES": "recommendation"}),
+        (with_config(stream_node_max_bytes="0"), {"SERVER_WASTES": "recommendation"}),
+        (with_config(port="6379"), {"SETTING_RISKY": "warning"}),
+        (structs.replace(FIT, config=None), {"SERVER_UNSEEN": "warning"}),
+        (structs.replace(FIT, library="#!lua name=muster_1"), {"FUNCTIONS_OLD": "warning"}),
+        (structs.replace(FIT, library=None), {}),
+        (structs.replace(FIT, is_guarded=False), {"SERVER_UNGUARDED": "error"}),
+        (structs.replace(FIT, ahead_s=3.0), {"CLOCKS_DIFFER": "warning"}),
+        (structs.replace(FIT, ahead_s=-90.0), {"CLOCKS_DIFFER": "error"}),
+        (structs.replace(FIT, latency_s=0.2), {"SERVER_SLOW": "warning"}),
+    ],
+)
+def test_what_is_said_of_a_server_in_production(seen: Seen, expected: dict[str, str]) -> None:
+    """One thing that is not as it should be is one thing that is said."""
+    assert said(seen) == expected
+
+
+def test_what_the_durability_asks_for_is_held_against_the_server() -> None:
+    """`local` needs a sync before every answer, `replicated(2)` two replicas."""
+    assert said(FIT, MUSTER_DURABILITY="local") == {"SERVER_SYNCS_LATE": "error"}
+    assert said(with_config(appendfsync="always"), MUSTER_DURABILITY="local") == {}
+    assert said(FIT, MUSTER_DURABILITY="replicated(2)") == {"SERVER_LACKS_REPLICAS": "error"}
 
 
 # -- the live server -------------------------------------------------------------------------------------------------

@@ -390,6 +390,12 @@ def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
         assert re.fullmatch(r"muster_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert not metric.unit or metric.name.endswith(f"_{metric.unit}")
+    for line in text.splitlines():  # as the format has it
+        assert re.fullmatch(
+            r"# (HELP \w+ .+|TYPE \w+ (counter|gauge))"
+            r'|\w+(\{\w+="[^"\\]*"(,\w+="[^"\\]*")*\})? [0-9.e+-]+',
+            line,
+        ), line
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     exposed = {re.split(r"[{ ]", line)[0] for line in samples}
     assert exposed <= set(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,6 @@ from workers.settings import Reading, allowed, schema, shown
 from workers.validation import judge
 
 COLUMNS: Final = ("setting", "value", "origin")
-ADVICE_COLUMNS: Final = ("level", "code", "key", "why")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +51,11 @@ def run_check(options: argparse.Namespace, reading: Reading) -> int:
     rows = [invalid(problem) for problem in loaded.problems]
     if loaded.settings is not None:
         rows += [row(one) for one in (ready if options.live else judge)(loaded.settings)]
-    printing.rows(rows, options.output, columns=ADVICE_COLUMNS)
     if options.output == "table":
         for one in rows:
-            print(f"{one['key']}: {one['remedy']}" + (f"\n    {one['command']}" if one["command"] else ""))
+            print("\n".join(told(one)))
+    else:
+        printing.rows(rows, options.output, columns=())
     counts = {level: sum(one["level"] == level for one in rows) for level in ("error", "warning", "recommendation")}
     profile = loaded.settings.profile if loaded.settings is not None else "no valid settings"
     printing.say(f"{profile}: " + ", ".join(f"{count} {level}s" for level, count in counts.items()))
@@ -70,6 +71,12 @@ def run_schema(options: argparse.Namespace, reading: Reading) -> int:
 
 def row(advice: Advice) -> dict[str, Any]:
     return {"schema": SCHEMA, **msgspec.to_builtins(advice)}
+
+
+def told(one: Mapping[str, Any]) -> list[str]:
+    """Advice for people, whole: a table would cut what matters."""
+    lines = [f"{one['level']} {one['code']} ({one['key']})", f"   {one['why']}", f"   remedy: {one['remedy']}"]
+    return [*lines, f"   run: {one['command']}"] if one["command"] else lines
 
 
 def invalid(problem: MusterError) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from workers.advice import Advice
 from workers.cli import arguments, printing
+from workers.cli.config import row, told
 from workers.doctor import READ_FOR_S, diagnose
 from workers.settings import Reading
 
@@ -49,12 +50,10 @@ def run(options: argparse.Namespace, reading: Reading) -> int:
 def _say(verdict: str, findings: list[Advice], steps: list[tuple[str, str]]) -> None:
     print(f"verdict: {verdict}")
     for number, one in enumerate(findings, 1):
-        print(f"\n{number}. {one.level} {one.code} ({one.key})\n   {one.why}\n   remedy: {one.remedy}")
-        if one.command:
-            print(f"   run: {one.command}")
+        print(f"\n{number}. " + "\n".join(told(row(one))))
     print("\nlooked at:")
-    for name, told in steps:
-        print(f"  {name:<14}{told}")
+    for name, came_of_it in steps:
+        print(f"  {name:<14}{came_of_it}")
 
 
 def _runnable(one: Advice, options: argparse.Namespace) -> Advice:

@@ -40,7 +40,7 @@ def shown(components: list[Component], output: str) -> int:
         printing.rows(documents, output, columns=COLUMNS)
         for one in components:
             if one.remedy is not None:
-                print(f"{one.name}: {one.code}: {one.remedy}")
+                print(f"{one.name}: {one.reason}\n   {one.code}: {one.remedy}")
     elif output == "jsonl":
         printing.rows(documents, output, columns=COLUMNS)
     else:
