@@ -1,16 +1,18 @@
-"""Settings: flag > environment (`MUSTER_…`, `__` nests, `_FILE` reads a file) > `muster.toml` > default.
+"""Settings: flag > environment (`MUSTER_…`, `__` nests, `_FILE` reads a file) > `muster.toml` > profile > default.
 
-The only module that reads the environment. An unknown name is an error that suggests the nearest known one, because
-a setting that is silently ignored is found out at night.
+The only module that reads the environment. What is wrong is refused with where it was given, the key, what is allowed
+and the nearest name, because a setting that is silently ignored is found out at night. Nothing here shows a secret.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,6 +21,7 @@ from domain.errors import Misconfigured
 from domain.log import Connecting
 from domain.log.address import parse_address, without_password
 from domain.log.durability import parse_durability
+from domain.log.keys import check_keyspace
 from domain.log.spooling.spool import DEFAULT_MAX_BYTES
 
 PREFIX: Final = "MUSTER_"
@@ -30,7 +33,13 @@ NOT_SETTINGS: Final = frozenset(
 #: Kinds of findings that may be repaired without being asked.
 REPAIRABLE: Final = ("view", "checkpoint", "agent", "index", "head", "cursor", "registry")
 
+SettingPath: TypeAlias = tuple[str, ...]
+Profile: TypeAlias = Literal["development", "staging", "production"]
 Positive = Annotated[int, Meta(ge=1)]
+#: A part of a whole.
+Share = Annotated[float, Meta(gt=0, le=1)]
+#: An upper bound tells milliseconds that were given for seconds.
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class RedisSettings(Connecting, frozen=True, forbid_unknown_fields=True):
@@ -41,24 +50,25 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Worker processes."""
 
     #: Processes that `worker run` and `dev` keep alive.
-    processes: Positive = 2
+    processes: Annotated[int, Meta(ge=1, le=1024)] = 2
     #: Batches one process works on at a time.
-    threads: Positive = 2
-    #: How long a partition stays with a worker that gives no sign of life, in ms.
-    lease_ttl_ms: Annotated[int, Meta(ge=500)] = 2000
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2
+    #: How long a partition stays with a worker that gives no sign of life, in ms; longer than a beat.
+    lease_ttl_ms: Annotated[int, Meta(ge=500, le=3_600_000)] = 2000
     #: How often a worker gives a sign of life, renews its leases and shares partitions out, in ms.
-    beat_ms: Annotated[int, Meta(ge=50)] = 400
+    beat_ms: Annotated[int, Meta(ge=50, le=600_000)] = 400
     #: How long a stopping worker may finish what is in flight, in seconds.
-    drain_s: Annotated[float, Meta(gt=0)] = 20.0
-    #: How long a batch may go on without finishing a session before the process ends itself, in seconds.
-    batch_deadline_s: Annotated[float, Meta(gt=0)] = 120.0
+    drain_s: Annotated[float, Meta(gt=0, le=3600)] = 20.0
+    #: How long a batch may go on without finishing a session before the process ends itself, in seconds; no shorter
+    #: than `redis.timeout_s`, for which a batch may have to wait.
+    batch_deadline_s: Seconds = 120.0
     #: How long an entry stays in the feed after it was written, at least, in seconds; applied entries only are trimmed.
-    feed_keep_s: Annotated[float, Meta(ge=0)] = 600.0
+    feed_keep_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 600.0
     #: How long no agent is reported gone after this process lost sight of all: it began, the server was away, or its
     #: clock jumped; in seconds.
-    absence_grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    absence_grace_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
     #: How long an own projection that is behind keeps entries in the feed, in seconds; past it, it reads the log.
-    feed_pin_s: Annotated[float, Meta(ge=0)] = 3600.0
+    feed_pin_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 3600.0
 
 
 class SessionSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,9 +89,9 @@ class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
     #: TLS files and patience are those of `redis`.
     url: str | None = None
     #: Jobs one process works on at a time.
-    threads: Positive = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     #: How often a round of scrubbing begins, in seconds; None: only when asked.
-    verify_every_s: Annotated[float, Meta(ge=1)] | None = None
+    verify_every_s: Annotated[float, Meta(ge=1, le=31_536_000)] | None = None
     #: How many events such a round reads, about.
     verify_events: Positive = 200_000
     #: Kinds of findings that a round repairs without being asked, separated by commas: view, checkpoint, agent, index,
@@ -91,12 +101,7 @@ class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def repaired_kinds(self) -> list[str]:
         """The kinds that `auto_repair` names. Raises Misconfigured (SETTING_INVALID)."""
-        kinds = [kind.strip() for kind in self.auto_repair.split(",") if kind.strip()]
-        if unknown := [kind for kind in kinds if kind not in REPAIRABLE]:
-            raise Misconfigured(
-                "SETTING_INVALID", f"jobs.auto_repair names {unknown[0]!r}; there are: {', '.join(REPAIRABLE)}"
-            )
-        return kinds
+        return _repaired_kinds(self.auto_repair)
 
     def __repr__(self) -> str:
         url = None if self.url is None else without_password(self.url)
@@ -113,9 +118,52 @@ class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Positive = DEFAULT_MAX_BYTES
 
 
+class HealthSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """From where on a component counts as troubled, and how long it is waited for."""
+
+    #: How long a probe may take, in seconds; what takes longer counts as silent.
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 2.0
+    #: How long the oldest event that is not in the views has waited, in seconds.
+    lag_warning_s: Seconds = 10.0
+    lag_critical_s: Seconds = 60.0
+    #: How much of the server's `maxmemory` is used.
+    memory_warning: Share = 0.75
+    memory_critical: Share = 0.9
+    #: How full the disk of the spool is, or of the working directory.
+    disk_warning: Share = 0.9
+    disk_critical: Share = 0.97
+    #: How full the spool is.
+    spool_warning: Share = 0.5
+    spool_critical: Share = 0.9
+    #: How long the server takes to answer a PING, in seconds.
+    latency_warning_s: Seconds = 0.1
+    latency_critical_s: Seconds = 1.0
+    #: How many entries the feeds hold.
+    feed_warning: Positive = 1_000_000
+    feed_critical: Positive = 10_000_000
+    #: How far the clocks of server and client may be apart, in seconds.
+    clock_skew_s: Seconds = 2.0
+
+
+class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """`muster serve`: health and metrics over HTTP."""
+
+    #: Where it listens; beyond loopback it needs a token.
+    host: str = "127.0.0.1"
+    #: 0: any that is free.
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8420
+    #: What who asks must send as `Authorization: Bearer …`, for all but /livez and /readyz.
+    token: Annotated[str, Meta(min_length=16)] | None = None
+
+    def __repr__(self) -> str:
+        return f"ServeSettings({self.host!r}, {self.port}, token={None if self.token is None else '***'})"
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
 
+    #: Which defaults hold, and how strictly all is judged: development, staging, production.
+    profile: Profile = "development"
     environment: str = "dev"
     namespace: str = "main"
     partitions: Positive | None = None
@@ -128,6 +176,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     sessions: SessionSettings = SessionSettings()
     jobs: JobSettings = JobSettings()
     spool: SpoolSettings = SpoolSettings()
+    health: HealthSettings = HealthSettings()
+    serve: ServeSettings = ServeSettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -137,92 +187,365 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     def environ(self) -> dict[str, str]:
         """These settings as environment variables, for a child process; secrets travel so and never in arguments."""
         return {
-            PREFIX + "__".join(path).upper(): str(value)
+            PREFIX + "__".join(path).upper(): "null" if value is None else str(value)
             for path, value in _leaves(msgspec.to_builtins(self))
-            if value is not None
+            if value is not None or not _is_text(_fields()[path])
         }
 
 
+#: What a profile sets where nobody else does.
+PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "development": {},
+    "staging": {"jobs.verify_every_s": 300.0},
+    # Leases outlast the short pauses of a busy host; an outage of a failover is waited for.
+    "production": {
+        "jobs.verify_every_s": 60.0,
+        "redis.retry_for_s": 30.0,
+        "worker.lease_ttl_ms": 5000,
+        "worker.beat_ms": 1000,
+    },
+}
+
+#: Settings that are shown to nobody, and those that are addresses with a secret in them.
+SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.token"})
+ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
+#: The one number that may be infinite, and the texts that may be empty.
+_MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
+_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair"})
+
+
+class Loaded(Struct, frozen=True):
+    """What was read: the settings, unless something is wrong; where each value came from; and all that is wrong."""
+
+    settings: Settings | None
+    origins: dict[str, str]
+    problems: list[Misconfigured]
+
+    def valid(self) -> Settings:
+        """The settings. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID)."""
+        if self.settings is None:
+            raise self.problems[0]
+        return self.settings
+
+
+class Reading(NamedTuple):
+    """Where settings are to be read from."""
+
+    environ: Mapping[str, str]
+    flags: Mapping[str, Any] = {}
+    toml: Path | None = None
+
+    def loaded(self) -> Loaded:
+        """Reads them. `flags` are paths like `redis.url` with the values given on the command line; None counts as not
+        given.
+        """
+        return _Reader(self).read()
+
+
 def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, toml: Path | None = None) -> Settings:
-    """The settings in force. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID).
-
-    `flags` are paths like `redis.url` with the values given on the command line; None values count as not given.
-    """
-    merged: dict[str, Any] = {}
-    for path, value in [*_from_toml(environ, toml), *_from_environ(environ), *_from_flags(flags or {})]:
-        _check_known(path)
-        target = merged
-        for part in path[:-1]:
-            target = target.setdefault(part, {})
-        target[path[-1]] = value
-    try:
-        settings = msgspec.convert(merged, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise Misconfigured("SETTING_INVALID", f"a setting is invalid: {error}") from None
-    own = parse_address(settings.redis.url)
-    if settings.jobs.url is not None:
-        jobs = parse_address(settings.jobs.url)
-        if (jobs.hosts, jobs.path, jobs.service, jobs.db) == (own.hosts, own.path, own.service, own.db):
-            raise Misconfigured("SETTING_INVALID", "jobs.url names the store's own database: jobs need another one")
-    parse_durability(settings.durability)
-    settings.jobs.repaired_kinds  # noqa: B018 - raises for a kind there is not
-    return settings
+    """The settings in force. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID)."""
+    return Reading(environ, flags or {}, toml).loaded().valid()
 
 
-def _from_toml(environ: Mapping[str, str], toml: Path | None) -> Iterator[tuple[tuple[str, ...], Any]]:
-    named = toml or (Path(environ["MUSTER_CONFIG"]) if "MUSTER_CONFIG" in environ else None)
-    path = named or Path("muster.toml")
-    if named is None and not path.exists():
-        return
-    try:
-        yield from _leaves(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Misconfigured("SETTING_INVALID", f"{path} cannot be read: {error}") from None
+def shown(settings: Settings) -> dict[str, Any]:
+    """Every setting by its name, as it may be shown."""
+    return {".".join(path): _masked(".".join(path), value) for path, value in _leaves(msgspec.to_builtins(settings))}
 
 
-def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
-            continue
-        path = tuple(name[len(PREFIX) :].lower().split("__"))
-        if path[-1].endswith("_file") and ".".join(path) not in _known():  # redis.tls_ca_file is a file's name itself
-            path = (*path[:-1], path[-1].removesuffix("_file"))
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `muster.toml`."""
+    made = msgspec.json.schema(Settings)
+    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    for name in SECRETS:
+        section, key = name.split(".")
+        properties = made["$defs"][f"{section.capitalize()}Settings"]["properties"]
+        properties[key]["writeOnly"] = True
+    return made
+
+
+def allowed(name: str) -> str:
+    """What the setting of this name may be, in words."""
+    return _in_words(msgspec.json.schema(_fields()[tuple(name.split("."))]))
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Given(NamedTuple):
+    """A value somebody gave. Text from outside TOML may stand for a number."""
+
+    path: SettingPath
+    value: Any
+    origin: str
+    is_text: bool = True
+
+
+class _Reader:
+    """Reads settings once, and collects whatever is wrong instead of ending at the first."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._problems: list[Misconfigured] = []
+        self._origins: dict[SettingPath, str] = {}
+
+    def read(self) -> Loaded:
+        given = [*self._from_toml(), *self._from_environ(), *self._from_flags()]
+        values: dict[SettingPath, Any] = {}
+        taken = [one for one in given if self._is_known(one)]
+        for one in [*self._from_profile(taken), *taken]:
             try:
-                value = Path(value).read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise Misconfigured("SETTING_INVALID", f"{name} names a file that cannot be read: {error}") from None
-        yield path, value
+                values[one.path] = _converted(one)
+                self._origins[one.path] = one.origin
+            except Misconfigured as error:
+                self._problems.append(error)
+        settings = None
+        if not self._problems:
+            settings = msgspec.convert(_tree(values), Settings)
+            self._problems += [self._across(name, why) for name, why in _contradictions(settings)]
+        origins = {".".join(path): self._origins.get(path, "default") for path in _fields()}
+        return Loaded(settings if not self._problems else None, origins, self._problems)
 
+    def _from_toml(self) -> Iterator[_Given]:
+        environ, toml = self._reading.environ, self._reading.toml
+        named = toml or (Path(environ["MUSTER_CONFIG"]) if "MUSTER_CONFIG" in environ else None)
+        path = named or Path("muster.toml")
+        try:
+            if named is None and not path.exists():
+                return
+            tree = tomllib.loads(path.read_text("utf-8"))
+        # ValueError: no UTF-8, no TOML, or a path that can be none; RecursionError: brackets without end.
+        except (OSError, ValueError, RecursionError) as error:
+            self._problems.append(
+                Misconfigured("SETTING_INVALID", f"file {path} cannot be read: {error}", origin=f"file {path}")
+            )
+            return
+        for leaf, value in _leaves(tree):
+            yield _Given(leaf, value, f"file {path}", is_text=False)
 
-def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in flags.items():
-        if value is not None:
-            if name == "redis.url" and parse_address(value).password is not None:
-                raise Misconfigured(
-                    "SETTING_INVALID",
+    def _from_environ(self) -> Iterator[_Given]:
+        by_path: dict[SettingPath, str] = {}
+        for name, text in sorted(self._reading.environ.items()):
+            if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+                continue
+            path, value, origin = tuple(name[len(PREFIX) :].lower().split("__")), text, f"environment {name}"
+            if path[-1].endswith("_file") and path not in _fields():  # redis.tls_ca_file is a file's name itself
+                path = (*path[:-1], path[-1].removesuffix("_file"))
+                try:
+                    value, origin = Path(text).read_text("utf-8").strip(), f"{origin} ({text})"
+                except (OSError, ValueError) as error:
+                    self._refuse(path, origin, f"{name} names a file that cannot be read: {error}")
+                    continue
+            if path in by_path:
+                self._refuse(path, origin, f"{by_path[path]} and {name} both give {'.'.join(path)}: keep one")
+            by_path[path] = name
+            yield _Given(path, value, origin)
+
+    def _from_flags(self) -> Iterator[_Given]:
+        for name, value in self._reading.flags.items():
+            if value is None:
+                continue
+            path, origin = tuple(name.split(".")), f"flag --{name.rpartition('.')[2]}"
+            if name == "redis.url" and _has_password(value):
+                self._refuse(
+                    path,
+                    origin,
                     "--url holds a password, which everybody on this host can read: "
                     "give it by MUSTER_REDIS__PASSWORD_FILE, MUSTER_REDIS__PASSWORD or MUSTER_REDIS__URL",
                 )
-            yield tuple(name.split(".")), value
+                continue
+            yield _Given(path, value, origin)
 
+    def _from_profile(self, given: list[_Given]) -> Iterator[_Given]:
+        """What the profile sets that was given last; one that is none sets nothing, and is refused like any value."""
+        named = [one.value for one in given if one.path == ("profile",)]
+        preset = PROFILES.get(named[-1]) if named and isinstance(named[-1], str) else None
+        for name, value in (preset or {}).items():
+            yield _Given(tuple(name.split(".")), value, f"profile {named[-1]}", is_text=False)
 
-def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*prefix, name))
-        else:
-            yield (*prefix, name), value
-
-
-def _known() -> set[str]:
-    """The names of all settings, such as redis.url."""
-    return {".".join(leaf) for leaf, _ in _leaves(msgspec.to_builtins(Settings()))}
-
-
-def _check_known(path: tuple[str, ...]) -> None:
-    known = _known()
-    name = ".".join(path)
-    if name not in known:
+    def _is_known(self, one: _Given) -> bool:
+        if one.path in _fields():
+            return True
+        name, known = ".".join(one.path), [".".join(path) for path in _fields()]
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are: {', '.join(sorted(known))}"
-        raise Misconfigured("SETTING_UNKNOWN", f"there is no setting {name!r}{hint}")
+        self._problems.append(
+            Misconfigured(
+                "SETTING_UNKNOWN",
+                f"{one.origin}: there is no setting {_printable(name)!r}{hint}",
+                key=name,
+                origin=one.origin,
+            )
+        )
+        return False
+
+    def _refuse(self, path: SettingPath, origin: str, why: str) -> None:
+        self._problems.append(Misconfigured("SETTING_INVALID", why, key=".".join(path), origin=origin))
+
+    def _across(self, name: str, why: str) -> Misconfigured:
+        origin = self._origins.get(tuple(name.split(".")), "default")
+        return Misconfigured("SETTING_INVALID", f"{name} ({origin}): {why}", key=name, origin=origin)
+
+
+def _converted(one: _Given) -> Any:
+    """The value as its setting has it. Raises Misconfigured (SETTING_INVALID)."""
+    name = ".".join(one.path)
+    try:
+        value = msgspec.convert(one.value, _fields()[one.path], strict=not one.is_text)
+        _check_value(name, value)
+        return value
+    except Misconfigured as error:
+        why = error.cause
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        told = "this value" if name in SECRETS | ADDRESSES else _printable(repr(one.value))
+        why = f"{name} cannot be {told}; allowed: {allowed(name)}{_unit_hint(name)}"
+    raise Misconfigured("SETTING_INVALID", f"{one.origin}: {why}", key=name, origin=one.origin)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """What a type cannot say. Raises ValueError, or Misconfigured where more is to be said."""
+    if isinstance(value, float) and math.isinf(value) and name not in _MAY_BE_INFINITE:  # NaN is within no bounds
+        raise ValueError(value)
+    if isinstance(value, str):
+        if not value.strip() and name not in _MAY_BE_EMPTY:
+            raise Misconfigured("SETTING_INVALID", f"{name} is empty; leave it out where it is not needed")
+        if not value.isprintable():
+            raise Misconfigured("SETTING_INVALID", f"{name} holds characters that cannot be printed")
+        if name in _RULES:
+            _RULES[name](value)
+
+
+def _check_address(text: str, name: str) -> None:
+    try:
+        parse_address(text)
+    except Misconfigured as error:
+        raise Misconfigured("SETTING_INVALID", error.cause.replace("redis.url", name, 1)) from None
+
+
+def _check_projections(text: str) -> None:
+    for spec in filter(None, (part.strip() for part in text.split(","))):
+        module, colon, kind = spec.partition(":")
+        if not (colon and kind.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise Misconfigured("SETTING_INVALID", f"projections names {spec!r}, which is no package.module:Class")
+
+
+def _repaired_kinds(text: str) -> list[str]:
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in REPAIRABLE]:
+        raise Misconfigured(
+            "SETTING_INVALID", f"jobs.auto_repair names {unknown[0]!r}; there are: {', '.join(REPAIRABLE)}"
+        )
+    return kinds
+
+
+#: What a text must be, beside not empty; each raises Misconfigured.
+_RULES: Final[Mapping[str, Callable[[str], object]]] = {
+    "redis.url": lambda text: _check_address(text, "redis.url"),
+    "jobs.url": lambda text: _check_address(text, "jobs.url"),
+    "environment": lambda text: check_keyspace(text, "main"),
+    "namespace": lambda text: check_keyspace("dev", text),
+    "durability": parse_durability,
+    "jobs.auto_repair": _repaired_kinds,
+    "projections": _check_projections,
+}
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Settings that cannot hold together: the name of one, and why."""
+    if settings.jobs.url is not None:
+        own, jobs = parse_address(settings.redis.url), parse_address(settings.jobs.url)
+        if (jobs.hosts, jobs.path, jobs.service, jobs.db) == (own.hosts, own.path, own.service, own.db):
+            yield "jobs.url", "jobs.url names the store's own database: jobs need another one"
+    worker, redis, health = settings.worker, settings.redis, settings.health
+    if worker.beat_ms >= worker.lease_ttl_ms:
+        why = f"{worker.beat_ms} ms, but leases last {worker.lease_ttl_ms} ms (worker.lease_ttl_ms): every one runs out"
+        yield "worker.beat_ms", f"{why}; a third of it at most is safe"
+    if redis.timeout_s > worker.batch_deadline_s:
+        why = f"{redis.timeout_s:g} s, but a batch that waits for it may take {worker.batch_deadline_s:g} s"
+        yield "redis.timeout_s", f"{why} (worker.batch_deadline_s): workers would end themselves"
+    for name in ("lag_{}_s", "memory_{}", "disk_{}", "spool_{}", "latency_{}_s", "feed_{}"):
+        low, high = (name.format(level) for level in ("warning", "critical"))
+        if getattr(health, low) > getattr(health, high):
+            yield f"health.{low}", f"{getattr(health, low):g} is above health.{high}, {getattr(health, high):g}"
+
+
+# -- names and types -------------------------------------------------------------------------------------------------
+
+
+@cache
+def _fields() -> Mapping[SettingPath, Any]:
+    """The type of every setting."""
+    return dict(_typed_leaves(Settings))
+
+
+def _typed_leaves(struct: type[Struct], prefix: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    for field in msgspec.structs.fields(struct):
+        path = (*prefix, field.name)
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            yield from _typed_leaves(field.type, path)
+        else:
+            yield path, field.type
+
+
+def _leaves(tree: Mapping[str, Any], prefix: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    """Every value with its path. A section without values is one too, unless there is a section of that name."""
+    for name, value in tree.items():
+        path = (*prefix, name)
+        is_section = any(known[: len(path)] == path and known != path for known in _fields())
+        if isinstance(value, Mapping) and (value or is_section):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _tree(values: Mapping[SettingPath, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        target = tree
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+        target[path[-1]] = value
+    return tree
+
+
+def _is_text(kind: Any) -> bool:
+    told = msgspec.json.schema(kind)
+    return any(one.get("type") == "string" or "enum" in one for one in told.get("anyOf", [told]))
+
+
+def _in_words(told: Mapping[str, Any]) -> str:
+    """A JSON Schema of one value, for people."""
+    if "anyOf" in told:
+        return " or ".join(_in_words(one) for one in told["anyOf"] if one.get("type") != "null")
+    if "enum" in told:
+        return f"one of {', '.join(map(str, told['enum']))}"
+    nouns = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    bounds = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "up to", "minLength": "with a length from"}
+    limits = "".join(f" {word} {told[name]}" for name, word in bounds.items() if name in told)
+    return f"{nouns[told['type']]}{limits}"
+
+
+def _unit_hint(name: str) -> str:
+    """The unit that a name states, since seconds and milliseconds are what is mixed up."""
+    units = {"_ms": "milliseconds", "_s": "seconds"}
+    return next((f", in {unit}" for suffix, unit in units.items() if name.endswith(suffix)), "")
+
+
+def _masked(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name in SECRETS:
+        return "***"
+    return without_password(value) if name in ADDRESSES else value
+
+
+def _has_password(url: Any) -> bool:
+    try:
+        return parse_address(url).password is not None
+    except Misconfigured:
+        return False  # refused for what it is, later
+
+
+def _printable(text: str) -> str:
+    """Foreign text as an error may repeat it: in one line, not for ever."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= 100 else f"{shown[:100]}…"

@@ -608,7 +608,7 @@ def parse_stretch(session: str, entries: Sequence[tuple[bytes, Any]]) -> Stretch
 _NUMBERS = msgspec.json.Decoder(list[int])
 
 #: What the server's error replies mean, by their first word; the first match counts.
-_BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
+SERVER_WORDS: tuple[tuple[str, type[MusterError], str], ...] = (
     ("STORE_MISSING", Misconfigured, "STORE_MISSING"),
     ("STORE_CHANGED", Misconfigured, "STORE_CHANGED"),
     ("EPOCH_CHANGED", Misconfigured, "EPOCH_CHANGED"),
@@ -623,6 +623,12 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
     ("LOADING", Unavailable, "SERVER_LOADING"),
     ("MASTERDOWN", Unavailable, "SERVER_CUT_OFF"),
     ("BUSY ", Unavailable, "SERVER_BUSY"),
+    ("NOSCRIPT", Unavailable, "SCRIPT_MISSING"),
+    ("CLUSTERDOWN", Unavailable, "CLUSTER_DOWN"),
+    ("TRYAGAIN", Unavailable, "SLOT_UNSTABLE"),
+    ("MOVED ", Misconfigured, "SLOT_MOVED"),
+    ("ASK ", Misconfigured, "SLOT_MOVED"),
+    ("CROSSSLOT", Misconfigured, "SLOTS_CROSSED"),
     ("ERR max number of clients reached", Unavailable, "SERVER_FULL"),
     ("NOAUTH", Misconfigured, "ACCESS_DENIED"),
     ("ERR Protocol error: unauthenticated", Misconfigured, "ACCESS_DENIED"),  # a long command before AUTH
@@ -637,7 +643,7 @@ _BY_PREFIX: tuple[tuple[str, type[MusterError], str], ...] = (
 def server_error(message: str) -> MusterError:
     """The typed error for an error reply of the server; of a transaction that was refused, for the reason."""
     reason = message.removeprefix("EXECABORT Transaction discarded because of: ")
-    for prefix, raised_as, code in _BY_PREFIX:
+    for prefix, raised_as, code in SERVER_WORDS:
         if reason.startswith(prefix):
             return raised_as(code, f"the server says: {message}")
     return Unavailable("SERVER_ERROR", f"the server says: {message}")

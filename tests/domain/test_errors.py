@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from domain.errors import REGISTRY, Conflict, MusterError, OutcomeUnknown, Refused, Unavailable
+from domain.errors import CAUSES, REGISTRY, Conflict, MusterError, OutcomeUnknown, Refused, Unavailable
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("domain", "projections", "workers")
@@ -90,6 +90,13 @@ def test_an_error_says_its_code_cause_and_remedy(code: str) -> None:
     assert len(entry.remedy) > 10
     assert "\n" not in entry.remedy
     assert not entry.remedy.endswith(".")
+
+
+def test_every_code_says_what_happened() -> None:
+    """In one sentence of its own, so that `explain` says more than the class does."""
+    assert CAUSES.keys() == REGISTRY.keys()
+    assert len(set(CAUSES.values())) == len(CAUSES)
+    assert all(len(cause) > 10 and "\n" not in cause and not cause.endswith(".") for cause in CAUSES.values())
 
 
 def test_an_unregistered_code_cannot_be_raised() -> None:

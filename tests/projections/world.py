@@ -285,7 +285,7 @@ class World:
         return Settings(
             environment=ENVIRONMENT,
             namespace=self.store.namespace,
-            redis=RedisSettings(url=self.store.url),
+            redis=RedisSettings(url=self.store.url, timeout_s=min(5.0, batch_deadline_s)),
             projections=projections,
             jobs=JobSettings(jobs_url, verify_every_s=verify_every_s),
             worker=WorkerSettings(

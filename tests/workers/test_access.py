@@ -198,6 +198,8 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         caught_up = guarded.run("monitor", "projection", "lag", "--wait", "--timeout", "60")
         assert caught_up.code == 0, (caught_up, guarded.denials())
         assert [row["pid"] for row in guarded.run("monitor", "worker", "ls").rows] == [worker.pid]
+        seen = {row["component"]: row["status"] for row in guarded.run("monitor", "health").rows}
+        assert dict.fromkeys(seen, "healthy") | {"verification": seen["verification"]} == seen
         # it states that an agent is gone
         beats = guarded.keyspace.of("s-0").beats
         wait_until(lambda: not guarded.root.exists(beats), message="the silent agent is reported")

@@ -37,7 +37,11 @@ GROUPS: Final = {
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "backup": "the truth of a store in files: create, verify, restore",
-    "explain": "say what an error code means and what to do",
+    "doctor": "what is wrong, in one line; why, and the command that mends it",
+    "health": "how every part is, why, since when, and what to do",
+    "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
+    "config": "show, check and describe the settings; whether the server is fit for them",
+    "explain": "say what an error code, or an error's text, means and what to do",
 }
 
 
@@ -52,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from domain.errors import MusterError
     from domain.log.connection import connection_error
-    from workers.settings import load
+    from workers.settings import Reading
 
     parser = _Parser(prog=f"muster {group}", description=GROUPS[group])
     import_module(f"workers.cli.{group}").configure(parser)
     options = parser.parse_args(arguments[1:])
     try:
-        flags = {name: getattr(options, name.rpartition(".")[2], None) for name in _FLAGS}
-        settings = load(os.environ, flags=flags)
-        code: int = options.run(options, settings)
+        flags = {name: getattr(options, option, None) for name, option in _FLAGS.items()}
+        reading = Reading(os.environ, flags)
+        code: int = options.run(options, reading if group in _READ_THEMSELVES else reading.loaded().valid())
         sys.stdout.flush()
         return code
     except MusterError as error:
@@ -83,7 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 70
 
 
-_FLAGS: Final = ("redis.url", "environment", "namespace", "partitions")
+#: Settings that are options of some commands, and where those leave them.
+_FLAGS: Final = {
+    "profile": "profile",
+    "redis.url": "url",
+    "environment": "environment",
+    "namespace": "namespace",
+    "partitions": "partitions",
+    "serve.host": "serve_host",
+    "serve.port": "serve_port",
+}
+#: Groups that work whatever is wrong with the settings: they are given what to read them from.
+_READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain"})
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,9 +18,10 @@ from domain.events import check_time, shortened
 from domain.log import SessionLog, Spool
 from projections.queries import Moment
 from projections.store import ProjectionStore
-from workers.settings import Settings
+from workers.settings import PROFILES, Reading, Settings
 
-Run: TypeAlias = Callable[[argparse.Namespace, Settings], int]
+#: A command is given valid settings; one of the groups that must work without is given what to read them from.
+Run: TypeAlias = Callable[[argparse.Namespace, Settings], int] | Callable[[argparse.Namespace, Reading], int]
 
 
 def server(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,11 @@ def server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="address of the server (MUSTER_REDIS__URL)")
     parser.add_argument("--environment", help="environment of the store (MUSTER_ENVIRONMENT)")
     parser.add_argument("--namespace", help="namespace of the store (MUSTER_NAMESPACE)")
+
+
+def profile(parser: argparse.ArgumentParser) -> None:
+    """The option that says which defaults hold, and how strictly all is judged."""
+    parser.add_argument("--profile", choices=PROFILES, help="(MUSTER_PROFILE)")
 
 
 def output(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from projections.session_view import rfc3339
 from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.leasing import living_workers
+from workers.readiness import refuse_unless_ready
 from workers.settings import Settings
 from workers.stopping import Stop
 from workers.watching import Watch
@@ -19,6 +20,7 @@ COLUMNS = ("pid", "host", "partitions", "heartbeat_at")
 def configure(parser: argparse.ArgumentParser) -> None:
     group = arguments.commands(parser)
     run = arguments.command(group, "run", "run worker processes in the foreground until SIGTERM or SIGINT", run_run)
+    arguments.profile(run)
     run.add_argument("--processes", type=int, help="how many (MUSTER_WORKER__PROCESSES)")
     arguments.command(group, "ls", "list the living processes that hold partitions", run_ls)
 
@@ -26,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
     stop = Stop()
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
+    refuse_unless_ready(settings)
     with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
         watch = Watch(store, printing.say)
         supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)

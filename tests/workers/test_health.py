@@ -1,0 +1,423 @@
+"""Health: each part is judged for itself, no look hangs, and what is told over HTTP is told to those who may know."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Final
+
+import pytest
+from msgspec import structs
+
+from domain import Misconfigured
+from domain.log import Spool, create_store
+from tests.conftest import ENVIRONMENT, Store
+from tests.own_server import OwnServer
+from tests.projections.world import World, foreign_append, notes, run_cli
+from tests.waiting import wait_until
+from workers.child_process import start_child
+from workers.health.component import Component, Status, overall
+from workers.health.looking import Health
+from workers.health.probes import DEEP, PROBES, WITHOUT_REDIS
+from workers.metrics import METRICS, exposition
+from workers.serving import HealthServer, is_loopback
+from workers.settings import HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
+
+MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
+TOKEN: Final = "a-token-of-the-test"
+
+
+@pytest.fixture
+def world(server_url: str, make_store: Callable[..., Store]) -> World:
+    return World(make_store(server_url, partitions=4))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[OwnServer]:
+    """A server of the test's own, with an empty store of two partitions."""
+    server = OwnServer(tmp_path / "server")
+    server.start()
+    try:
+        with server.client() as client:
+            create_store(client, environment="dev", namespace="main", partitions=2)
+        yield server
+    finally:
+        server.stop()
+
+
+def settings_of(server: OwnServer, **options: Any) -> Settings:
+    health = HealthSettings(timeout_s=0.5)
+    return structs.replace(Settings(redis=RedisSettings(server.url), health=health), **options)
+
+
+def by_name(components: list[Component]) -> dict[str, Component]:
+    return {one.name: one for one in components}
+
+
+def statuses(components: list[Component]) -> dict[str, str]:
+    return {one.name: one.status.word for one in components}
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_well_while_a_worker_works(world: World) -> None:
+    """Every part is healthy, and what is told is what is there."""
+    world.log.append("s", notes(3))
+    with world.workers(1):
+        wait_until(lambda: sum(world.shares().values()) == 4, message="the worker holds all")
+        world.wait_until_caught_up()
+
+        ran = run_cli(world, "health", output="json")
+
+    told = json.loads(ran.out)
+    components = {one["component"]: one for one in told["components"]}
+    assert (ran.code, told["status"]) == (0, "healthy"), told
+    assert {name: one["status"] for name, one in components.items()} == dict.fromkeys(PROBES, "healthy")
+    measured = {one["metric"]: one["value"] for part in components.values() for one in part["measured"]}
+    assert (measured["muster_events_appended_total"], measured["muster_events_projected_total"]) == (3, 3)
+    assert (measured["muster_workers"], measured["muster_partitions_held"], measured["muster_sessions"]) == (1, 4, 1)
+
+
+def test_no_workers_is_the_trouble_of_workers_alone(own: OwnServer) -> None:
+    """It is down, with its code and its remedy; nothing else looks worse for it."""
+    health = Health(settings_of(own))
+    found = health.look()
+
+    assert {name for name, word in statuses(found).items() if word != "healthy"} == {"workers"}
+    assert {one.since_ms for one in found} == {None}, "nobody knows since when, at first sight"
+    assert None not in {one.since_ms for one in health.look()}
+    workers = by_name(found)["workers"]
+    assert (workers.status, workers.code) == (Status.DOWN, "WORKERS_MISSING")
+    assert "muster worker run" in str(workers.remedy)
+
+
+def test_thresholds_are_settings(world: World) -> None:
+    """What waits counts from where the settings say: nothing, a warning, or critical."""
+    world.log.append("s", notes(3))
+    settings = world.settings()
+
+    def of(**health: Any) -> Component:
+        changed = structs.replace(settings, health=HealthSettings(**health))
+        return by_name(Health(changed).look(["projections", "feed"]))["projections"]
+
+    wait_until(lambda: of(lag_warning_s=0.001, lag_critical_s=0.002).status is Status.CRITICAL)
+    assert of(lag_warning_s=0.001, lag_critical_s=3600).status is Status.WARNING
+    assert of(lag_warning_s=3599, lag_critical_s=3600).status is Status.HEALTHY
+    one = of(lag_warning_s=0.001, lag_critical_s=3600)
+    assert (one.code, one.since_ms is not None) == ("PROJECTION_BEHIND", True)
+
+
+def test_a_parked_session_is_a_warning_with_its_remedy(world: World) -> None:
+    """One session's trouble is no outage, and is not hidden either."""
+    foreign_append(world.store, "bad", ".", b"\xc1\xc1")
+    world.project()
+
+    found = by_name(Health(world.settings()).look(["redis", "projections"]))["projections"]
+
+    assert (found.status, found.code) == (Status.WARNING, "SESSION_PARKED")
+    assert found.remedy
+
+
+def test_memory_is_judged_by_what_is_used_and_what_happens_then(own: OwnServer) -> None:
+    """Nearly full, full, and a policy that deletes events."""
+    with own.client() as client:
+        used = int(client.info("memory")["used_memory"])
+        for limit, policy, status, code in (
+            (100 * used, "noeviction", Status.HEALTHY, None),
+            (100 * used, "allkeys-lru", Status.CRITICAL, "SERVER_EVICTS"),
+            (used // 2, "noeviction", Status.CRITICAL, "SERVER_OUT_OF_MEMORY"),
+        ):
+            client.config_set("maxmemory-policy", policy)
+            client.config_set("maxmemory", limit)
+            (found,) = Health(settings_of(own)).look(["memory"])
+            assert (found.status, found.code) == (status, code)
+
+
+def test_functions_that_are_missing_are_the_logs_trouble(own: OwnServer) -> None:
+    """Appends are not taken then: not ready, and exit 1."""
+    with own.client() as client:
+        client.function_flush()
+
+    found = Health(settings_of(own)).look(["redis", "log"])
+
+    assert statuses(found) == {"redis": "healthy", "log": "down"}
+    assert by_name(found)["log"].code == "FUNCTIONS_MISSING"
+
+
+def test_the_spool_of_this_host_is_looked_at_and_never_made(tmp_path: Path, own: OwnServer) -> None:
+    """A file that is not there stays so; one that is damaged is the spool's trouble alone."""
+    path = tmp_path / "spool.db"
+    settings = settings_of(own, spool=SpoolSettings(str(path)))
+
+    assert statuses(Health(settings).look(["redis", "spool"])) == {"redis": "healthy", "spool": "healthy"}
+    assert not path.exists()
+    Spool(path).close()
+    assert statuses(Health(settings).look(["spool"])) == {"spool": "healthy"}
+    path.write_bytes(b"no database at all" * 100)
+    assert statuses(Health(settings).look(["redis", "spool"])) == {"redis": "healthy", "spool": "down"}
+
+
+def test_a_deep_look_judges_the_configuration_too(own: OwnServer) -> None:
+    """In production a server that forgets is critical, though it answers."""
+    settings = settings_of(own, profile="production")
+
+    (found,) = Health(settings, DEEP).look()
+
+    assert (found.name, found.status, found.code) == ("configuration", Status.CRITICAL, "SERVER_FORGETS")
+
+
+# -- nothing hangs, nothing hides ------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_gone_hides_the_rest_and_makes_it_no_worse(own: OwnServer) -> None:
+    """Only redis is down; what stands on this host is judged as ever."""
+    own.kill()
+
+    found = Health(settings_of(own)).look()
+
+    assert statuses(found) == {
+        name: "down" if name == "redis" else "healthy" if name in {*WITHOUT_REDIS, "jobs"} else "unknown"
+        for name in PROBES
+    }
+    assert by_name(found)["redis"].code == "UNREACHABLE"
+    assert overall(found) is Status.DOWN
+
+
+def test_a_frozen_server_is_down_until_it_goes_on(own: OwnServer) -> None:
+    """Every look ends; a probe that hangs is not started again; afterwards all is as before, since then."""
+    health = Health(settings_of(own))
+    before = by_name(health.look())
+    own.pause()
+    try:
+        found = before
+        for _ in range(3):
+            found = by_name(health.look())
+            assert found["redis"].status is Status.DOWN
+            assert {found[name].status for name in ("log", "feed", "workers")} == {Status.UNKNOWN}
+            assert found["disk"].status is Status.HEALTHY
+        since = found["redis"].since_ms
+        assert by_name(health.look())["redis"].since_ms == since
+        assert since is not None
+    finally:
+        own.resume()
+
+    wait_until(lambda: by_name(health.look())["redis"].status is Status.HEALTHY, message="it is well again")
+    wait_until(lambda: by_name(health.look())["log"].status is Status.HEALTHY, message="and so is the rest")
+
+
+def test_a_probe_that_hangs_or_fails_is_its_own_trouble(own: OwnServer) -> None:
+    """Whatever one probe does, the others are told; it is not started a second time while it hangs."""
+    release, begun = Event(), []
+
+    def hangs(settings: Settings) -> Component:
+        begun.append(1)
+        release.wait()
+        return Component("hangs", Status.HEALTHY, "at last")
+
+    def fails(settings: Settings) -> Component:
+        raise ZeroDivisionError("a bug")
+
+    health = Health(settings_of(own), {"redis": PROBES["redis"], "hangs": hangs, "fails": fails})
+    try:
+        for _ in range(3):
+            assert statuses(health.look()) == {"redis": "healthy", "hangs": "down", "fails": "unknown"}
+        assert len(begun) == 1
+    finally:
+        release.set()
+    wait_until(lambda: statuses(health.look(["hangs"])) == {"hangs": "healthy"})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["health"],
+        ["health", "--ready"],
+        ["health", "--deep"],
+        ["config", "check", "--live"],
+        ["init"],
+        ["session", "ls"],
+        ["session", "show", "s"],
+        ["agent", "ls"],
+        ["event", "show", "s", "1"],
+        ["worker", "ls"],
+        ["worker", "run", "--profile", "production"],
+        ["projection", "lag"],
+        ["projection", "ls"],
+        ["projection", "verify", "--all"],
+        ["recover", "plan"],
+        ["parked", "ls"],
+        ["epoch", "show"],
+        ["subscription", "ls"],
+        ["job", "ls"],
+    ],
+    ids=" ".join,
+)
+def test_with_a_frozen_server_every_command_answers(own: OwnServer, command: list[str]) -> None:
+    """Within its timeout, with an exit code that says so: health that a check failed, others that Redis is away."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")}
+    environ |= {"MUSTER_REDIS__TIMEOUT_S": "0.2", "MUSTER_REDIS__RETRY_FOR_S": "0.2", "MUSTER_HEALTH__TIMEOUT_S": "0.2"}
+    root = str(Path(__file__).parents[2])
+    own.pause()
+    try:
+        ran = subprocess.run(
+            [*MUSTER, *command, "--url", own.url],
+            env=environ | {"PYTHONPATH": root},
+            cwd=own.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        own.resume()
+
+    assert ran.returncode == (1 if command[0] == "health" else 5), ran.stderr
+    assert "UNREACHABLE" in ran.stdout + ran.stderr or "SERVER_SILENT" in ran.stdout
+
+
+def test_live_asks_nobody(tmp_path: Path) -> None:
+    """It says that this program runs, whatever became of the server."""
+    ran = subprocess.run(
+        [*MUSTER, "health", "--live", "--url", "redis://127.0.0.1:1"], cwd=Path(__file__).parents[2], check=False
+    )
+
+    assert ran.returncode == 0
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(settings: Settings, health: Health | None = None) -> Iterator[HealthServer]:
+    with HealthServer(structs.replace(settings, serve=structs.replace(settings.serve, port=0)), health) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def asked(server: HealthServer, path: str, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(server.server_name, server.server_port)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_all_is_told_over_http(own: OwnServer) -> None:
+    """Each path answers with what its name says; 503 where a part is critical or down."""
+    with served(settings_of(own)) as server:
+        assert asked(server, "/livez")[0] == 200
+        assert asked(server, "/readyz") == (200, '{"schema": "muster.ready/1", "status": "ready"}\n')
+        code, body = asked(server, "/health")
+        assert (code, json.loads(body)["components"]["workers"]) == (503, "down")
+        listed = json.loads(asked(server, "/health/components")[1])
+        assert [one["component"] for one in listed] == list(PROBES)
+        assert json.loads(asked(server, "/health/detailed")[1])["components"] == listed
+        assert json.loads(asked(server, "/health/redis")[1])["component"] == "redis"
+        assert json.loads(asked(server, "/health/sessions")[1])["sessions"] == 0
+        assert asked(server, "/nothing")[0] == 404
+        assert asked(server, "/livez", Host="attacker.example")[0] == 421
+
+
+def test_liveness_looks_at_nothing(own: OwnServer) -> None:
+    """Neither at Redis nor at anything else that may hang."""
+
+    class NeverLooked(Health):
+        def look(self, only: object = None) -> list[Component]:
+            raise AssertionError("looked")
+
+    with served(settings_of(own), NeverLooked(settings_of(own))) as server:
+        assert server.answer("/livez")[0] == 200
+        with pytest.raises(AssertionError, match="looked"):
+            server.answer("/readyz")
+
+
+def test_liveness_never_depends_on_redis(own: OwnServer) -> None:
+    """With the server frozen or gone the process lives and is not ready; metrics say that redis is not up."""
+    with served(settings_of(own)) as server:
+        own.pause()
+        assert asked(server, "/livez")[0] == 200
+        assert asked(server, "/readyz")[0] == 503
+        text = asked(server, "/metrics")[1]
+        own.kill()
+        assert asked(server, "/livez")[0] == 200
+    assert "muster_redis_up 0\n" in text
+    assert 'muster_component_status{component="redis"} 4\n' in text
+    assert "muster_events_appended_total" not in text
+
+
+def test_beyond_loopback_nothing_is_told_without_the_token(own: OwnServer) -> None:
+    """It is refused before it listens; with a token, only probes go without it, and none but the whole token does."""
+    settings = settings_of(own, serve=ServeSettings("0.0.0.0", 0))
+    with pytest.raises(Misconfigured, match=r"serve\.token"):
+        HealthServer(settings)
+    with served(structs.replace(settings, serve=ServeSettings("0.0.0.0", 0, TOKEN))) as server:
+        assert asked(server, "/livez")[0] == asked(server, "/readyz")[0] == 200
+        for wrong in ("", TOKEN, f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Basic {TOKEN}"):
+            for path in ("/health", "/health/detailed", "/metrics", "/nothing"):
+                assert asked(server, path, Authorization=wrong)[0] == 401
+        assert asked(server, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+    assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "0.0.0.0", "::", "here.example")] == [
+        *(True, True, True, False, False, False)
+    ]
+
+
+def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
+    """What is exposed is what is declared, of every component; a counter is a total; no label has no bounds."""
+    world.log.append("s-1", notes(2, actor="agent-1"))
+    world.project()
+
+    text = exposition(Health(world.settings()).look())
+
+    names = [metric.name for metric in METRICS]
+    assert len(names) == len(set(names))
+    for metric in METRICS:
+        assert re.fullmatch(r"muster_[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert not metric.unit or metric.name.endswith(f"_{metric.unit}")
+    for line in text.splitlines():  # as the format has it
+        assert re.fullmatch(
+            r"# (HELP \w+ .+|TYPE \w+ (counter|gauge))"
+            r'|\w+(\{\w+="[^"\\]*"(,\w+="[^"\\]*")*\})? [0-9.e+-]+',
+            line,
+        ), line
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    exposed = {re.split(r"[{ ]", line)[0] for line in samples}
+    assert exposed <= set(names)
+    assert set(names) - exposed == {"muster_jobs_open", "muster_spool_commits", "muster_spool_bytes"}  # which are off
+    assert {label for line in samples for label in re.findall(r'(\w+)="', line)} == {"component", "projection"}
+    assert "s-1" not in text
+    assert "agent-1" not in text
+    assert "\nmuster_events_appended_total 2\n" in text
+
+
+def test_serve_runs_until_it_is_told_to_stop(world: World, tmp_path: Path) -> None:
+    """It says where it listens, answers, and ends with 0 at SIGTERM."""
+    said = tmp_path / "said"
+    with said.open("wb") as stderr:
+        where = ["--url", world.store.url, "--environment", ENVIRONMENT, "--namespace", world.store.namespace]
+        child = start_child([*MUSTER, "serve", "--port", "0", *where], env=world.environ(), stderr=stderr)
+        with child:
+            wait_until(lambda: "/health" in said.read_text(), message="it says where it listens")
+            port = int(re.findall(r":(\d+)/health", said.read_text())[0])
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/metrics")
+            assert b"muster_redis_up 1" in connection.getresponse().read()
+            connection.close()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=60) == 0
