@@ -266,7 +266,8 @@ class Search:
             group, room = [], expected if len(self.conditions) <= 1 else max(expected, LOOKED_UP)
             while left and room > 0:
                 group.append(left.pop(0))
-                room -= min(self._drivers(counts[group[-1][0]])[1], PAGE)
+                there = self._drivers(counts[group[-1][0]])[1]
+                room = room - there if there < PAGE else 0  # what has more than a page goes on by itself
             pages = self._pages(counts, group, PAGE if len(self.conditions) > 1 else min(PAGE, expected))
             tested = self._tested({partition: page for (partition, _), (page, _) in zip(group, pages, strict=True)})
             for at, ((partition, _), (page, goes_on)) in enumerate(zip(group, pages, strict=True)):
