@@ -482,6 +482,16 @@ def test_commands_say_that_access_is_denied(filled: Guarded) -> None:
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
 
 
+def test_in_production_a_worker_judges_the_server_by_what_it_may_see(filled: Guarded) -> None:
+    """Its user reads no configuration and lists no functions; that the server forgets it sees all the same."""
+    ran = filled.run("worker", "worker", "run", "--profile", "production")
+
+    assert (ran.code, "SERVER_FORGETS" in ran.err, "ACCESS_DENIED" in ran.err) == (3, True, False)
+    told = {row["code"] for row in filled.run("operator", "config", "check", "--live").rows}
+    assert not told & {"SERVER_UNSEEN", "SERVER_UNGUARDED", "ACCESS_DENIED"}
+    assert "SERVER_UNSEEN" in {row["code"] for row in filled.run("worker", "config", "check", "--live").rows}
+
+
 @pytest.mark.parametrize("taken", ["+xadd", "+set", "+zadd", "+hset", "+xrange", "+hmget", "+zscore"])
 def test_a_producer_that_lacks_a_right_writes_nothing(filled: Guarded, taken: str) -> None:
     """Half an append would be damage; so would be calling it damage."""
