@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import redis
+from hypothesis import given
 from redis._parsers import BaseParser
 
 from domain import NotFound
@@ -83,6 +85,15 @@ def test_what_nobody_knows_is_not_guessed() -> None:
     assert recognised("behind") == "BEHIND"
     assert main(["explain", "it", "does", "not", "work"]) == 4
     assert main(["explain"]) == 9
+
+
+@given(st.text(max_size=200))
+def test_whatever_is_pasted_is_known_or_not(text: str) -> None:
+    """Never a traceback."""
+    try:
+        assert recognised(text) in REGISTRY.keys() | KINDS.keys()
+    except NotFound as error:
+        assert error.code == "CODE_UNKNOWN"
 
 
 def test_an_explanation_says_class_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
