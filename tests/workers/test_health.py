@@ -244,6 +244,7 @@ def test_a_probe_that_hangs_or_fails_is_its_own_trouble(own: OwnServer) -> None:
         ["health"],
         ["health", "--ready"],
         ["health", "--deep"],
+        ["doctor"],
         ["config", "check", "--live"],
         ["init"],
         ["session", "ls"],
@@ -281,7 +282,7 @@ def test_with_a_frozen_server_every_command_answers(own: OwnServer, command: lis
     finally:
         own.resume()
 
-    assert ran.returncode == (1 if command[0] == "health" else 5), ran.stderr
+    assert ran.returncode == (1 if command[0] in ("health", "doctor") else 5), ran.stderr
     assert "UNREACHABLE" in ran.stdout + ran.stderr or "SERVER_SILENT" in ran.stdout
 
 
