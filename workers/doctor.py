@@ -30,7 +30,7 @@ from projections.store import ProjectionStore
 from workers.advice import LEVELS, Advice, Level, for_profile
 from workers.health.component import Component, Status
 from workers.health.looking import Health
-from workers.health.probes import PROBES
+from workers.health.probes import PROBES, WITHOUT_REDIS
 from workers.readiness import Seen, judged, quick, see
 from workers.settings import Loaded, Settings
 from workers.validation import judge
@@ -110,7 +110,9 @@ class _Examination:
             self._findings += for_profile(judged(self._settings, seen), self._settings.profile)
             self._findings += judge(self._settings)
             self._note("server", f"{_version(seen)}, answers in {seen.latency_s * 1000:.1f} ms")
-            self._look_at_components(seen)
+        self._look_at_components(is_open=seen is not None and seen.store_error is None)
+        if seen is not None and seen.store_error is None:
+            self._compare(is_small=_keys(seen) <= SMALL)
         first: dict[str, Advice] = {}
         for one in self._findings:
             first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
@@ -193,16 +195,13 @@ class _Examination:
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
-    def _look_at_components(self, seen: Seen) -> None:
-        is_open = seen.store_error is None
-        hidden = {name for name in PROBES if name not in ("spool", "disk")} if not is_open else set()
-        components = Health(self._settings).look(PROBES.keys() - _JUDGED_BEFORE - hidden)
-        for one in components:
+    def _look_at_components(self, *, is_open: bool) -> None:
+        """Where the store cannot be opened, only at what stands on this host."""
+        visible = PROBES.keys() if is_open else WITHOUT_REDIS
+        for one in Health(self._settings).look(visible - _JUDGED_BEFORE):
             self._note(one.name, f"{one.status.word}: {one.reason}")
             if one.status > Status.UNKNOWN or one.code is not None:
                 self._findings.append(_advice_of(one))
-        if is_open:
-            self._compare(is_small=_keys(seen) <= SMALL)
 
     def _compare(self, *, is_small: bool) -> None:
         """Reads logs for a while, and holds views, heads and totals against them."""

@@ -15,8 +15,10 @@ import hmac
 import ipaddress
 import json
 import socket
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from threading import BoundedSemaphore
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,6 +31,8 @@ from workers.settings import Settings
 
 #: How long one connection may take to say what it wants, in seconds.
 PATIENCE_S: Final = 10.0
+#: How many connections are served at a time; more are closed at once, so that nobody can use up our threads.
+MOST_AT_A_TIME: Final = 64
 #: What is told to everybody, as load balancers have no token.
 _FOR_EVERYBODY: Final = frozenset({"/livez", "/readyz"})
 _JSON: Final = "application/json"
@@ -48,6 +52,8 @@ class HealthServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    #: A connection that finds the queue full is tried again by its kernel, seconds later.
+    request_queue_size = 2 * MOST_AT_A_TIME
 
     def __init__(self, settings: Settings, health: Health | None = None) -> None:
         serve = settings.serve
@@ -58,6 +64,7 @@ class HealthServer(ThreadingHTTPServer):
                 key="serve.token",
             )
         self.token = serve.token
+        self._free = BoundedSemaphore(MOST_AT_A_TIME)
         self.health = health or Health(settings)
         self.names = frozenset({"localhost", "127.0.0.1", "::1", serve.host})
         if ":" in serve.host:
@@ -77,6 +84,23 @@ class HealthServer(ThreadingHTTPServer):
         """Binds without looking up our own name, as http.server does: a resolver that hangs would keep us from it."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing where somebody hung up on us; a bug is not kept quiet."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def answer(self, path: str) -> tuple[int, str, str]:
         """Status, content type and body."""
@@ -140,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             if host not in self.server.names:
                 return _json(421, _refused("this server is asked under another name than its own"))
             return None
-        given = self.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        given = self.headers.get("Authorization", "").encode("latin-1")  # the bytes as they came
         if path in _FOR_EVERYBODY or hmac.compare_digest(given, f"Bearer {token}".encode()):
             return None
         return _json(401, _refused("give the token: Authorization: Bearer …"))

@@ -519,6 +519,30 @@ def test_commands_say_that_access_is_denied(filled: Guarded) -> None:
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
 
 
+def test_in_production_a_worker_judges_the_server_by_what_it_may_see(filled: Guarded) -> None:
+    """Its user reads no configuration and lists no functions; that the server forgets it sees all the same."""
+    ran = filled.run("worker", "worker", "run", "--profile", "production")
+
+    assert (ran.code, "SERVER_FORGETS" in ran.err, "ACCESS_DENIED" in ran.err) == (3, True, False)
+    told = {row["code"] for row in filled.run("operator", "config", "check", "--live").rows}
+    assert not told & {"SERVER_UNSEEN", "SERVER_UNGUARDED", "ACCESS_DENIED"}
+    assert "SERVER_UNSEEN" in {row["code"] for row in filled.run("worker", "config", "check", "--live").rows}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_may_ask_how_things_are(filled: Guarded, role: str) -> None:
+    """Whatever the user may not see is said to be so: no part is down for it, and nothing falls over."""
+    health = filled.run(role, "health")
+    doctor = filled.run(role, "doctor")
+
+    seen = {row["component"]: (row["status"], row["code"]) for row in health.rows}
+    assert (seen["redis"][0], seen["workers"][0]) in {("healthy", "down"), ("healthy", "unknown")}
+    assert {code for status, code in seen.values() if status == "down"} <= {"WORKERS_MISSING"}
+    assert {code for status, code in seen.values() if status == "unknown"} <= {"ACCESS_DENIED"}
+    assert (doctor.code, doctor.rows[0]["schema"]) == (1, "muster.diagnosis/1")
+    assert health.err + doctor.err == ""
+
+
 @pytest.mark.parametrize("taken", ["+xadd", "+set", "+zadd", "+hset", "+xrange", "+hmget", "+zscore"])
 def test_a_producer_that_lacks_a_right_writes_nothing(filled: Guarded, taken: str) -> None:
     """Half an append would be damage; so would be calling it damage."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
+import yaml
 from hypothesis import given
 from msgspec import structs
 
@@ -24,6 +25,7 @@ from workers.readiness import Seen, judged, ready, refuse_unless_ready
 from workers.settings import ADDRESSES, PROFILES, SECRETS, Reading, Settings, load, shown
 from workers.validation import judge
 
+COMPOSE: Final = Path(__file__).parents[2] / "compose" / "compose.yaml"
 SECRET: Final = "s3cr3t-pa55-of-many"
 NAMES: Final = sorted(shown(Settings()))
 
@@ -431,6 +433,24 @@ def test_a_careless_server_is_not_fit_for_production_until_the_commands_were_run
         assert not after & {"SERVER_EVICTS", "SERVER_FORGETS", "SERVER_WASTES"}
         assert after >= {"SERVER_UNGUARDED", "SERVER_UNREPLICATED"}
         refuse_unless_ready(settings)
+
+
+def test_the_stack_for_real_hosts_passes(tmp_path: Path) -> None:
+    """compose.yaml: its settings as they stand, and a server as it starts one, even by the measure of production."""
+    stack = yaml.safe_load(COMPOSE.read_text("utf-8"))
+    settings = load(stack["x-muster"]["environment"])
+    command = " ".join(stack["services"]["store"]["command"][1:]).replace("${VALKEY_MAXMEMORY:-1gb}", "1gb")
+
+    assert settings.profile == "staging"
+    assert {one.level for one in judge(settings)} == {"recommendation"}
+    server = OwnServer(tmp_path / "as-in-compose", *command.split())
+    server.start()
+    try:
+        with server.client() as client:
+            create_store(client, environment="dev", namespace="main", partitions=2)
+        assert [one for one in ready(production(server)) if one.level == "error"] == []
+    finally:
+        server.stop()
 
 
 def test_worker_run_refuses_a_careless_server_in_production(server: OwnServer) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import redis
+from hypothesis import given
 from redis._parsers import BaseParser
 
 from domain import NotFound
@@ -83,6 +86,13 @@ def test_what_nobody_knows_is_not_guessed() -> None:
     assert recognised("behind") == "BEHIND"
     assert main(["explain", "it", "does", "not", "work"]) == 4
     assert main(["explain"]) == 9
+
+
+@given(st.text(max_size=200))
+def test_whatever_is_pasted_is_known_or_not(text: str) -> None:
+    """Never a traceback."""
+    with suppress(NotFound):
+        assert recognised(text) in REGISTRY.keys() | KINDS.keys()
 
 
 def test_an_explanation_says_class_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:

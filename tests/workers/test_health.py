@@ -7,10 +7,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final
@@ -29,7 +30,7 @@ from workers.health.component import Component, Status, overall
 from workers.health.looking import Health
 from workers.health.probes import DEEP, PROBES, WITHOUT_REDIS
 from workers.metrics import METRICS, exposition
-from workers.serving import HealthServer, is_loopback
+from workers.serving import MOST_AT_A_TIME, HealthServer, is_loopback
 from workers.settings import HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
@@ -243,6 +244,7 @@ def test_a_probe_that_hangs_or_fails_is_its_own_trouble(own: OwnServer) -> None:
         ["health"],
         ["health", "--ready"],
         ["health", "--deep"],
+        ["doctor"],
         ["config", "check", "--live"],
         ["init"],
         ["session", "ls"],
@@ -280,7 +282,7 @@ def test_with_a_frozen_server_every_command_answers(own: OwnServer, command: lis
     finally:
         own.resume()
 
-    assert ran.returncode == (1 if command[0] == "health" else 5), ran.stderr
+    assert ran.returncode == (1 if command[0] in ("health", "doctor") else 5), ran.stderr
     assert "UNREACHABLE" in ran.stdout + ran.stderr or "SERVER_SILENT" in ran.stdout
 
 
@@ -375,6 +377,24 @@ def test_beyond_loopback_nothing_is_told_without_the_token(own: OwnServer) -> No
     assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "0.0.0.0", "::", "here.example")] == [
         *(True, True, True, False, False, False)
     ]
+
+
+def test_nobody_can_use_up_the_threads(own: OwnServer) -> None:
+    """Who connects and says nothing keeps a place; when all are taken, more are hung up on, until one is free."""
+    with served(settings_of(own)) as server, ExitStack() as stack:
+        address = (server.server_name, server.server_port)
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(MOST_AT_A_TIME)]
+
+        def answers() -> bool:
+            try:
+                return asked(server, "/livez")[0] == 200
+            except (http.client.BadStatusLine, ConnectionError):
+                return False
+
+        wait_until(lambda: not answers(), message="all places are taken")
+        for one in silent:
+            one.close()
+        wait_until(answers, message="there is a place again")
 
 
 def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:

@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
     stop = Stop()
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
-    refuse_unless_ready(settings)
     with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
+        refuse_unless_ready(settings)  # after it was opened: a server that is about to start is waited for
         watch = Watch(store, printing.say)
         supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
         supervisor.start()
