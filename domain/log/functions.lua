@@ -577,7 +577,7 @@ local function beat(keys, args)
   local tag = string.match(keys[1], '^(.*:)meta$')
   if not tag or keys[2] ~= tag .. 'head:' .. args[2] or keys[3] ~= tag .. 'beats' then
     return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
-  elseif not whole(args[4]) or not string.find(args[3], '^%S+$') then
+  elseif not whole(args[4]) or #args[3] > 200 or not string.find(args[3], '^[%w._:@/+-]+$') then
     return redis.error_reply('ARGUMENTS_INVALID an agent gives a sign of life for a time in ms')
   end
   local member = args[2] .. ' ' .. args[3]

@@ -134,6 +134,8 @@ LACKING = {
         "~*:owner:*",
         "~*:cursor:*",
         "~*:view:session:*",
+        "~*:view:statistics",
+        "~*:index:*",
         "~{test:*:store}:*",
     ),
 }
