@@ -21,6 +21,9 @@ Q = TypeVar("Q")
 
 #: Groups under way at a time: while the server works on one, the next is being encoded.
 IN_FLIGHT: Final = 2
+#: Where nothing is under way and so many wait, they leave as two groups, one after the other: else all would wait for
+#: one reply, and then the server for all.
+SPLIT_FROM: Final = 4
 #: A group holds at most so many requests.
 GROUP_REQUESTS: Final = 1024
 
@@ -79,6 +82,10 @@ class ThreadGrouping(Generic[Q]):
     def _send_for_all(self) -> None:
         with self._lock:
             group = _first(self._waiting)
+            if self._under_way < IN_FLIGHT and len(self._waiting) >= SPLIT_FROM:
+                group = group[: (len(self._waiting) + 1) // 2]
+                self._under_way += 1
+                self._waiting[len(group)].woken.set()
             del self._waiting[: len(group)]
         try:
             answers = self._send([request for waiting in group for request in waiting.requests])
@@ -116,6 +123,7 @@ class TaskGrouping:
         self._send = send
         self._waiting: list[tuple[list[Request], asyncio.Future[list[Any]]]] = []
         self._senders: set[asyncio.Task[None]] = set()
+        self._under_way = 0
 
     async def exchange(self, requests: list[Request]) -> list[Any]:
         """The answers to these requests; raises what sending them raised. Cancelling the caller does not unsend
@@ -143,8 +151,12 @@ class TaskGrouping:
             self._senders.discard(this)
 
     async def _send_group(self) -> None:
-        group = self._waiting[:GROUP_REQUESTS]
-        del self._waiting[:GROUP_REQUESTS]
+        count = len(self._waiting)
+        if not self._under_way and count >= SPLIT_FROM:
+            count = (count + 1) // 2
+        group = self._waiting[: min(count, GROUP_REQUESTS)]
+        del self._waiting[: len(group)]
+        self._under_way += 1
         try:
             answers = await self._send([request for requests, _ in group for request in requests])
         except BaseException as error:
@@ -159,6 +171,8 @@ class TaskGrouping:
                 if not future.done():
                     future.set_result(answers[at : at + len(requests)])
                 at += len(requests)
+        finally:
+            self._under_way -= 1
 
 
 def _first(waiting: list[_Waiting[Q]]) -> list[_Waiting[Q]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Semaphore
 from threading import Event as ThreadEvent
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from domain import Conflict, Event, MusterError, Receipt, SessionLog
 from domain.log import grouping as grouping_module
 from domain.log.contract import Expected
-from domain.log.grouping import IN_FLIGHT, TaskGrouping, ThreadGrouping
+from domain.log.grouping import IN_FLIGHT, SPLIT_FROM, TaskGrouping, ThreadGrouping
 from domain.log.protocol import HeadRequest, Request
 from tests.conftest import Store
 from tests.domain.log.logs import assert_chained, ids, note
@@ -264,3 +264,43 @@ def test_events_of_one_thread_keep_their_order_whatever_others_do(store: Store, 
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(producer, range(16))) == [list(range(1, 11))] * 16
+
+
+async def test_tasks_that_wait_while_nothing_is_under_way_leave_as_two_groups() -> None:
+    """One is encoded while the server works on the other; a few leave together."""
+    sizes: list[int] = []
+
+    async def send(requests: list[Request]) -> list[Any]:
+        sizes.append(len(requests))
+        await asyncio.sleep(0)
+        return [None] * len(requests)
+
+    for waiting in (SPLIT_FROM - 1, 11):
+        grouping = TaskGrouping(send)
+        await asyncio.gather(*(grouping.exchange([HeadRequest(f"s-{n}")]) for n in range(waiting)))
+    assert sizes == [SPLIT_FROM - 1, 6, 5]
+
+
+def test_threads_that_wait_while_a_place_is_free_leave_as_two_groups() -> None:
+    """The first two are on their way alone; when one is answered, those who waited share both places."""
+    may_answer, sizes = ThreadEvent(), list[int]()
+    under_way = Semaphore(0)
+
+    def send(requests: list[Request]) -> list[Any]:
+        sizes.append(len(requests))
+        under_way.release()
+        assert may_answer.wait(30)
+        return [None] * len(requests)
+
+    grouping: ThreadGrouping[Request] = ThreadGrouping(send)
+    with ThreadPoolExecutor(16) as pool:
+        first = [pool.submit(grouping.exchange, [HeadRequest(f"s-{n}")]) for n in range(IN_FLIGHT)]
+        for _ in first:
+            under_way.acquire()
+        later = [pool.submit(grouping.exchange, [HeadRequest(f"t-{n}")]) for n in range(11)]
+        wait_until(lambda: len(grouping._waiting) == 11)
+        may_answer.set()
+        for call in (*first, *later):
+            call.result()
+    assert sizes[:IN_FLIGHT] == [1] * IN_FLIGHT
+    assert sum(sizes[IN_FLIGHT:]) == 11
