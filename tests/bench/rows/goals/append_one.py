@@ -11,10 +11,18 @@ COUNT = 8_000
 MUSTER = one_producer("Muster", COUNT, lambda log, session, event: log.append(session, event))
 LIMIT = redis_py_xadd(COUNT)
 BARE = bare_call(COUNT)
+OUT_OF_REACH = (
+    "the same call sent bare, by no client at all, stays below it: what the function checks and writes (log, head, feed, "
+    "total) is more than one XADD"
+)
 
 ROW = Row(
     "append, one event a call, one connection",
     "events/s",
     [MUSTER, LIMIT, BARE],
-    [Ratio(MUSTER.name, LIMIT.name, at_least=0.8), Ratio(BARE.name, LIMIT.name), Ratio(MUSTER.name, BARE.name)],
+    [
+        Ratio(MUSTER.name, LIMIT.name, at_least=0.8, out_of_reach=OUT_OF_REACH),
+        Ratio(BARE.name, LIMIT.name),
+        Ratio(MUSTER.name, BARE.name),
+    ],
 )

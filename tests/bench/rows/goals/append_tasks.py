@@ -9,14 +9,16 @@ ALL = tasks("64 tasks, all partitions", 64, 32_000)
 LIMIT = redis_benchmark(pipeline=16, clients=1, count=100_000)
 BARE = bare_groups(64_000)
 WAITING = tasks_that_wait(64, 100_000)
+OUT_OF_REACH = "the same calls of 64 sent bare, by no client at all, stay below it"
+OUT_OF_REACH_ALL = "the same events sent bare, in calls to one partition, hardly reach it; to 32 they take 32 calls"
 
 ROW = Row(
     "append, one event each, 64 producers of one asyncio client",
     "events/s",
     [ONE, ALL, LIMIT, BARE, WAITING],
     [
-        Ratio(ONE.name, LIMIT.name, at_least=0.6),
-        Ratio(ALL.name, LIMIT.name, at_least=0.35),
+        Ratio(ONE.name, LIMIT.name, at_least=0.6, out_of_reach=OUT_OF_REACH),
+        Ratio(ALL.name, LIMIT.name, at_least=0.35, out_of_reach=OUT_OF_REACH_ALL),
         Ratio(BARE.name, LIMIT.name),
         Ratio(WAITING.name, LIMIT.name),
     ],

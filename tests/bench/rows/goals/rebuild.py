@@ -15,6 +15,10 @@ from tests.bench.limits import decoded_packed
 from tests.bench.row import Contestant, Kind, Measure, Ratio, Row
 
 LENGTH = 1_000
+OUT_OF_REACH = (
+    "an event is read and decoded in C, and folded in Python: 0.7 µs for the digest of a commit, 0.2 to 0.9 for an event's laws "
+    "and state, then views, checkpoints, totals and indexes are compared and written (py-spy; CPU, one process)"
+)
 
 
 def history(arena: Arena, commit: int) -> History:
@@ -55,7 +59,9 @@ ROW = Row(
     [made(commit) for commit in (1, 10, 100) for made in (rebuilding, reading, reading_packed)],
     [
         *[
-            Ratio(f"rebuild, commits of {commit}", f"xrange, no fold, {commit}", at_least=goal)
+            Ratio(
+                f"rebuild, commits of {commit}", f"xrange, no fold, {commit}", at_least=goal, out_of_reach=OUT_OF_REACH
+            )
             for commit, goal in ((1, 0.9), (10, 0.6), (100, 0.5))
         ],
         *[Ratio(f"rebuild, commits of {commit}", f"xrange, data left packed, {commit}") for commit in (1, 10, 100)],

@@ -31,11 +31,18 @@ def prepare(arena: Arena) -> Measure:
 
 
 MUSTER = Contestant("Muster, rebuild", prepare)
+OUT_OF_REACH = (
+    "ten times the peer is 1.5 µs an event; a single commit takes 0.7 to receive and parse, 0.7 for its digest, 1 to decode and "
+    "fold, and 1 to compare and write views, totals and indexes, which the peer does not (py-spy; CPU, one process)"
+)
 FOLDING = [folding(EVENTSOURCING, on_sqlite), folding(EVENTSOURCING_POSTGRESQL, on_postgresql)]
 
 ROW = Row(
     "rebuild from zero, against peers that replay the same events",
     "events/s",
     [MUSTER, *FOLDING, folding(UMADB, open_umadb)],
-    [Ratio(MUSTER.name, tuple(peer.name for peer in FOLDING), at_least=10), Ratio(MUSTER.name, UMADB.name)],
+    [
+        Ratio(MUSTER.name, tuple(peer.name for peer in FOLDING), at_least=10, out_of_reach=OUT_OF_REACH),
+        Ratio(MUSTER.name, UMADB.name),
+    ],
 )

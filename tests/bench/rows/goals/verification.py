@@ -20,9 +20,13 @@ def verifying(commit: int) -> Contestant:
     return Contestant(f"verify, commits of {commit}", prepare)
 
 
+OUT_OF_REACH = "a log is read twice, the second time by code that shares nothing with the fold and takes as long; a rebuild reads it once"
 ROW = Row(
     "verification",
     "events/s",
     [contestant for commit in (1, 10, 100) for contestant in (rebuilding(commit), verifying(commit))],
-    [Ratio(f"verify, commits of {commit}", f"rebuild, commits of {commit}", at_least=0.7) for commit in (1, 10, 100)],
+    [
+        Ratio(f"verify, commits of {commit}", f"rebuild, commits of {commit}", at_least=0.7, out_of_reach=OUT_OF_REACH)
+        for commit in (1, 10, 100)
+    ],
 )
