@@ -7,7 +7,7 @@ from tests.bench.row import Ratio, Row
 MUSTER = tasks("Muster, commits of 100, four in flight", 4, 200_000, commit=100)
 LIMIT = redis_benchmark(pipeline=128, clients=50, count=200_000)
 BARE = bare_commits(200_000)
-OUT_OF_REACH = "the same calls sent bare, by no client at all, stay below it: hashing, log, feed, append-only file"
+OUT_OF_REACH = "the same calls sent bare, by no client at all, hardly reach it: hashing, log, feed, append-only file"
 
 ROW = Row(
     "append, commits of 100, four calls in flight",

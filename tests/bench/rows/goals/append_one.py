@@ -12,8 +12,8 @@ MUSTER = one_producer("Muster", COUNT, lambda log, session, event: log.append(se
 LIMIT = redis_py_xadd(COUNT)
 BARE = bare_call(COUNT)
 OUT_OF_REACH = (
-    "the same call sent bare, by no client at all, stays below it: what the function checks and writes (log, head, feed, "
-    "total) is more than one XADD"
+    "the same call sent bare, by no client at all, hardly reaches it: the function checks, "
+    "and writes log, head, feed and total, where XADD writes once"
 )
 
 ROW = Row(

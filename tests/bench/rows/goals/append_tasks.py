@@ -9,7 +9,7 @@ ALL = tasks("64 tasks, all partitions", 64, 32_000)
 LIMIT = redis_benchmark(pipeline=16, clients=1, count=100_000)
 BARE = bare_groups(64_000)
 WAITING = tasks_that_wait(64, 100_000)
-OUT_OF_REACH = "the same calls of 64 sent bare, by no client at all, stay below it"
+OUT_OF_REACH = "the same calls of 64 sent bare, by no client at all, stay far below it"
 OUT_OF_REACH_ALL = "the same events sent bare, in calls to one partition, hardly reach it; to 32 they take 32 calls"
 
 ROW = Row(

@@ -8,7 +8,7 @@ ONE = threads("64 threads, one partition", 64, 16_000, partition=3)
 ALL = threads("64 threads, all partitions", 64, 16_000)
 LIMIT = redis_benchmark(pipeline=16, clients=1, count=100_000)
 WAITING = threads_that_wait(64, 32_000)
-OUT_OF_REACH = "64 threads that only wait for one another, and send nothing, stay below it"
+OUT_OF_REACH = "64 threads that only wait for one another, and send nothing, hardly reach it"
 
 ROW = Row(
     "append, one event each, 64 threads",

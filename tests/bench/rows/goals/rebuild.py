@@ -16,8 +16,9 @@ from tests.bench.row import Contestant, Kind, Measure, Ratio, Row
 
 LENGTH = 1_000
 OUT_OF_REACH = (
-    "an event is read and decoded in C, and folded in Python: 0.7 µs for the digest of a commit, 0.2 to 0.9 for an event's laws "
-    "and state, then views, checkpoints, totals and indexes are compared and written (py-spy; CPU, one process)"
+    "an event is read and decoded in C, and folded in Python: 0.7 µs for the digest of a commit, "
+    "0.2 to 0.9 for the laws and the state of an event, then views, checkpoints, totals and indexes "
+    "are compared and written (cProfile, CPU)"
 )
 
 

@@ -32,8 +32,8 @@ def prepare(arena: Arena) -> Measure:
 
 MUSTER = Contestant("Muster, rebuild", prepare)
 OUT_OF_REACH = (
-    "ten times the peer is 1.5 µs an event; a single commit takes 0.7 to receive and parse, 0.7 for its digest, 1 to decode and "
-    "fold, and 1 to compare and write views, totals and indexes, which the peer does not (py-spy; CPU, one process)"
+    "ten times the peer is 1.5 µs an event; a single commit takes 0.7 to receive and parse, 0.7 for its digest, "
+    "1 to decode and fold, 1 to compare and write views, totals and indexes, which the peer does not (cProfile, CPU)"
 )
 FOLDING = [folding(EVENTSOURCING, on_sqlite), folding(EVENTSOURCING_POSTGRESQL, on_postgresql)]
 

@@ -20,7 +20,10 @@ def verifying(commit: int) -> Contestant:
     return Contestant(f"verify, commits of {commit}", prepare)
 
 
-OUT_OF_REACH = "a log is read twice, the second time by code that shares nothing with the fold and takes as long; a rebuild reads it once"
+OUT_OF_REACH = (
+    "a log is read twice, the second time by code that shares nothing with the fold and takes as long; "
+    "what builds reads it once"
+)
 ROW = Row(
     "verification",
     "events/s",
