@@ -19,7 +19,7 @@ from domain.errors import Damaged, DeadlineExceeded, NotFound, Refused
 from domain.events import check_session, shortened
 from domain.invariants import broken_law, is_chained
 from domain.log.contract import EventLog, Head, Receipt
-from domain.log.protocol import lost, position_of
+from domain.log.protocol import lost, position_of, unknown_session
 from domain.session import Session
 from projections import agent_view, session_view, statistics, what_happened
 from projections.catchup import from_log
@@ -363,11 +363,6 @@ def server_ms_of(time: datetime) -> int:
     if time.utcoffset() is None:
         raise Refused("TIME_INVALID", f"the time {time.isoformat()} has no offset")
     return (time - _EPOCH) // timedelta(milliseconds=1)
-
-
-def unknown_session(session: str) -> NotFound:
-    """Nothing was ever appended to the session."""
-    return NotFound("SESSION_UNKNOWN", f"there is no session {session}", session=session)
 
 
 def _name(part: tuple[str, Totals]) -> str:

@@ -19,7 +19,7 @@ from domain.codec import Commit, parse_line
 from domain.errors import NotFound, Refused
 from domain.log import SessionLog, Spool
 from domain.log.contract import Expected
-from projections.queries import unknown_session
+from domain.log.protocol import unknown_session
 from projections.session_view import rfc3339
 from workers.cli import arguments, printing
 from workers.importing import Importer, Rejected, Report, numbered_lines

@@ -11,9 +11,9 @@ import msgspec
 import redis
 
 from domain.errors import DeadlineExceeded, Refused
+from domain.log.protocol import unknown_session
 from projections.drift import Validator
 from projections.lag import MOVING, Lag, eta_s, lag
-from projections.queries import unknown_session
 from projections.scrub import summed, verified
 from projections.session_view import rfc3339
 from projections.store import ProjectionStore

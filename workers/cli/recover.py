@@ -12,11 +12,11 @@ import msgspec
 
 from domain.errors import Misconfigured, NotFound, Refused
 from domain.log import SessionLog
+from domain.log.protocol import unknown_session
 from projections.accepting import accept, given_up
 from projections.drift import Validator
 from projections.findings import Finding
 from projections.lease import Leases
-from projections.queries import unknown_session
 from projections.store import ProjectionStore
 from workers.cli import arguments, printing
 from workers.cli.parked import checked_why
