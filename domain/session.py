@@ -268,6 +268,8 @@ class Session(Struct, array_like=True):
                 if gone is not None:
                     gone.present = False
             elif type == EXPIRING and data is not None:
+                if is_active:
+                    self.active_at, is_active = _UNDATED, False
                 self.expiring_at = _whole(data.expires_at_ms)
             elif type == FORKED:
                 self.forked_from = _origin_of(data, seq - 1)

@@ -12,7 +12,7 @@ from domain import Event
 from domain.codec import chain, encode_body, genesis
 from domain.log.keys import Keyspace
 from tests.conftest import ENVIRONMENT, Store
-from tests.projections.world import World, did, run_cli
+from tests.projections.world import World, did, foreign_append, run_cli
 from tests.waiting import wait_until
 from workers.expiry import Expiry
 from workers.vigil import Vigil
@@ -174,3 +174,15 @@ def copy_into(world: World, session: str, at_ms: int) -> None:
     world.redis.set(keys.head(session), f"1 {digest} o {at_ms} -")
     world.redis.zadd(keys.sessions, {session: 0})
     world.redis.hset(keys.meta, "total", 1)
+
+
+def test_a_warning_in_a_commit_of_a_foreign_producer_is_read_alike_by_both_readings(world: World) -> None:
+    """What came before the warning does not lift it, what comes after it does: event by event, also within a commit."""
+    warning = b'{"type":"muster.expiring","id":"w","actor":"muster","data":{"expires_at_ms":4102444800000}}'
+    other = b'{"type":"tool.called","id":"t","actor":"ann"}'
+    foreign_append(world.store, "before", "..", b"[" + other + b"," + warning + b"]")
+    foreign_append(world.store, "after", "..", b"[" + warning + b"," + other + b"]")
+    world.project()
+    told = {session: world.views.session(session)["expires_at"] for session in ("before", "after")}
+    assert told == {"before": "2100-01-01T00:00:00.000Z", "after": None}
+    assert world.verify() == []
