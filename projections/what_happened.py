@@ -16,12 +16,12 @@ from domain.codec import Commit
 from domain.errors import Damaged, Refused
 from domain.events import BUILT_IN, Event, shortened
 from domain.impact import SEVERITIES, units
-from domain.invariants import broken_law
 from domain.log.contract import EventLog
 from domain.session import COORDINATING, ENTERS, Session
 from projections import session_view
 from projections.searching import STATES, Filter, Page, Search, pair_of
 from projections.session_view import rfc3339
+from projections.stepping import of_commit
 from projections.store import ProjectionStore
 
 #: The beginnings of so many logs are read in one round trip.
@@ -48,17 +48,11 @@ def steps(session: str, commits: Iterable[Commit]) -> Iterator[Step]:
     view = session_view.initial(session)
     try:
         for commit in commits:
-            if broken_law(view, commit) is not None:
-                return
-            if commit.skipped:
-                view.skip(commit.last_seq - view.seq)
-            else:
-                for event in commit.events:
-                    before, previous = view.state if view.seq else None, view.last_entering
-                    view.apply(event)
-                    yield Step(view.seq, commit.at_ms, event, before, view.state, previous)
-            view.digest = commit.digest
-            view.dated(commit.at_ms)
+            before, previous = view.state if view.seq else None, view.last_entering
+            for step in of_commit(view, commit):
+                if step.event is not None and not step.is_skipped:
+                    yield Step(step.seq, step.at_ms, step.event, before, view.state, previous)
+                before, previous = view.state, view.last_entering
     except Damaged:
         return
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-import msgspec
-
-from domain.codec import encode_body
-from domain.events import AGENT_GONE, OWN_ACTOR, Event
+from domain.events import AGENT_GONE
 from domain.log import SessionLog
-from domain.log.exchange import new_id
-from domain.session import kinds_of
 from projections import session_view
 from projections.session_view import rfc3339
 from projections.store import ProjectionStore
+from workers.stating import commit_keys, no_commit, own_commit
 from workers.vigil import Vigil
 
 logger = logging.getLogger(__name__)
@@ -54,20 +50,12 @@ class Absences:
 
     def _report(self, partition: int, session: str, agent: str, since_ms: int) -> bool:
         """Appends that the agent is gone, unless it was heard of since. Of one that left before, nothing is said."""
-        keys, identity = self._store.keys(partition), self._log.identity
-        body, kinds = b"", ""
+        names = [*commit_keys(self._log, session), self._store.keys(partition).beats]
+        commit = no_commit(self._log, session)
         if self._is_present(session, agent):
             told = {"gone": agent, "silent_since": rfc3339(since_ms)}
-            event = Event(AGENT_GONE, new_id(), OWN_ACTOR, data=msgspec.Raw(msgspec.msgpack.encode(told)))
-            body, kinds = encode_body([event]), kinds_of([event])
-        names = (
-            *(keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session)),
-            keys.beats,
-        )
-        commit = (session, "any", "", "", "", "", "", kinds, body, "")
-        reply: Any = self._log.client.fcall(
-            "muster_gone_1", len(names), *names, identity.store, identity.epoch, *commit, agent, since_ms
-        )
+            commit = own_commit(self._log, session, AGENT_GONE, told)
+        reply: Any = self._log.client.fcall("muster_gone_1", len(names), *names, *commit, agent, since_ms)
         if reply[0] == b"DAMAGED":
             logger.warning("that agent %s of session %s is gone cannot be said: %s", agent, session, reply[1].decode())
         return bool(reply[0] == b"APPENDED")

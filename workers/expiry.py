@@ -13,16 +13,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
-from domain.codec import encode_body
-from domain.events import EXPIRING, OWN_ACTOR, Event
+from domain.events import EXPIRING
 from domain.log import SessionLog
-from domain.log.exchange import new_id
-from domain.session import OPEN_GATE, Session, kinds_of
+from domain.session import OPEN_GATE, Session
 from projections import session_view
 from projections.store import ProjectionStore
+from workers.stating import commit_keys, own_commit
 from workers.vigil import Vigil
 
 logger = logging.getLogger(__name__)
@@ -135,13 +133,8 @@ class Expiry:
 
     def _state(self, view: Session, type: str, data: dict[str, Any]) -> bool:
         """Appends what Muster states, if the session stands where its view stands."""
-        session, identity = view.session, self._log.identity
-        keys = self._store.keyspace.of(session)
-        event = Event(type, new_id(), OWN_ACTOR, data=msgspec.Raw(msgspec.msgpack.encode(data)))
-        names = (keys.meta, keys.sessions, keys.feed, keys.log(session), keys.head(session), keys.hold(session))
+        names = commit_keys(self._log, view.session)
         known = f"{view.seq} {view.digest}"
-        commit = (session, view.seq, known, "", "", "", "", kinds_of([event]), encode_body([event]), "")
-        reply: Any = self._log.client.fcall(
-            "muster_state_1", len(names), *names, identity.store, identity.epoch, *commit
-        )
+        commit = own_commit(self._log, view.session, type, data, expected=view.seq, known=known)
+        reply: Any = self._log.client.fcall("muster_state_1", len(names), *names, *commit)
         return bool(reply[0] == b"APPENDED")
