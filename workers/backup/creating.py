@@ -24,6 +24,7 @@ from domain.errors import Conflict, Damaged
 from domain.invariants import is_chained, is_dense
 from domain.log import SessionLog
 from domain.log.contract import Head
+from domain.log.lines import encode_line
 from domain.session import OPEN_GATE, gate_after, kinds_of
 from projections.store import ProjectionStore
 from workers.backup.folder import (
@@ -39,7 +40,6 @@ from workers.backup.folder import (
     rows_name,
     write_whole,
 )
-from workers.backup.lines import encode_line
 from workers.pacing import Pace
 
 #: The manifest of a backup under way, as far as it is known.
