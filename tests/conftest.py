@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, cast
@@ -60,10 +61,9 @@ class Servers:
     def url(self, name: str) -> str:
         """Where the server listens; it is started when it is first asked for."""
         if name not in self._running:
-            before = children()
-            server = self.make(name, self._directory / name)
-            server.start()
-            _OURS.update(children() - before)
+            with lasting():
+                server = self.make(name, self._directory / name)
+                server.start()
             self._running[name] = server
             self.clients[name] = connect(Connecting(server.url))
         return self._running[name].url
@@ -255,6 +255,14 @@ def children(parent: int | None = None) -> set[int]:
             if int(stat.rpartition(")")[2].split()[1]) == parent:
                 found.add(int(entry.name))
     return found
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """The processes that are started here live as long as the run."""
+    before = children()
+    yield
+    _OURS.update(children() - before)
 
 
 @pytest.fixture(autouse=True)
