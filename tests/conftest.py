@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 
 from domain import Limits, Misconfigured, SessionLog
 from domain.log import AsyncSessionLog, Connecting, connect, create_store
+from domain.log.archive.place import Archive
 from domain.log.keys import KEYS, Key, KeyClass, Keyspace
 from workers.embedded import EmbeddedServer, find_server_binary
 
@@ -135,7 +136,14 @@ class Store:
                 limits=limits or Limits(),
             )
 
-    def open(self, *, limits: Limits | None = None, partitions: int | None = None, **connecting: Any) -> SessionLog:
+    def open(
+        self,
+        *,
+        limits: Limits | None = None,
+        partitions: int | None = None,
+        archive: Archive | str | None = None,
+        **connecting: Any,
+    ) -> SessionLog:
         """A blocking log on this store."""
         log = SessionLog.open(
             Connecting(self.url, **connecting),
@@ -143,17 +151,21 @@ class Store:
             namespace=self.namespace,
             partitions=partitions,
             limits=limits or Limits(),
+            archive=archive,
         )
         self._logs.append(log)
         return log
 
-    async def open_async(self, *, limits: Limits | None = None, **connecting: Any) -> AsyncSessionLog:
+    async def open_async(
+        self, *, limits: Limits | None = None, archive: Archive | str | None = None, **connecting: Any
+    ) -> AsyncSessionLog:
         """An asyncio log on this store; who opens it closes it, in the same event loop."""
         return await AsyncSessionLog.open(
             Connecting(self.url, **connecting),
             environment=ENVIRONMENT,
             namespace=self.namespace,
             limits=limits or Limits(),
+            archive=archive,
         )
 
     def total(self) -> int:

@@ -47,8 +47,8 @@ KEYS: Final = (
     ),
     Key("{p}:skips", "hash", KeyClass.TRUTH, "as long as the logs; what of a session an operator discarded"),
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
-    Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
-    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease"),
+    Key("{p}:head:<session>", "string", KeyClass.CONTROL, "for ever; also of what is archived as a whole"),
+    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease, horizon"),
     Key(
         "{p}:feed",
         "stream",
