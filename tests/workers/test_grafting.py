@@ -19,7 +19,7 @@ from domain.log.archive.place import Archive, open_archive
 from domain.log.archive.segment import seal
 from domain.log.contract import Head, Position
 from domain.log.witness import Loss
-from projections import grafting
+from projections import grafting, indexing
 from projections.grafting import Graft, Grafting, Unfit
 from projections.scrub import Scrub
 from tests.conftest import Store
@@ -692,6 +692,55 @@ def test_the_function_takes_nothing_but_what_it_finds(built: World, place: int, 
         found = str(refusal).split()[0].encode()
     assert found == word.encode()
     assert built.store.snapshot() == before
+
+
+def test_the_function_goes_on_from_nothing_but_what_was_built(built: World) -> None:
+    """Two who build at a time, of different sources: neither goes on from the other's."""
+    names, arguments = call_of(built)
+    keys, base = built.keyspace.of("s-1"), genesis("s-1")
+    other, body = list[Any](), encode_body([did("start")])
+    digest = base
+    for seq in range(1, 4):
+        digest = chain(digest, "s-1", seq, 1, seq, body)
+        other += [1, seq, digest, body, ""]
+    building = [*arguments[:7], "", "", "", "", 0, "", "", 0, *other]
+    stands = [b"3", digest.encode()]
+    assert built.redis.fcall("muster_graft_1", len(names), *names, *building) == [b"BUILT", *stands]
+    before = built.store.snapshot()
+
+    mine = next(commit for commit in built.log.read("s-1") if commit.last_seq == 3)
+    on = [*arguments[:5], 3, mine.digest, *arguments[7:15], *arguments[30:]]
+    assert built.redis.fcall("muster_graft_1", len(names), *names, *on) == [b"MOVED", *stands]
+    assert built.store.snapshot() == before
+    assert built.redis.fcall("muster_graft_1", len(names), *names, *arguments)[0] == b"GRAFTED"
+    assert asides(built, keys.graft("s-1").encode()) == []
+
+
+def test_the_index_says_no_more_that_it_is_quarantined(built: World, tmp_path: Path) -> None:
+    """In the same step: nobody has to build anything for it."""
+    source, keys = archive(built, tmp_path / "a"), built.keyspace.of("s-1")
+    damages.gap(built)
+    built.recover()
+    assert built.redis.zscore(keys.session_index, indexing.quarantined("s-1")) is not None
+    list(Grafting(built.projections, built.log, source_of(built, source), who="ann").apply(["s-1"]))
+    assert built.redis.zscore(keys.session_index, indexing.quarantined("s-1")) is None
+
+
+def test_nobody_is_told_again_of_what_the_views_knew(built: World, tmp_path: Path) -> None:
+    """Also where the head is lost: of what they did not know, the feed tells."""
+    source, keys = archive(built, tmp_path / "a"), built.keyspace.of("s-1")
+    total, view = built.redis.hget(keys.meta, "total"), built.projections.views(["s-1"])
+    log_and_head_lost(built)
+    list(Grafting(built.projections, built.log, source_of(built, source), who="ann").apply(["s-1"]))
+    assert built.redis.hget(keys.meta, "total") == total
+    log_and_head_lost(built)
+    built.redis.delete(keys.session_view("s-1"), keys.checkpoints("s-1"))
+
+    assert run_cli(built, "recover", "apply", "--from", source).code == 0
+
+    assert int(built.redis.hget(keys.meta, "total")) == int(total) + 60
+    assert_clean(built)
+    assert built.projections.views(["s-1"]) == view
 
 
 @pytest.mark.parametrize("place", range(11))
