@@ -391,7 +391,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(
-        Damaged, "read the verified prefix; an operator decides about the rest: `muster recover accept`"
+        Damaged,
+        "read the verified prefix; an operator brings the rest back (`muster recover apply --from ARCHIVE|BACKUP`), or "
+        "gives it up (`muster recover accept`)",
     ),
     "FORK_UNFINISHED": Entry(
         Damaged, "ask for the same fork again (`muster session fork`): it goes on where it stands"

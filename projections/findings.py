@@ -21,7 +21,10 @@ class Kind(NamedTuple):
 
 #: The remedy of what recovery mends.
 REPAIR: Final = "muster recover apply"
-_OPERATOR: Final = "muster recover apply quarantines the session; then muster recover accept gives the damaged end up"
+_OPERATOR: Final = (
+    "muster recover apply --from ARCHIVE|BACKUP brings back what is kept there; without, it quarantines the session, "
+    "and muster recover accept gives the damaged end up"
+)
 _ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
 _ARCHIVE: Final = (
     "put the segment back that the cause names, from a copy of the archive; or of a backup: docs/archive.md"

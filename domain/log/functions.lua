@@ -15,6 +15,7 @@
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
 --                     of a fork that is being made: fork_parent, fork_seq, fork_digest; of what is archived: horizon (the log holds
 --                     what comes after this seq), horizon_digest (there), segments (a name a line)
+--   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
@@ -1499,7 +1500,225 @@ local function fork(keys, args)
   return { mark ~= '' and 'FORKED' or 'COPIED', integer(head.seq), head.digest, integer(at) }
 end
 
+-- The first of the writes of a graft that its caller may not do; nil if he may do all.
+local function may_not_graft(keys)
+  local may = redis.acl_check_cmd
+  for _, write in ipairs({
+    { 'DEL', keys[10] }, { 'XADD', keys[10], '*', 'b', '' }, { 'RENAME', keys[4], keys[9] }, { 'RENAME', keys[10], keys[4] },
+    { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' }, { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' },
+    { 'HSET', keys[1], 'total', '' }, { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' }, { 'ZREM', keys[11], '' },
+  }) do
+    if not may(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- The commits of a graft's step, each after the one before it: where they end, and the digests at their ends by seq; or nil and
+-- why not.
+local function grafted(args, first, session, seq, digest)
+  local commits, digests, ms = {}, {}, 0
+  for at = first, #args, 5 do
+    local events, time = whole(args[at]), whole(args[at + 1])
+    if not events or events < 1 or not time then
+      return nil, redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
+    end
+    local place = '|1|' .. session .. '|' .. integer(seq + 1) .. '|' .. integer(events) .. '|' .. integer(time) .. '|'
+    digest = string.sub(redis.sha1hex(digest .. place .. args[at + 3]), 1, DIGEST_LENGTH)
+    if digest ~= args[at + 2] then
+      return nil, { 'CHAIN', integer(seq + 1) }
+    end
+    seq, ms = seq + events, math.max(ms, time)
+    digests[seq] = digest
+    local entry = { integer(seq) .. '-' .. integer(events), 't', integer(time), 'd', digest, 'b', args[at + 3] }
+    if args[at + 4] ~= '' then
+      entry[#entry + 1] = 'c'
+      entry[#entry + 1] = args[at + 4]
+    end
+    commits[#commits + 1] = entry
+  end
+  if not whole(integer(seq)) then
+    return nil, redis.error_reply('ARGUMENTS_INVALID no log is so long')
+  end
+  return { commits = commits, digests = digests, seq = seq, digest = digest, ms = ms }
+end
+
+-- muster_graft_1: one step of completing a damaged log from elsewhere. What the log is to be is built beside it, each digest
+-- computed again; the last step puts it in the log's place, if nothing came meanwhile, and lifts the quarantine. Until then the
+-- session is as it was. A log that holds anything else is put aside as it was.
+--   KEYS meta sessions feed log head hold lost audit aside graft index
+--   ARGV store epoch session; seq and digest after which the log begins (0 and its genesis, or the horizon); seq and digest at
+--        which what is built stands (those it begins after: it is begun anew); "" unless this is the last step, then "aside" to
+--        put the log aside, or "over" where it holds nothing else; the head as it was read ("" for none); id of the log's last
+--        entry ("" for none); gate in the end; seq up to which the views know the session; who; why; number of spans of what
+--        nobody was told of yet, then for each its last seq and its bytes; then for each commit: number of events, server ms,
+--        digest, body, traceparent (or "")
+--   Reply {BUILT seq digest} or {GRAFTED seq digest}; {MOVED} if the session is not what it was when it was read, {MOVED seq
+--         digest} if what is built stands elsewhere; {CHAIN seq} for a commit that does not follow; {FORK seq} if the head says
+--         otherwise there
+local function graft(keys, args)
+  local spans = #args >= 15 and whole(args[15])
+  local count = spans and (#args - 15 - 2 * spans) / 5
+  if #keys ~= 11 or not count or count < 0 or count ~= math.floor(count) then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 11 keys, 15 arguments, 2 for each span, and 5 for each commit')
+  end
+  local session, base, from, how, gate, known = args[3], whole(args[4]), whole(args[6]), args[8], args[11], whole(args[12])
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' or keys[4] ~= tag .. 'log:' .. session
+    or keys[5] ~= tag .. 'head:' .. session or keys[6] ~= tag .. 'hold:' .. session or keys[7] ~= tag .. 'lost'
+    or keys[8] ~= tag .. 'audit' or string.sub(keys[9], 1, #tag) ~= tag
+    or string.match(string.sub(keys[9], #tag + 1), '^damaged:%d+:(.*)$') ~= session or keys[10] ~= tag .. 'graft:' .. session
+    or keys[11] ~= tag .. 'index:sessions' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not (base and from and known) or from < base or count == 0 and (how == '' or from == base)
+    or how ~= '' and (not GATE[gate] or how ~= 'aside' and how ~= 'over') then
+    return redis.error_reply('ARGUMENTS_INVALID a step has seqs, a gate, and something to write')
+  end
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
+  local denial = may_not_graft(keys)
+  if denial then
+    return denial
+  end
+
+  -- Where the log begins.
+  local head = read_head(keys[5])
+  local begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
+  if head and has(head, 'a') then
+    begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  end
+  if args[4] ~= begins[1] or args[5] ~= begins[2] then
+    return { 'MOVED' }
+  end
+  -- Where what is built stands.
+  local is_new = from == base
+  if is_new and args[7] ~= args[5] then
+    return { 'MOVED', args[4], args[5] }
+  elseif not is_new then
+    if redis.call('TYPE', keys[10]).ok ~= 'stream' then
+      return { 'MOVED', args[4], args[5] }
+    end
+    local first = redis.call('XRANGE', keys[10], '-', '+', 'COUNT', 1)[1]
+    local last = redis.call('XREVRANGE', keys[10], '+', '-', 'COUNT', 1)[1]
+    local seq, events = string.match(first and first[1] or '', '^(%d+)%-(%d+)$')
+    local stands = string.match(last and last[1] or '', '^(%d+)%-')
+    if not seq or tonumber(seq) - tonumber(events) ~= base then
+      return { 'MOVED', args[4], args[5] }
+    elseif tonumber(stands) ~= from or field(last, 'd') ~= args[7] then
+      return { 'MOVED', stands, field(last, 'd') or '' }
+    end
+  end
+  local step, why = grafted(args, 16 + 2 * spans, session, from, args[7])
+  if not step then
+    return why
+  end
+
+  local end_ms, known_seq, kind = step.ms, 0, nil
+  if how ~= '' then
+    kind = redis.call('TYPE', keys[4]).ok
+    local last = kind == 'stream' and redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)[1]
+    if kind ~= 'stream' and kind ~= 'none' or (redis.call('GET', keys[5]) or '') ~= args[9] or (last and last[1] or '') ~= args[10]
+      or redis.call('HGET', keys[6], 'code') == 'FORK_UNFINISHED' then
+      return { 'MOVED' }
+    end
+    if not head then
+      local _, refusal = new_head(session, meta, keys[2])
+      if refusal and refusal[1] == 'REFUSED' then
+        return refusal
+      end
+    elseif head.seq > base then
+      -- What the head says was acknowledged.
+      local digest = step.digests[head.seq]
+      if head.seq <= from then
+        local entry = redis.call('XRANGE', keys[10], integer(head.seq), integer(head.seq), 'COUNT', 1)[1]
+        digest = entry and field(entry, 'd')
+      end
+      if digest ~= head.digest then
+        return { 'FORK', integer(head.seq) }
+      end
+    end
+    if count == 0 then
+      end_ms = whole(field(redis.call('XREVRANGE', keys[10], '+', '-', 'COUNT', 1)[1], 't')) or 0
+    end
+    known_seq = math.max(known, head and head.seq or 0, base)
+    local told = known_seq
+    for at = 16, 15 + 2 * spans, 2 do
+      local to, bytes = whole(args[at]), whole(args[at + 1])
+      if not to or not bytes or to <= told then
+        return redis.error_reply('ARGUMENTS_INVALID spans have seqs that grow, and bytes')
+      end
+      told = to
+    end
+    if told ~= math.max(known_seq, spans > 0 and step.seq or 0) or spans == 0 and step.seq > known_seq then
+      return redis.error_reply('ARGUMENTS_INVALID the spans are not of what nobody was told of')
+    end
+    -- All that can fail, before anything is written.
+    redis.call('XLEN', keys[3])
+    redis.call('ZCARD', keys[2])
+    redis.call('XLEN', keys[8])
+    redis.call('HLEN', keys[6])
+    redis.call('HLEN', keys[7])
+    if redis.call('EXISTS', keys[9]) == 1 then
+      return redis.error_reply('ARGUMENTS_INVALID a log was put aside under this name before')
+    end
+  end
+
+  if is_new then
+    redis.call('DEL', keys[10])
+  end
+  for _, entry in ipairs(step.commits) do
+    redis.call('XADD', keys[10], unpack(entry))
+  end
+  if how == '' then
+    return { 'BUILT', integer(step.seq), step.digest }
+  end
+  local is_aside = how == 'aside' and kind == 'stream'
+  if is_aside then
+    redis.call('RENAME', keys[4], keys[9])
+  end
+  redis.call('RENAME', keys[10], keys[4])
+  if not head then
+    local policy = redis.call('HGET', keys[6], 'policy')
+    head = head_at(0, '', 'o', 0, policy == 'strict' and 's' or policy == 'leased' and 'l' or '-')
+  end
+  head.seq, head.digest, head.gate, head.ms = step.seq, step.digest, gate, math.max(head.ms, end_ms)
+  with_flag(head, 'q', false)
+  with_flag(head, 'c', false) -- cold: nothing came since it was archived
+  redis.call('SET', keys[5], pack_head(head))
+  redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
+  if redis.call('TYPE', keys[11]).ok == 'zset' then
+    redis.call('ZREM', keys[11], QUARANTINED .. session)
+  end
+  redis.call('ZADD', keys[2], 0, session)
+  local at = math.max(written_at(meta, server_ms()), end_ms)
+  local total, told = meta.total, known_seq
+  for place = 16, 15 + 2 * spans, 2 do
+    local to = whole(args[place])
+    feed(keys[1], keys[3], total, to - told, at, cmsgpack.pack({ { session, told + 1, to, whole(args[place + 1]) } }))
+    total, told = total + to - told, to
+  end
+  redis.call('HSET', keys[1], 'at', integer(math.max(meta.at, at)))
+  local reports = redis.call('HGETALL', keys[7])
+  for index = 1, #reports, 2 do
+    if string.match(reports[index], '^%S+') == session then
+      local is_read, report = pcall(cjson.decode, reports[index + 1])
+      local last = is_read and type(report) == 'table' and report.last
+      local seq = type(last) == 'table' and tonumber(last.seq)
+      local entry = seq and redis.call('XRANGE', keys[4], integer(seq), integer(seq), 'COUNT', 1)[1]
+      if entry and field(entry, 'd') == last.digest then
+        redis.call('HDEL', keys[7], reports[index])
+      end
+    end
+  end
+  redis.call('XADD', keys[8], '*', 'who', args[13], 'what', 'log grafted', 'session', session, 'seq', integer(step.seq), 'digest',
+    step.digest, 'aside', is_aside and keys[9] or '', 'why', args[14])
+  return { 'GRAFTED', integer(step.seq), step.digest }
+end
+
 redis.register_function { function_name = 'muster_fork_1', callback = fork }
+redis.register_function { function_name = 'muster_graft_1', callback = graft }
 redis.register_function { function_name = 'muster_repair_1', callback = repair }
 redis.register_function { function_name = 'muster_trim_1', callback = trim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_append_1', callback = append }

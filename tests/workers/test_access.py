@@ -290,7 +290,18 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("reader", "job", "ls").rows[0]["result"]["codes"]
 
-    # the end of a damaged log is given up by a repairer, whom nobody else can stand in for
+    # a damaged log is completed from a backup by a repairer, whom nobody else can stand in for
+    guarded.run("reader", "backup", "create", str(tmp_path / "before"))
+    keys = guarded.keyspace.of("s-5")
+    guarded.root.delete(keys.log("s-5"), keys.session_view("s-5"))
+    completing = ("recover", "apply", "--from", str(tmp_path / "before"))
+    assert guarded.run("operator", *completing).code == 3
+    guarded.denials()
+    completed = guarded.run("repairer", *completing).rows[0]
+    assert [graft["session"] for graft in completed["grafted"]] == ["s-5"]
+    assert "s-5" not in {finding["session"] for finding in completed["left"]}
+
+    # the end of one is given up by a repairer too
     name, *_ = (row["session"] for row in guarded.run("reader", "session", "ls", "--quarantined").rows)
     denied = guarded.run("operator", "recover", "accept", name, "--why", "the disk of Monday")
     assert (denied.code, denied.err[:20]) == (3, "error: ACCESS_DENIED")
@@ -453,13 +464,14 @@ NOT: Final = {
         "UNLINK {head}",
     ),
     "repairer": (
-        *(
-            write
-            for write in _WRITES
-            if not any(key in write for key in ("{log}", "{sessions}", "{meta}", "{feed}", "{head}"))
-        ),
         "RENAME {log} {view}",
         "DEL {head}",
+        "DEL {log}",
+        "XTRIM {log} MINID 99",
+        "ZADD {workers} 0 x",
+        "FUNCTION LOAD x",
+        "FUNCTION KILL",
+        "CONFIG GET save",
     ),
     "restorer": (
         *(
@@ -498,7 +510,7 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     with filled.client(role) as client:
         others = (
             ("XTRIM {feed} MAXLEN 0", ("worker", "jobs", "archiver")),
-            ("SCAN 0", ("jobs", "archiver", "operator", "reader")),
+            ("SCAN 0", ("jobs", "archiver", "operator", "repairer", "reader")),
             *((command, ("archiver",)) for command in NOT_BUT_ARCHIVING),
         )
         for command in (*NOBODY, *NOT[role], *(word for word, roles in others if role not in roles)):
@@ -648,6 +660,32 @@ def test_a_repairer_that_lacks_a_right_writes_nothing(filled: Guarded) -> None:
     denied = filled.run("repairer", "recover", "accept", "s-0", "--why", "the disk of Monday")
 
     assert (denied.code, denied.err[:20]) == (3, "error: ACCESS_DENIED")
+    assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+_REPAIRER: Final = (
+    *("+rename", "+set", "+hset", "+hdel", "+zadd", "+zrem", "+xadd", "+del"),
+    *("%RW~{prod:main:[0-9]*}:log:*", "%RW~{prod:main:[0-9]*}:damaged:*", "%RW~{prod:main:[0-9]*}:graft:*"),
+    *("%RW~{prod:main:[0-9]*}:audit", "%RW~{prod:main:[0-9]*}:lost", "%RW~{prod:main:[0-9]*}:feed"),
+)
+
+
+@pytest.mark.parametrize("taken", _REPAIRER)
+def test_a_repairer_that_lacks_a_right_grafts_nothing(filled: Guarded, tmp_path: Path, taken: str) -> None:
+    """Whichever it is; a log that is as it was cannot be half a graft."""
+    assert filled.run("reader", "backup", "create", str(tmp_path / "b")).code == 0
+    keys = filled.keyspace.of("s-0")
+    filled.root.xtrim(keys.log("s-0"), maxlen=0)
+    (rules,) = [line for line in filled.rules.splitlines() if line.startswith("user repairer ")]
+    assert taken in rules
+    without = rules.replace(f" {taken} ", " ").replace(f" {taken})", ")").replace(f"({taken} ", "(")
+    assert taken not in split(without)
+    filled.root.execute_command("ACL", "SETUSER", "repairer", "reset", *split(without.replace("(%", "(+ping %"))[2:])
+    before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
+
+    denied = filled.run("repairer", "recover", "apply", "--from", str(tmp_path / "b"))
+
+    assert (denied.code, "error: ACCESS_DENIED" in denied.err) == (3, True), denied
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
 
 
