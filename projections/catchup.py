@@ -21,14 +21,14 @@ from msgspec import Struct
 
 from domain.agent import NOTHING, Totals, contributions, difference, merge
 from domain.codec import Commit
-from domain.errors import Damaged
+from domain.errors import Damaged, MusterError
 from domain.log.contract import CommitReader, Position
 from domain.log.feed import Span
 from domain.stretch import Stretch
 from projections import agent_view, indexing, session_view
 from projections.careful import CarefulReader
 from projections.indexing import Entries, Given, IndexMoves, given
-from projections.parking import KILLED, fingerprint
+from projections.parking import KILLED, fingerprint, is_of_archive
 from projections.session_view import Folding
 from projections.shortcut import folding_from
 from projections.store import (
@@ -193,7 +193,9 @@ def advance(folding: Folding, commits: Iterable[Commit | Stretch], to_seq: int) 
         if folding.view.seq < to_seq:
             at = folding.view.seq
             raise Damaged("TAIL_LOST", f"the log of session {folding.view.session} ends at seq {at}, not at {to_seq}")
-    except Damaged as broken:
+    except MusterError as broken:
+        if not isinstance(broken, Damaged) and not is_of_archive(broken.code):
+            raise
         same = fingerprint(broken.code, broken.cause, folding.view.session)
         attempts = broken.facts.get("attempts", 1)
         return Parked(broken.code, broken.cause, folding.view.seq + 1, same, attempts)

@@ -35,7 +35,7 @@ from projections.catchup import advance
 from projections.census import Unlisted, census
 from projections.findings import KINDS, Finding, difference, finding
 from projections.index_drift import IndexCheck, Should
-from projections.parking import KILLED
+from projections.parking import KILLED, is_of_archive
 from projections.proof import NO_PROOFS, Proof, fingerprint
 from projections.second_reading import SecondReading, contributed_by, indexed_by, summed_by, taken_apart
 from projections.session_view import Folding
@@ -83,6 +83,8 @@ class Snapshot(Struct, frozen=True):
     skips: bytes | None = None
     #: Whether this release has projected nothing of its partition yet.
     is_unprojected: bool = False
+    #: Up to where it is archived: there it need not have checkpoints.
+    horizon: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -134,18 +136,25 @@ class Examination(Struct, frozen=True):
     @property
     def is_judged_whole(self) -> bool:
         """Whether what is derived from the log is judged too: else one finding stands for all that is wrong."""
-        if self.snapshot.is_orphan or self.forged is not None or self.disagreement is not None:
+        if self.snapshot.is_orphan or self.forged is not None or self.disagreement is not None or self.is_unread:
             return False
         if self.log_is_damaged and not self.quarantined:
             return False
         return self.loss is None or self.loss_is_reported
 
     @property
+    def is_unread(self) -> bool:
+        """Whether what is archived of it could not be read: then nothing can be said of it, nor mended."""
+        return self.damage is not None and is_of_archive(self.damage.code)
+
+    @property
     def log_is_damaged(self) -> bool:
         """Whether commits are missing or altered; an event that producers should not have sent is no damage of the
-        log.
+        log, nor is what an archive lacks.
         """
-        return self.damage is not None and KINDS[self.damage.code].severity == "critical" and self.disagreement is None
+        if self.damage is None or self.disagreement is not None or self.is_unread:
+            return False
+        return KINDS[self.damage.code].severity == "critical"
 
 
 class Reading:
@@ -249,7 +258,7 @@ class Validator:
         damaged: set[str] = set()
         for examination in self.examine(partition, sessions, views_at=views_at, totals_at=views_at or cursor):
             for found in self.session_findings(partition, examination):
-                damaged |= {str(found.session)} if found.kind == "log" else set()
+                damaged |= {str(found.session)} if found.kind in ("log", "archive") else set()
                 yield found
             if judged_at_cursor:
                 yield from self.index_findings(index, examination)
@@ -367,6 +376,12 @@ class Validator:
             structs.replace(_snapshot(session, reason, *rest[at * 5 : at * 5 + 5]), skips=skipped, **more)
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
+        archived = [snapshot.session for snapshot in snapshots if snapshot.head is None or snapshot.head.is_archived]
+        horizons = dict(zip(archived, self._store.horizons(archived), strict=True))
+        snapshots = [
+            structs.replace(snapshot, horizon=horizons[snapshot.session]) if snapshot.session in horizons else snapshot
+            for snapshot in snapshots
+        ]
         return cursor, snapshots, [msgspec.json.decode(report, type=Loss) for report in reports]
 
     def _examine(
@@ -433,7 +448,9 @@ class Validator:
         self._went_through(folding.view.seq - begun_at)
         quarantined = snapshot.head is not None and snapshot.head.quarantined
         forged = self._audited[self._store.keyspace.partition_of(session)].forged(session, snapshot.skips)
-        if forged is not None or (damage is not None and not quarantined and KINDS[damage.code].severity == "critical"):
+        is_unread = damage is not None and is_of_archive(damage.code)
+        is_critical = damage is not None and not quarantined and KINDS[damage.code].severity == "critical"
+        if forged is not None or is_unread or is_critical:
             # What the missing commits contributed is known by the view alone, if it can be trusted.
             trusted = session_view.readable(snapshot.view, session)
             contributed = contributions(trusted) if trusted is not None else None
@@ -618,7 +635,7 @@ class Validator:
                 rebuilt={"verified_seq": found.verified.seq, "digest": found.verified.digest},
                 quarantined=found.quarantined,
             )
-            if found.log_is_damaged and not found.quarantined:
+            if found.is_unread or (found.log_is_damaged and not found.quarantined):
                 return
         elif found.quarantined:
             yield finding("QUARANTINED", partition, session=session, quarantined=True)
@@ -844,6 +861,8 @@ def _checkpoint_findings(partition: int, found: Examination) -> Iterator[Finding
         if should is None:
             yield finding("CHECKPOINT_UNEXPECTED", partition, session=session, first_bad_seq=seq)
         elif seq not in stored:
+            if seq <= found.snapshot.horizon:
+                continue
             digest = session_view.decode(should).digest
             yield finding(
                 "CHECKPOINT_MISSING",

@@ -21,8 +21,14 @@ class Kind(NamedTuple):
 
 #: The remedy of what recovery mends.
 REPAIR: Final = "muster recover apply"
-_OPERATOR: Final = "muster recover apply quarantines the session; then muster recover accept gives the damaged end up"
+_OPERATOR: Final = (
+    "muster recover apply --from ARCHIVE|BACKUP brings back what is kept there; without, it quarantines the session, "
+    "and muster recover accept gives the damaged end up"
+)
 _ACCEPT: Final = "muster epoch show names what is lost; bring it back, or accept it: muster epoch accept"
+_ARCHIVE: Final = (
+    "put the segment back that the cause names, from a copy of the archive; or of a backup: docs/archive.md"
+)
 
 #: Every code a finding may carry.
 KINDS: Final[dict[str, Kind]] = {
@@ -37,6 +43,14 @@ KINDS: Final[dict[str, Kind]] = {
     "EVENT_NEWER": Kind("log", "warning", "start workers of the release that knows it: the session goes on by itself"),
     "WORKER_KILLED": Kind("log", "error", "muster parked retry once the cause is gone, or muster parked discard"),
     "QUARANTINED": Kind("log", "warning", "the log verifies to its end: muster recover accept lifts the quarantine"),
+    "ARCHIVE_MISSING": Kind("archive", "critical", _ARCHIVE),
+    "ARCHIVE_DAMAGED": Kind("archive", "critical", _ARCHIVE),
+    "ARCHIVE_STRAY": Kind(
+        "archive", "error", "the archive knows what the log does not hold: muster recover plan --from ARCHIVE says more"
+    ),
+    "ARCHIVE_UNREACHABLE": Kind("archive", "error", "bring the archive back: what lies in it could not be read"),
+    "ARCHIVE_DENIED": Kind("archive", "error", "give whoever verifies the right to read the archive"),
+    "ARCHIVE_NOT_GIVEN": Kind("archive", "warning", "name the archive (MUSTER_ARCHIVE__URL), then verify again"),
     "REGISTRY_DIFFERS": Kind("registry", "error", REPAIR),
     "ORPHAN": Kind("view", "warning", REPAIR),
     "HEAD_MISSING": Kind("head", "error", REPAIR),

@@ -12,7 +12,9 @@ KILLED: Final = "WORKER_KILLED"
 #: commit: it is quarantined.
 DISCARDABLE: Final = frozenset({"EVENT_ILLEGAL", "EVENT_UNREADABLE", "EVENT_NEWER", KILLED})
 #: Of these another worker may know more: it tries them again when it takes a partition up.
-ANOTHER_MAY_KNOW: Final = frozenset({"EVENT_NEWER", "UPCAST_FAILED"})
+ANOTHER_MAY_KNOW: Final = frozenset(
+    {"EVENT_NEWER", "UPCAST_FAILED", "ARCHIVE_UNREACHABLE", "ARCHIVE_DENIED", "ARCHIVE_NOT_GIVEN"}
+)
 
 #: Whole UUIDs first: their parts may be letters only. Then bytes as Python writes them, hex, and numbers, which may
 #: stand within a word (`e12`).
@@ -24,6 +26,11 @@ _VARYING: Final = re.compile(
     r"|[0-9]+",
     re.IGNORECASE,
 )
+
+
+def is_of_archive(code: str) -> bool:
+    """Whether it is the archive that could not be read: then nothing is known of the log that lies in it."""
+    return code.startswith("ARCHIVE_")
 
 
 def fingerprint(code: str, cause: str, session: str) -> str:

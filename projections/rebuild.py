@@ -374,6 +374,12 @@ class Rebuild:
             # A view or checkpoint that is replaced now knew of it: it stays named until an operator accepts it.
             report = msgspec.json.encode(found.loss)
             yield Operation("HSET", self._keys.lost, (f"{session} {session_view.NAME}", report))
+        if found.is_unread:
+            view = session_view.readable(snapshot.view, session)
+            stands = view is not None and view.seq >= found.expected_seq
+            if found.damage is not None and snapshot.parked is None and not stands:
+                yield park(self._keys, session, found.damage)
+            return
         nothing_yet = found.expected_seq == 0 and snapshot.view is None
         if snapshot.view != found.view and not nothing_yet:
             is_older = session_view.is_older(snapshot.view)
@@ -388,7 +394,8 @@ class Rebuild:
         if self._retry:
             yield self._audit(found, "parked session tried again")
         stored, should = snapshot.checkpoints, found.checkpoints
-        added = [part for seq in should if stored.get(seq) != should[seq] for part in (seq, should[seq])]
+        wanted = [seq for seq in should if seq in stored or seq > snapshot.horizon]
+        added = [part for seq in wanted if stored.get(seq) != should[seq] for part in (seq, should[seq])]
         dropped = [seq for seq in stored if seq not in should]
         if added:
             yield Operation("HSET", self._keys.checkpoints(session), tuple(added))
@@ -407,7 +414,7 @@ class Rebuild:
     def _move_indexes(self, indexes: IndexMoves, found: Examination) -> None:
         """Has the indexes follow where a view is replaced; what the old one does not tell of is mended later."""
         snapshot = found.snapshot
-        if snapshot.is_orphan or (found.forged is not None and self._quarantine):
+        if snapshot.is_orphan or found.is_unread or (found.forged is not None and self._quarantine):
             return
         session = snapshot.session
         if self._indexes_are_new:

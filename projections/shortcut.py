@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from domain.errors import MusterError
 from domain.log.contract import CommitReader, Position
 from projections import session_view
+from projections.parking import is_of_archive
 from projections.session_view import Folding
 
 #: Shorter sessions are folded whole: that costs little, and makes all their checkpoints anew.
@@ -25,9 +27,19 @@ def folding_from(checkpoints: Mapping[int, bytes], log: CommitReader, session: s
         if LONG <= seq <= at_most:
             view = session_view.readable(checkpoints[seq], session)
             is_state = view is not None and view.seq == seq and session_view.adds_up(view)
-            if view is not None and is_state and holds(log, session, Position(seq, view.digest)):
+            if view is not None and is_state and _is_held(log, session, Position(seq, view.digest)):
                 return Folding(view)
     return Folding(session_view.initial(session))
+
+
+def _is_held(log: CommitReader, session: str, position: Position) -> bool:
+    """As `holds`; what lies in an archive that cannot be read is not."""
+    try:
+        return holds(log, session, position)
+    except MusterError as error:
+        if is_of_archive(error.code):
+            return False
+        raise
 
 
 def holds(log: CommitReader, session: str, position: Position) -> bool:

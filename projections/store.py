@@ -320,6 +320,14 @@ class ProjectionStore:
             for code, first_bad_seq in reasons
         ]
 
+    def horizons(self, sessions: Sequence[str]) -> list[int]:
+        """Up to where sessions are in the archive and no more in their logs."""
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.hget(self.keyspace.of(session).hold(session), "horizon")
+        replies = pipe.execute(raise_on_error=False) if sessions else []
+        return [parse_position(reply) or 0 for reply in replies]
+
     def losses(self, partition: int) -> list[Loss]:
         """What witnesses reported lost in a partition, and nobody accepted yet."""
         reports = self.client.hvals(self.keys(partition).lost)
@@ -327,8 +335,10 @@ class ProjectionStore:
 
     def flags(self, session: str) -> str:
         """The flags of a head that is lost, by what they point at."""
-        code, policy = self.client.hmget(self.keyspace.of(session).hold(session), "code", "policy")
-        return ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "") or "-"
+        hold = self.keyspace.of(session).hold(session)
+        code, policy, horizon = self.client.hmget(hold, "code", "policy", "horizon")
+        flags = ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "") + ("a" if horizon else "")
+        return flags or "-"
 
     def member_pages(self, partition: int, *, agents: bool = False, after: str | None = None) -> Iterator[list[str]]:
         """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id.

@@ -5,7 +5,7 @@
 # current. Only `ensure_venv` writes, under a lock on the environment's folder.
 #
 # MUSTER_PYTHON  the interpreter to make the environment with (default: the first usable one)
-# MUSTER_VENV    another folder than .venv; the bench's is called the same with -bench at its end
+# MUSTER_VENV    another folder than .venv; the bench's is called the same with -bench at its end, the S3 server's with -s3
 
 # shellcheck shell=bash
 
@@ -58,6 +58,9 @@ venv_is_current() {
     [[ -z ${MUSTER_PYTHON:-} ]] || { wanted=$(recipe "$MUSTER_PYTHON") && [[ $stamp == "$wanted" ]]; }
 }
 
+# Muster is installed where the lock has what installs it.
+holds_muster() { grep -q '^hatchling==' "$ROOT/$LOCK"; }
+
 make_venv() {
     local python
     # `--clear` empties the folder: never one that somebody named by mistake.
@@ -70,8 +73,8 @@ make_venv() {
             "$python" -m venv --clear "$VENV" &&
             "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
                 --require-hashes --only-binary :all: "${PIP_OPTIONS[@]}" --requirement "$ROOT/$LOCK" &&
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-                --no-deps --no-build-isolation --editable "$ROOT" &&
+            { ! holds_muster || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+                --no-deps --no-build-isolation --editable "$ROOT"; } &&
             recipe "$VENV/bin/python" >"$VENV/stamp"
     }; then
         die "could not make $VENV (the reason is above); the next run starts it afresh"

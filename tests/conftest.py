@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, cast
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, settings
 
 from domain import Limits, Misconfigured, SessionLog
 from domain.log import AsyncSessionLog, Connecting, connect, create_store
+from domain.log.archive.place import Archive
 from domain.log.keys import KEYS, Key, KeyClass, Keyspace
 from workers.embedded import EmbeddedServer, find_server_binary
 
@@ -60,10 +62,9 @@ class Servers:
     def url(self, name: str) -> str:
         """Where the server listens; it is started when it is first asked for."""
         if name not in self._running:
-            before = children()
-            server = self.make(name, self._directory / name)
-            server.start()
-            _OURS.update(children() - before)
+            with lasting():
+                server = self.make(name, self._directory / name)
+                server.start()
             self._running[name] = server
             self.clients[name] = connect(Connecting(server.url))
         return self._running[name].url
@@ -135,7 +136,14 @@ class Store:
                 limits=limits or Limits(),
             )
 
-    def open(self, *, limits: Limits | None = None, partitions: int | None = None, **connecting: Any) -> SessionLog:
+    def open(
+        self,
+        *,
+        limits: Limits | None = None,
+        partitions: int | None = None,
+        archive: Archive | str | None = None,
+        **connecting: Any,
+    ) -> SessionLog:
         """A blocking log on this store."""
         log = SessionLog.open(
             Connecting(self.url, **connecting),
@@ -143,17 +151,21 @@ class Store:
             namespace=self.namespace,
             partitions=partitions,
             limits=limits or Limits(),
+            archive=archive,
         )
         self._logs.append(log)
         return log
 
-    async def open_async(self, *, limits: Limits | None = None, **connecting: Any) -> AsyncSessionLog:
+    async def open_async(
+        self, *, limits: Limits | None = None, archive: Archive | str | None = None, **connecting: Any
+    ) -> AsyncSessionLog:
         """An asyncio log on this store; who opens it closes it, in the same event loop."""
         return await AsyncSessionLog.open(
             Connecting(self.url, **connecting),
             environment=ENVIRONMENT,
             namespace=self.namespace,
             limits=limits or Limits(),
+            archive=archive,
         )
 
     def total(self) -> int:
@@ -255,6 +267,14 @@ def children(parent: int | None = None) -> set[int]:
             if int(stat.rpartition(")")[2].split()[1]) == parent:
                 found.add(int(entry.name))
     return found
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """The processes that are started here live as long as the run."""
+    before = children()
+    yield
+    _OURS.update(children() - before)
 
 
 @pytest.fixture(autouse=True)

@@ -208,7 +208,10 @@ class _Examination:
         settings = self._settings
         try:
             with SessionLog.open(
-                quick(settings), environment=settings.environment, namespace=settings.namespace
+                quick(settings),
+                environment=settings.environment,
+                namespace=settings.namespace,
+                archive=settings.archive.opened(),
             ) as log:
                 validator = _Hurried(ProjectionStore(log.client, log.keyspace), log, for_s=self._read_for_s)
                 drifted = list(validator.findings(with_census=is_small))

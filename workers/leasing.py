@@ -128,18 +128,14 @@ class LeaseKeeper:
 
     def _sign_of_life(self, held: list[int]) -> list[str]:
         """Says that this process lives and what it holds; returns all that live, by name."""
-        seconds, micros = self._client.time()
-        now = seconds * 1000 + micros // 1000
-        lifetime_ms = MISSED_BEATS * self._beat_ms
-        pipe = self._client.pipeline(transaction=True)
-        pipe.zremrangebyscore(self._living, "-inf", now)
-        pipe.zadd(self._living, {self._worker: now + lifetime_ms})
+        keys, fields = [self._living], list[str]()
         if self._about is not None:
-            key = self._keyspace.worker(self._worker)
-            pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
-            pipe.pexpire(key, lifetime_ms)
-        pipe.zrangebyscore(self._living, "-inf", "+inf")
-        return sorted(name.decode() for name in pipe.execute()[-1])
+            keys.append(self._keyspace.worker(self._worker))
+            about = {**self._about, "partitions": ",".join(map(str, held))}
+            fields = [part for pair in about.items() for part in pair]
+        lifetime_ms = MISSED_BEATS * self._beat_ms
+        living = self._client.fcall("muster_live_1", len(keys), *keys, self._worker, lifetime_ms, *fields)
+        return sorted(name.decode() for name in living)
 
     def _release(self, tokens: dict[int, str]) -> None:
         for partition, token in tokens.items():

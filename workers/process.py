@@ -33,10 +33,13 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers.absence import Absences
+from workers.archiving.choosing import Keeping
+from workers.archiving.recurring import Archiving
 from workers.expiry import Expiry
 from workers.following import Following, follow_own
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
+from workers.memory import MemoryWatch, Watermarks
 from workers.partitions import HeldPartitions
 from workers.registered import registered
 from workers.schedule import Schedule
@@ -107,6 +110,7 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         environment=settings.environment,
         namespace=settings.namespace,
         partitions=settings.partitions,
+        archive=settings.archive.opened(),
     )
     with log:
         store = ProjectionStore(log.client, log.keyspace)
@@ -120,9 +124,20 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
             one.start()
         logger.info("worker %s runs", worker_id)
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
-        Thread(
-            target=look_after, args=(log, sessions, own, worker_id, settings, stop), name="housekeeper", daemon=True
-        ).start()
+        marks = settings.memory
+        memory = MemoryWatch(store, log.identity, Watermarks(marks.early, marks.slow, marks.refuse))
+        housekeeping = (log, sessions, own, worker_id, settings, memory, stop)
+        Thread(target=look_after, args=housekeeping, name="housekeeper", daemon=True).start()
+        if settings.archive.url is not None and settings.archive.write:
+            keeping = Keeping(settings.archive.hot_events, settings.archive.after_end_s)
+            Archiving(
+                log,
+                store,
+                partitions.tokens,
+                keeping=keeping,
+                every_s=settings.archive.every_s,
+                is_short=lambda: memory.is_short,
+            ).start(stop)
         deadline_s = settings.worker.batch_deadline_s
         Thread(target=end_if_stuck, args=(following, deadline_s, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
@@ -187,7 +202,13 @@ def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event)
 
 
 def look_after(
-    log: SessionLog, sessions: Following, own: Sequence[Following], worker_id: str, settings: Settings, stop: Event
+    log: SessionLog,
+    sessions: Following,
+    own: Sequence[Following],
+    worker_id: str,
+    settings: Settings,
+    memory: MemoryWatch,
+    stop: Event,
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
@@ -199,6 +220,11 @@ def look_after(
     while not stop.wait(SERVER_LOOK_S):
         try:
             look_at_server(log)
+            memory.look(sessions.partitions.tokens())
+            if time.monotonic() >= next_trim:
+                next_trim = time.monotonic() + TRIM_EVERY_S
+                keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
+                trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
             for store, totals in caught_up.items():
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
@@ -207,10 +233,6 @@ def look_after(
             absences.look(now)
             if ends.expire:
                 expiry.look(now, vigil)
-            if time.monotonic() >= next_trim:
-                next_trim = time.monotonic() + TRIM_EVERY_S
-                keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
-                trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
             vigil.broke()
             hindrances.met("feeds cannot be trimmed, projections published, nor what idles be ended", error)

@@ -17,8 +17,10 @@ from msgspec import Struct, structs
 from domain.errors import Conflict, Refused
 from domain.log import SessionLog
 from domain.log.contract import EventLog
+from domain.log.keys import Keyspace
 from projections.drift import Validator
 from projections.findings import Finding
+from projections.grafting import MENDABLE, Graft, Unfit
 from projections.lease import Leases, held_for_recovery
 from projections.own.catchup import OwnProjector
 from projections.own.store import OwnStore
@@ -66,6 +68,9 @@ class Plan(Struct, frozen=True):
     sessions: int = 0
     events: int = 0
     seconds: float | None = None
+    #: Logs that are completed first, and those of which it was looked in vain what is missing.
+    grafts: list[Graft] = []
+    unfit: list[Unfit] = []
 
 
 class Repaired(Struct):
@@ -115,6 +120,26 @@ def plan_of(store_id: str, findings: Iterable[Finding]) -> Plan:
         whole = any(finding.kind in _WHOLE and finding.code not in _NOTHING_DERIVED for finding in here)
         partitions.append(PartitionPlan(partition, sessions, whole, agents, _with_right_checkpoints(here)))
     return Plan(PLAN_SCHEMA, store_id, partitions, kept)
+
+
+def with_grafts(plan: Plan, found: Iterable[Graft | Unfit], keyspace: Keyspace) -> Plan:
+    """The plan with logs that are completed first; their sessions are rebuilt with the others."""
+    kept = list(found)
+    grafts = [one for one in kept if isinstance(one, Graft)]
+    parts = {part.partition: part for part in plan.partitions}
+    for graft in grafts:
+        at = keyspace.partition_of(graft.session)
+        part = parts.get(at, PartitionPlan(at, [], whole=False))
+        shortcuts = [session for session in part.shortcuts if session != graft.session]
+        sessions = sorted({*part.sessions, graft.session})
+        parts[at] = structs.replace(part, sessions=sessions, shortcuts=shortcuts)
+    unfit = [one for one in kept if isinstance(one, Unfit)]
+    return structs.replace(plan, partitions=[parts[at] for at in sorted(parts)], grafts=grafts, unfit=unfit)
+
+
+def mendable(plan: Plan) -> set[str]:
+    """The sessions whose logs something is missing of, or altered in."""
+    return {one.session for one in plan.findings if one.session is not None and one.code in MENDABLE}
 
 
 def sized(plan: Plan, store: ProjectionStore, per_s: float | None) -> Plan:

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from domain.errors import Misconfigured
 from domain.log import Connecting
 from domain.log.address import parse_address, without_password
+from domain.log.archive.place import Archive, Keys, open_archive
 from domain.log.durability import parse_durability
 from domain.log.keys import check_keyspace
 from domain.log.spooling.spool import DEFAULT_MAX_BYTES
@@ -80,6 +81,46 @@ class SessionSettings(Struct, frozen=True, forbid_unknown_fields=True):
     idle_s: Annotated[int, Meta(ge=60, le=604_800)] = 1800
     #: How long it is warned before it expires (`muster.expiring`), in seconds.
     grace_s: Annotated[int, Meta(ge=60, le=3600)] = 180
+
+
+class ArchiveSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where old commits go, out of the server's memory, and when."""
+
+    #: A folder that all hosts see, or s3://bucket/prefix?region=…&endpoint=…; None: everything stays on the server.
+    url: str | None = None
+    #: What opens a bucket; None: as other clients of S3 find it (AWS_ACCESS_KEY_ID, …).
+    key_id: str | None = None
+    secret: str | None = None
+    #: Whether worker processes archive; without, the archive is read only.
+    write: bool = True
+    #: How often it is looked what may go, in seconds.
+    every_s: Seconds = 30.0
+    #: How many of its newest events an open session keeps on the server, at least.
+    hot_events: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 1000
+    #: How long a session stays on the server after it ended, in seconds.
+    after_end_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 3600.0
+
+    def __repr__(self) -> str:
+        rest = f"write={self.write}, every_s={self.every_s}, hot_events={self.hot_events}"
+        return f"ArchiveSettings({self.url!r}, key_id=…, secret=…, {rest}, after_end_s={self.after_end_s})"
+
+    def opened(self) -> Archive | None:
+        """The archive, if there is one. Raises Misconfigured (SETTING_INVALID)."""
+        if self.url is None:
+            return None
+        keys = None if self.key_id is None or self.secret is None else Keys(self.key_id, self.secret)
+        return open_archive(self.url, keys)
+
+
+class MemorySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What workers do as the server's memory fills, by the share of its `maxmemory` that is used."""
+
+    #: From here on everything is archived that may be.
+    early: Share = 0.7
+    #: From here on appends to a partition wait for one another, longer and longer.
+    slow: Share = 0.8
+    #: From here on appends are refused.
+    refuse: Share = 0.9
 
 
 class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,6 +215,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
     sessions: SessionSettings = SessionSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    memory: MemorySettings = MemorySettings()
     jobs: JobSettings = JobSettings()
     spool: SpoolSettings = SpoolSettings()
     health: HealthSettings = HealthSettings()
@@ -207,7 +250,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 #: Settings that are shown to nobody, and those that are addresses with a secret in them.
-SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.token"})
+SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.token", "archive.secret"})
 ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
@@ -462,6 +505,12 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if redis.timeout_s > worker.batch_deadline_s:
         why = f"{redis.timeout_s:g} s, but a batch that waits for it may take {worker.batch_deadline_s:g} s"
         yield "redis.timeout_s", f"{why} (worker.batch_deadline_s): workers would end themselves"
+    marks = settings.memory
+    if not marks.early <= marks.slow <= marks.refuse:
+        why = f"{marks.early:g}, {marks.slow:g} and {marks.refuse:g} (memory.early, .slow, .refuse) do not grow"
+        yield "memory.slow", f"{why}: what comes first must not be above what comes later"
+    if settings.archive.key_id is not None and settings.archive.secret is None:
+        yield "archive.key_id", "archive.key_id names a key whose secret is missing (archive.secret)"
     for name in ("lag_{}_s", "memory_{}", "disk_{}", "spool_{}", "latency_{}_s", "feed_{}"):
         low, high = (name.format(level) for level in ("warning", "critical"))
         if getattr(health, low) > getattr(health, high):

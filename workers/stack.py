@@ -63,7 +63,10 @@ class Stack:
     def open_log(self) -> SessionLog:
         """The log of the stack's store."""
         return SessionLog.open(
-            self.settings.connecting, environment=self.settings.environment, namespace=self.settings.namespace
+            self.settings.connecting,
+            environment=self.settings.environment,
+            namespace=self.settings.namespace,
+            archive=self.settings.archive.opened(),
         )
 
     def kill_workers(self) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import redis
 
-from domain.log.protocol import Command, Flow, ReadFlow, Request, first_pages_flow
+from domain.errors import MusterError
+from domain.log.protocol import Command, Flow, ReadFlow, Request, first_pages_flow, taken
 from domain.log.uncollected import uncollected
 from domain.stretch import Stretch
 
@@ -51,7 +52,7 @@ class ReadingAhead:
     def __init__(self, log: Runs, readings: Sequence[ReadFlow]) -> None:
         self._log = log
         self._groups = deque(readings[at : at + EACH_TOGETHER] for at in range(0, len(readings), EACH_TOGETHER))
-        self._first: dict[ReadFlow, Stretch | None] = {}
+        self._first: dict[ReadFlow, Stretch | MusterError | None] = {}
         self._waiting: deque[ReadFlow] = deque()
         self._asked: tuple[Flow[Any], Asked] | None = None
 
@@ -59,7 +60,7 @@ class ReadingAhead:
         """A session, from its beginning on."""
         while reading not in self._first and self._groups:
             self._begin()
-        first = self._first.pop(reading, None)
+        first = taken(self._first.pop(reading, None))
         if first is None:
             return
         # The first page may be a small one: what follows it is gone through together with it.
@@ -75,7 +76,11 @@ class ReadingAhead:
         pages = self._answer(first_pages_flow(group))
         self._groups.popleft()
         self._first |= zip(group, pages, strict=True)
-        self._waiting += [reading for reading in group if not reading.done]
+        self._waiting += [
+            reading
+            for reading, page in zip(group, pages, strict=True)
+            if not (reading.done or isinstance(page, MusterError))
+        ]
         self._ask()
 
     def _page(self, reading: ReadFlow) -> Stretch | None:
@@ -128,6 +133,17 @@ def last_answers(flow: Generator[Any, list[Any], T], answers: list[Any]) -> T:
     raise AssertionError("a page is one exchange")
 
 
+def answers_at_once(wire: Generator[Any, list[Any], list[Any]], replies: list[Any]) -> list[Any] | None:
+    """The answers that a wire has with these replies; None if it wants more."""
+    try:
+        wire.send(replies)
+    except StopIteration as done:
+        answers: list[Any] = done.value
+        return answers
+    wire.close()
+    return None
+
+
 class Sent:
     """Commands on their way, on a connection of their own until their replies are taken."""
 
@@ -177,7 +193,9 @@ class Sent:
 class AskedAhead:
     """Requests whose commands are on their way; `again` asks in the ordinary way."""
 
-    def __init__(self, sent: Sent, read: Callable[[list[Any]], list[Any]], again: Callable[[], list[Any]]) -> None:
+    def __init__(
+        self, sent: Sent, read: Callable[[list[Any]], list[Any] | None], again: Callable[[], list[Any]]
+    ) -> None:
         self._sent = sent
         self._read = read
         self._again = again
@@ -186,9 +204,8 @@ class AskedAhead:
     def answers(self) -> list[Any]:
         with uncollected():  # for no longer than a reply may take: what is sent again is sent outside
             replies = self._sent.replies()
-            if replies is not None:
-                return self._read(replies)
-        return self._again()
+            answers = None if replies is None else self._read(replies)
+        return self._again() if answers is None else answers
 
 
 class AskedLater:

@@ -48,6 +48,9 @@ class Receipt(Struct, frozen=True):
 
     Of a log with a spool it may be `spooled` too: the commit is on this host's disk and goes to the server by itself.
     Then `digest` is None, `at_ms` 0, and so are the seqs, unless an exact `expected` said where it must land.
+
+    `wait_ms`: the store is short of memory and asks whoever appends to its partition to wait so long before the next
+    time; this log does by itself.
     """
 
     session: str
@@ -58,6 +61,7 @@ class Receipt(Struct, frozen=True):
     appended: int
     duplicates: int = 0
     durability: str = "memory"
+    wait_ms: int = 0
 
     @property
     def position(self) -> Position:
@@ -91,6 +95,16 @@ class Head(Struct, frozen=True):
     def quarantined(self) -> bool:
         """Appends are refused, because the log is damaged."""
         return "q" in self.flags
+
+    @property
+    def is_archived(self) -> bool:
+        """The archive holds its beginning, and the log does not."""
+        return "a" in self.flags
+
+    @property
+    def is_cold(self) -> bool:
+        """The archive holds all of it, and nothing came since."""
+        return "c" in self.flags
 
     @property
     def policy(self) -> Policy:

@@ -30,12 +30,26 @@ from msgspec import Struct, structs
 from domain.codec import Commit, Limits, encode_body
 from domain.errors import Damaged, Misconfigured, MusterError, OutcomeUnknown, Refused, Unavailable
 from domain.events import Event
+from domain.log.archive.joining import Opened, Wanted, is_short
+from domain.log.archive.place import Archive
 from domain.log.connection import ConnectionState, Line, connection_error, raised
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
-from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
+from domain.log.protocol import (
+    Call,
+    Command,
+    Flow,
+    Horizon,
+    HorizonRequest,
+    Protocol,
+    RangeRequest,
+    Ranging,
+    Request,
+    StretchRequest,
+    with_ids,
+)
 from domain.log.spooling.appending import Steps, append_steps
 from domain.log.spooling.draining import Pass, drain_steps
 from domain.log.spooling.spool import Spool
@@ -62,7 +76,13 @@ class Sending(Struct, frozen=True):
     once: bool = False
 
 
-Wire: TypeAlias = Generator[Sending, list[Any], T]
+class Fetching(Struct, frozen=True):
+    """A segment of the archive is to be fetched. Answered by its content, in a list."""
+
+    name: str
+
+
+Wire: TypeAlias = Generator[Sending | Fetching, list[Any], T]
 
 
 class _Ids:
@@ -143,6 +163,7 @@ class Exchanges:
         wait_ms: int,
         line: Line,
         spool: Spool | None,
+        archive: Archive,
     ) -> None:
         self.keyspace = keyspace
         self.identity = identity
@@ -163,6 +184,10 @@ class Exchanges:
         self._name = new_id()[:12]
         self._line = line
         self.spool = spool
+        self.archive = archive
+        self._opened = Opened()
+        #: Until when whoever appends to a partition waits, by the monotonic clock: the store is short of memory.
+        self._held_back: dict[int, float] = {}
 
     @property
     def connection(self) -> ConnectionState:
@@ -189,6 +214,16 @@ class Exchanges:
     def is_spooled(self, session: str) -> bool:
         """Whether commits of a session wait in the spool."""
         return self.spool is not None and self.spool.first(session) is not None
+
+    def _wait_s(self, requests: Sequence[Request]) -> float:
+        """How long these appends are to wait because the store is short of memory, in seconds."""
+        if not self._held_back:
+            return 0.0
+        partitions = {self.keyspace.partition_of(one.session) for one in requests if isinstance(one, AppendRequest)}
+        now = time.monotonic()
+        waits = {partition: until - now for partition, until in self._held_back.items()}
+        self._held_back = {partition: now + wait for partition, wait in waits.items() if wait > 0}
+        return max((waits.get(partition, 0.0) for partition in partitions), default=0.0)
 
     # -- before a request is sent ------------------------------------------------------------------------------------
 
@@ -266,7 +301,11 @@ class Exchanges:
             yield from self._letting_go(requests, answers)
         if self._durability.level != "memory":
             answers = [self._judged(request, answer) for request, answer in zip(requests, answers, strict=True)]
-        self.witness.told(*[answer for answer in answers if isinstance(answer, Receipt)])
+        receipts = [answer for answer in answers if isinstance(answer, Receipt)]
+        self.witness.told(*receipts)
+        for receipt in receipts:
+            if receipt.wait_ms:
+                self._held_back[self.keyspace.partition_of(receipt.session)] = time.monotonic() + receipt.wait_ms / 1000
         if self._server.changed and any(_is_decided(answer) for answer in answers):
             yield from self._comparing_if_it_answers()
         lost = [answer for answer in answers if isinstance(answer, Damaged) and _is_lost(answer)]
@@ -284,6 +323,7 @@ class Exchanges:
         replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
         end = len(before) + len(calls)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
+        yield from self._joining(requests, answers)
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
@@ -292,6 +332,44 @@ class Exchanges:
         else:
             word = yield from self._proving(receipts)
         return [structs.replace(one, durability=word) if isinstance(one, Receipt) else one for one in answers]
+
+    def _joining(self, requests: Sequence[Request], answers: list[Any]) -> Wire[None]:
+        """Has answers that lack what is archived begin with it."""
+        short = [
+            (place, request)
+            for place, (request, answer) in enumerate(zip(requests, answers, strict=True))
+            if isinstance(request, RangeRequest | StretchRequest) and is_short(request, answer)
+        ]
+        if not short:
+            return
+        calls = self._protocol.calls([HorizonRequest(request.session) for _, request in short])
+        replies = yield Sending([call.command for call in calls])
+        horizons = _distribute(calls, replies, len(short))
+        for (place, request), horizon in zip(short, horizons, strict=True):
+            if isinstance(horizon, MusterError):
+                answers[place] = horizon
+            elif horizon is not None and request.from_seq <= horizon.seq:
+                try:
+                    answers[place] = yield from self._joined(request, answers[place], horizon)
+                except MusterError as error:
+                    answers[place] = error
+
+    def _joined(self, request: Ranging, answer: Any, horizon: Horizon) -> Wire[Any]:
+        """An answer, with what it lacks from the archive. Raises what the archive says (ARCHIVE_…)."""
+        wanted = Wanted(self.identity.store, request, answer, horizon)
+        for name in wanted.names:
+            commits = self._opened.get(name)
+            if commits is None:
+                (content,) = yield Fetching(name)
+                commits = self._opened.open(name, content)
+            wanted.take(commits)
+            if wanted.is_met:
+                break
+        return wanted.answer()
+
+    def _fetch(self, fetching: Fetching) -> list[Any]:
+        """A segment of the archive. Raises what the archive says."""
+        return [self.archive.get(fetching.name)]
 
     def _proving(self, receipts: Sequence[Receipt]) -> Wire[str]:
         """What can be proved of commits that were written before: nothing can be waited for but a real write, and that
@@ -307,6 +385,7 @@ class Exchanges:
             return "memory"
         start = len(before) + 1
         found = _distribute(calls, replies[start : start + len(calls)], len(looks))
+        yield from self._joining(looks, found)
         has_all = all(_is_held(receipt, page) for receipt, page in zip(receipts, found, strict=True))
         if replies[len(before)] != b"OK" or not has_all:
             return "memory"
@@ -495,7 +574,9 @@ class Exchanges:
             while True:
                 calls = self._protocol.calls(requests)
                 replies = yield Sending([call.command for call in calls])
-                requests = flow.send(_distribute(calls, replies, len(requests)))
+                answers = _distribute(calls, replies, len(requests))
+                yield from self._joining(requests, answers)
+                requests = flow.send(answers)
         except StopIteration as done:
             result: T = done.value
             return result

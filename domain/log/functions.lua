@@ -5,13 +5,17 @@
 --
 -- Keys (all of one partition, so of one slot):
 --   meta      hash    store, epoch, partition, partitions, total (running number of events), at (server ms of the last of them),
---                     max_events, max_bytes
+--                     max_events, max_bytes; while memory is short: pressure ("<until server ms> <ms to wait between appends>", or
+--                     "<until server ms> full")
 --   sessions  zset    every session, score 0
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
---   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
+--   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased,
+--                     a archived up to a horizon, c cold: nothing came since
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
---                     of a fork that is being made: fork_parent, fork_seq, fork_digest
+--                     of a fork that is being made: fork_parent, fork_seq, fork_digest; of what is archived: horizon (the log holds
+--                     what comes after this seq), horizon_digest (there), segments (a name a line)
+--   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
@@ -137,7 +141,7 @@ end
 -- The store here, or an error reply: none, another one, or at another epoch.
 local function open_store(key, store, epoch)
   local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes',
-    'at')
+    'at', 'pressure')
   if not stored[1] then
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
@@ -152,6 +156,7 @@ local function open_store(key, store, epoch)
     max_events = setting(stored[6]),
     max_bytes = setting(stored[7]),
     at = whole(stored[8]) or 0,
+    pressure = stored[9],
   }
   if not (meta.partition and meta.partitions and meta.partitions > 0 and meta.max_events and meta.max_bytes) then
     return nil, redis.error_reply('STORE_DAMAGED ' .. key .. ' lacks a number')
@@ -202,16 +207,29 @@ local function lease_of(head, hold)
   return head.lease
 end
 
--- What a producer saw and the log does not hold (any more): nil if the log holds it.
-local function lost(seen, seen_digest, head, log)
+-- Up to where a session's commits are in the archive and no more in its log, and the digest there; 0 for none.
+local function horizon_of(head, hold)
+  if not head or head.flags == '-' or not has(head, 'a') then
+    return 0, ''
+  end
+  local stored = redis.call('HMGET', hold, 'horizon', 'horizon_digest')
+  return whole(stored[1]) or 0, stored[2] or ''
+end
+
+-- What a producer saw and the log does not hold (any more): nil if the log holds it, or the archive has to be asked.
+local function lost(seen, seen_digest, head, log, hold)
   local stored = head and head.stored or 0
   if not seen or seen <= 0 or seen_digest == '' then
     return nil
   end
   local digest = head and head.stored_digest
   if seen ~= stored then
-    local entry = redis.call('XRANGE', log, integer(seen), integer(seen), 'COUNT', 1)[1]
-    digest = entry and field(entry, 'd')
+    local horizon, horizon_digest = horizon_of(head, hold)
+    if seen < horizon then
+      return nil
+    end
+    local entry = seen > horizon and redis.call('XRANGE', log, integer(seen), integer(seen), 'COUNT', 1)[1]
+    digest = entry and field(entry, 'd') or seen == horizon and horizon_digest
     if seen > stored and digest == seen_digest then
       return { 'DAMAGED', head and 'LOG_AHEAD' or 'HEAD_MISSING' }
     end
@@ -299,13 +317,16 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
   else
     known, known_digest = string.match(known_text, '^(%d+) ?(%x*)$')
     known = tonumber(known)
-    local loss = lost(known, known_digest, head, log)
+    local loss = lost(known, known_digest, head, log, hold)
     if loss then
       return loss
     end
   end
   if head then
-    if expected and expected < head.stored then
+    local after = expected or known
+    if after and after < head.stored and head.flags ~= '-' and after < horizon_of(head, hold) then
+      return { 'SEARCH', integer(head.seq), head.digest }
+    elseif expected and expected < head.stored then
       local id = integer(expected + count) .. '-' .. integer(count)
       local receipt = receipt_of(redis.call('XRANGE', log, id, id)[1], body)
       if receipt then
@@ -328,6 +349,9 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
   local now = call.now
   if not_after ~= '' and now > (whole(not_after) or -1) then
     return { 'REFUSED', 'TOO_LATE', integer(now) }
+  end
+  if call.wait == 'full' then
+    return { 'REFUSED', 'MEMORY_HIGH' }
   end
   if not head then
     local why
@@ -374,6 +398,12 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
   local digest = string.sub(redis.sha1hex(head.digest .. '|1|' .. session .. '|' .. first .. '|' .. integer(count) .. '|' .. at .. '|'
     .. body), 1, DIGEST_LENGTH)
   local reply = { 'APPENDED', first, last, digest, at }
+  if call.wait then
+    reply[6] = call.wait
+  end
+  if head.flags ~= '-' then
+    with_flag(head, 'c', false)
+  end
   if head.reply and not head.pending then
     head.pending = { [head.body] = head.reply }
   end
@@ -502,6 +532,12 @@ local function write(call, keys, args, replies, accepted)
   end
 end
 
+-- How long whoever appends is to wait before the next time, in ms, or "full" where nothing is taken now; nil for no need.
+local function wait_for_memory(pressure, now)
+  local till, wait = string.match(pressure, '^(%d+) (%w+)$')
+  return whole(till) and now <= tonumber(till) and wait or nil
+end
+
 -- What `muster_append_1` does with the first `count` commits of its arguments. Muster's own need no lease and no exact seq.
 local function appended(keys, args, count, is_own)
   local meta, problem = open_store(keys[1], args[1], args[2])
@@ -520,6 +556,9 @@ local function appended(keys, args, count, is_own)
 
   local call = { meta = meta, now = now, at = written_at(meta, now), sessions = keys[2], heads = {}, searching = {},
     has_new = false, has_lease = false, is_own = is_own }
+  if meta.pressure and not is_own then
+    call.wait = wait_for_memory(meta.pressure, now)
+  end
   local replies, accepted = {}, {}
   for number = 1, count do
     local arg, key = 2 + (number - 1) * ARGUMENTS, 3 + (number - 1) * 3
@@ -556,7 +595,8 @@ end
 --         what the producer last knew, or ""), not_after (server ms, or ""), token (of a lease, or ""), heir (whom the lease
 --         passes to with the commit, or ""), ids (those of its events that may be in another commit too, by spaces, or ""),
 --         kinds (a letter an event, see GATE), body, traceparent (or "")
---   Reply one array a commit: APPENDED or DUPLICATE first last digest ms; CONFLICT seq digest; FENCED holder; REFUSED code ...;
+--   Reply one array a commit: APPENDED or DUPLICATE first last digest ms (and, while memory is short, for how many ms to wait
+--         before the next append to the partition); CONFLICT seq digest; FENCED holder; REFUSED code ...;
 --         DAMAGED code ...; LOST code seq digest; SEARCH seq digest
 local function append(keys, args)
   local count = (#args - 2) / ARGUMENTS
@@ -741,6 +781,22 @@ local function touch(keys, args)
   return 'OK'
 end
 
+-- muster_press_1: has whoever appends to a partition wait, or be refused, because the server's memory is short, for some time.
+--   KEYS meta   ARGV store, for how long (ms; 0 to end it), ms to wait between appends ("full": they are refused)   Reply OK
+local function press(keys, args)
+  local problem = miscounted(keys, args, 1, 3) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
+  elseif not whole(args[2]) or args[3] ~= 'full' and not whole(args[3]) then
+    return redis.error_reply('ARGUMENTS_INVALID pressure has a time in ms, and a wait in ms')
+  elseif args[2] == '0' then
+    redis.call('HDEL', keys[1], 'pressure')
+  else
+    redis.call('HSET', keys[1], 'pressure', integer(server_ms() + tonumber(args[2])) .. ' ' .. args[3])
+  end
+  return 'OK'
+end
+
 -- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
 --   KEYS meta lost   ARGV store session witness report (JSON; "" takes it back)   Reply OK
 local function report(keys, args)
@@ -777,6 +833,32 @@ local function raise(keys, args)
     redis.call('HSET', keys[1], 'epoch', args[2])
   end
   return #reports / 2
+end
+
+-- Deletes a derived key that is of another type than it should be: it is damaged, and would fail the step half-way.
+local function clear_unless(key, needs)
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= needs then
+    redis.call('DEL', key)
+  end
+end
+
+-- muster_live_1: a worker process says that it lives, and of itself. Who frees memory must be able to say so when there is none.
+--   KEYS living, about (without about: nothing is said of itself)   ARGV worker, for how long (ms), then field, value, …
+--   Reply all that live, by name
+local function live(keys, args)
+  if #keys < 1 or #keys > 2 or #args < 2 or not whole(args[2]) or #args % 2 == 1 or (#args > 2) ~= (#keys == 2) then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 1 or 2 keys, a worker, a time in ms, and fields of itself')
+  end
+  local now = server_ms()
+  redis.call('ZREMRANGEBYSCORE', keys[1], '-inf', integer(now))
+  redis.call('ZADD', keys[1], integer(now + tonumber(args[2])), args[1])
+  if keys[2] then
+    clear_unless(keys[2], 'hash')
+    redis.call('HSET', keys[2], 'heartbeat_at', integer(now), unpack(args, 3))
+    redis.call('PEXPIRE', keys[2], args[2])
+  end
+  return redis.call('ZRANGE', keys[1], '-inf', '+inf', 'BYSCORE')
 end
 
 -- muster_claim_1: takes a partition's lease if it is free, past its deadline, already the caller's, or `force` is "1".
@@ -910,14 +992,6 @@ local function fits(command, arguments, is_first)
   return count >= 2 and count % 2 == 0
 end
 
--- Deletes a derived key that is of another type than it should be: it is damaged, and would fail the step half-way.
-local function clear_unless(key, needs)
-  local found = redis.call('TYPE', key).ok
-  if found ~= 'none' and found ~= needs then
-    redis.call('DEL', key)
-  end
-end
-
 -- The first of the writes of a step that its caller may not do; nil if he may do all. Asked before anything is written: half
 -- a step would move views and not the totals they contribute to. One key speaks for all of its kind (`view:session:…`).
 local function not_allowed(operations, cursor)
@@ -1017,7 +1091,7 @@ local function quarantine(keys, args)
 end
 
 -- muster_mend_head_1: puts a head in the place of a damaged one, unless the head or the log moved since they were read.
---   KEYS head log   ARGV head as it was read ("" for none), id of the log's last entry, new head
+--   KEYS head log   ARGV head as it was read ("" for none), id of the log's last entry ("" for none), new head
 --   Reply 1, or 0 if something moved
 local function mend_head(keys, args)
   local problem = miscounted(keys, args, 2, 3)
@@ -1025,7 +1099,7 @@ local function mend_head(keys, args)
     return problem
   end
   local last = redis.call('XREVRANGE', keys[2], '+', '-', 'COUNT', 1)[1]
-  if (redis.call('GET', keys[1]) or '') ~= args[1] or not last or last[1] ~= args[2] then
+  if (redis.call('GET', keys[1]) or '') ~= args[1] or (last and last[1] or '') ~= args[2] then
     return 0
   end
   redis.call('SET', keys[1], args[3])
@@ -1118,6 +1192,61 @@ local function copy(keys, args)
   return { 'COPIED', integer(seq) }
 end
 
+-- muster_trim_1: drops the beginning of a session's log, which is in the archive and was read back from there. What is archived
+-- to its end leaves no log behind, and no checkpoints. The head stays, and says where the log begins.
+--   KEYS meta head hold log checkpoints
+--   ARGV store epoch session; seq up to which it was archived before; seq up to which it is now, which ends a commit, and the digest
+--        there; names of the segments in between, a line each
+--   Reply {TRIMMED seq}; {MOVED} if the session is not what was archived; as muster_append_1: DAMAGED code ...
+local function trim(keys, args)
+  local problem = miscounted(keys, args, 5, 7)
+  if problem then
+    return problem
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session, from, upto, digest = args[3], whole(args[4]), whole(args[5]), args[6]
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'head:' .. session or keys[3] ~= tag .. 'hold:' .. session or keys[4] ~= tag .. 'log:' .. session
+    or keys[5] ~= tag .. 'ckpt:' .. session then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not (from and upto) or upto <= from or args[7] == '' then
+    return redis.error_reply('ARGUMENTS_INVALID what is trimmed has a beginning, an end, and segments')
+  end
+  local may = redis.acl_check_cmd
+  if not (may('HSET', keys[3], 'horizon', '') and may('SET', keys[2], '') and may('XTRIM', keys[4], 'MINID', '0')
+    and may('UNLINK', keys[4]) and may('UNLINK', keys[5])) then
+    return redis.error_reply('ACCESS_DENIED the user may not do all that trimming does')
+  end
+  local head, unreadable = read_head(keys[2])
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif head and has(head, 'q') then
+    return quarantined(keys[3])
+  elseif not head or upto > head.seq or horizon_of(head, keys[3]) ~= from then
+    return { 'MOVED' }
+  end
+  local entry = redis.call('XRANGE', keys[4], integer(upto), integer(upto), 'COUNT', 1)[1]
+  if not entry or field(entry, 'd') ~= digest or upto == head.seq and head.digest ~= digest then
+    return { 'MOVED' }
+  end
+  local earlier = redis.call('HGET', keys[3], 'segments')
+  redis.call('HSET', keys[3], 'horizon', integer(upto), 'horizon_digest', digest, 'segments',
+    earlier and from > 0 and earlier .. '\n' .. args[7] or args[7])
+  with_flag(head, 'a', true)
+  with_flag(head, 'c', upto == head.seq)
+  redis.call('SET', keys[2], pack_head(head))
+  if upto == head.seq then
+    redis.call('UNLINK', keys[4])
+    redis.call('UNLINK', keys[5])
+  else
+    redis.call('XTRIM', keys[4], 'MINID', integer(upto + 1))
+  end
+  return { 'TRIMMED', integer(upto) }
+end
+
 -- The first of the writes of a repair that its caller may not do; nil if he may do all.
 local function may_not_repair(keys)
   local may = redis.acl_check_cmd
@@ -1167,12 +1296,17 @@ local function repair(keys, args)
   if not head or not has(head, 'q') or (last and last[1] or '') ~= args[4] or not is_there and kind ~= 'none' then
     return { 'MOVED' }
   end
-  if seq > 0 then
+  local horizon, horizon_digest = horizon_of(head, keys[6])
+  if seq < horizon then
+    return { 'MOVED' }
+  elseif seq > horizon then
     local found = redis.call('XREVRANGE', keys[4], integer(seq), integer(seq), 'COUNT', 1)[1]
     ms = found and whole(field(found, 't'))
     if not ms or field(found, 'd') ~= digest then
       return { 'MOVED' }
     end
+  elseif seq > 0 and digest ~= horizon_digest then
+    return { 'MOVED' }
   end
   -- All that can fail, before anything is written.
   redis.call('XLEN', keys[3])
@@ -1202,6 +1336,7 @@ local function repair(keys, args)
   redis.call('XADD', keys[4], integer(seq + 1) .. '-1', 't', integer(at), 'd', after, 'b', body)
   head.seq, head.digest, head.gate, head.ms = seq + 1, after, gate, at
   with_flag(head, 'q', false)
+  with_flag(head, 'c', false)
   redis.call('SET', keys[5], pack_head(head))
   redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
   if keys[10] and redis.call('TYPE', keys[10]).ok == 'zset' then
@@ -1365,8 +1500,227 @@ local function fork(keys, args)
   return { mark ~= '' and 'FORKED' or 'COPIED', integer(head.seq), head.digest, integer(at) }
 end
 
+-- The first of the writes of a graft that its caller may not do; nil if he may do all.
+local function may_not_graft(keys)
+  local may = redis.acl_check_cmd
+  for _, write in ipairs({
+    { 'DEL', keys[10] }, { 'XADD', keys[10], '*', 'b', '' }, { 'RENAME', keys[4], keys[9] }, { 'RENAME', keys[10], keys[4] },
+    { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' }, { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' },
+    { 'HSET', keys[1], 'total', '' }, { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' }, { 'ZREM', keys[11], '' },
+  }) do
+    if not may(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- The commits of a graft's step, each after the one before it: where they end, and the digests at their ends by seq; or nil and
+-- why not.
+local function grafted(args, first, session, seq, digest)
+  local commits, digests, ms = {}, {}, 0
+  for at = first, #args, 5 do
+    local events, time = whole(args[at]), whole(args[at + 1])
+    if not events or events < 1 or not time then
+      return nil, redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
+    end
+    local place = '|1|' .. session .. '|' .. integer(seq + 1) .. '|' .. integer(events) .. '|' .. integer(time) .. '|'
+    digest = string.sub(redis.sha1hex(digest .. place .. args[at + 3]), 1, DIGEST_LENGTH)
+    if digest ~= args[at + 2] then
+      return nil, { 'CHAIN', integer(seq + 1) }
+    end
+    seq, ms = seq + events, math.max(ms, time)
+    digests[seq] = digest
+    local entry = { integer(seq) .. '-' .. integer(events), 't', integer(time), 'd', digest, 'b', args[at + 3] }
+    if args[at + 4] ~= '' then
+      entry[#entry + 1] = 'c'
+      entry[#entry + 1] = args[at + 4]
+    end
+    commits[#commits + 1] = entry
+  end
+  if not whole(integer(seq)) then
+    return nil, redis.error_reply('ARGUMENTS_INVALID no log is so long')
+  end
+  return { commits = commits, digests = digests, seq = seq, digest = digest, ms = ms }
+end
+
+-- muster_graft_1: one step of completing a damaged log from elsewhere. What the log is to be is built beside it, each digest
+-- computed again; the last step puts it in the log's place, if nothing came meanwhile, and lifts the quarantine. Until then the
+-- session is as it was. A log that holds anything else is put aside as it was.
+--   KEYS meta sessions feed log head hold lost audit aside graft index
+--   ARGV store epoch session; seq and digest after which the log begins (0 and its genesis, or the horizon); seq and digest at
+--        which what is built stands (those it begins after: it is begun anew); "" unless this is the last step, then "aside" to
+--        put the log aside, or "over" where it holds nothing else; the head as it was read ("" for none); id of the log's last
+--        entry ("" for none); gate in the end; seq up to which the views know the session; who; why; number of spans of what
+--        nobody was told of yet, then for each its last seq and its bytes; then for each commit: number of events, server ms,
+--        digest, body, traceparent (or "")
+--   Reply {BUILT seq digest} or {GRAFTED seq digest}; {MOVED} if the session is not what it was when it was read, {MOVED seq
+--         digest} if what is built stands elsewhere; {CHAIN seq} for a commit that does not follow; {FORK seq} if the head says
+--         otherwise there
+local function graft(keys, args)
+  local spans = #args >= 15 and whole(args[15])
+  local count = spans and (#args - 15 - 2 * spans) / 5
+  if #keys ~= 11 or not count or count < 0 or count ~= math.floor(count) then
+    return redis.error_reply('ARGUMENTS_INVALID it takes 11 keys, 15 arguments, 2 for each span, and 5 for each commit')
+  end
+  local session, base, from, how, gate, known = args[3], whole(args[4]), whole(args[6]), args[8], args[11], whole(args[12])
+  local tag = string.match(keys[1], '^(.*:)meta$')
+  if not tag or keys[2] ~= tag .. 'sessions' or keys[3] ~= tag .. 'feed' or keys[4] ~= tag .. 'log:' .. session
+    or keys[5] ~= tag .. 'head:' .. session or keys[6] ~= tag .. 'hold:' .. session or keys[7] ~= tag .. 'lost'
+    or keys[8] ~= tag .. 'audit' or string.sub(keys[9], 1, #tag) ~= tag
+    or string.match(string.sub(keys[9], #tag + 1), '^damaged:%d+:(.*)$') ~= session or keys[10] ~= tag .. 'graft:' .. session
+    or keys[11] ~= tag .. 'index:sessions' then
+    return redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  elseif not (base and from and known) or from < base or count == 0 and (how == '' or from == base)
+    or how ~= '' and (not GATE[gate] or how ~= 'aside' and how ~= 'over') then
+    return redis.error_reply('ARGUMENTS_INVALID a step has seqs, a gate, and something to write')
+  end
+  local meta, problem = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return problem
+  end
+  local denial = may_not_graft(keys)
+  if denial then
+    return denial
+  end
+
+  -- Where the log begins.
+  local head = read_head(keys[5])
+  local begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
+  if head and has(head, 'a') then
+    begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  end
+  if args[4] ~= begins[1] or args[5] ~= begins[2] then
+    return { 'MOVED' }
+  end
+  -- Where what is built stands.
+  local is_new = from == base
+  if is_new and args[7] ~= args[5] then
+    return { 'MOVED', args[4], args[5] }
+  elseif not is_new then
+    if redis.call('TYPE', keys[10]).ok ~= 'stream' then
+      return { 'MOVED', args[4], args[5] }
+    end
+    local first = redis.call('XRANGE', keys[10], '-', '+', 'COUNT', 1)[1]
+    local last = redis.call('XREVRANGE', keys[10], '+', '-', 'COUNT', 1)[1]
+    local seq, events = string.match(first and first[1] or '', '^(%d+)%-(%d+)$')
+    local stands = string.match(last and last[1] or '', '^(%d+)%-')
+    if not seq or tonumber(seq) - tonumber(events) ~= base then
+      return { 'MOVED', args[4], args[5] }
+    elseif tonumber(stands) ~= from or field(last, 'd') ~= args[7] then
+      return { 'MOVED', stands, field(last, 'd') or '' }
+    end
+  end
+  local step, why = grafted(args, 16 + 2 * spans, session, from, args[7])
+  if not step then
+    return why
+  end
+
+  local end_ms, known_seq, kind = step.ms, 0, nil
+  if how ~= '' then
+    kind = redis.call('TYPE', keys[4]).ok
+    local last = kind == 'stream' and redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)[1]
+    if kind ~= 'stream' and kind ~= 'none' or (redis.call('GET', keys[5]) or '') ~= args[9] or (last and last[1] or '') ~= args[10]
+      or redis.call('HGET', keys[6], 'code') == 'FORK_UNFINISHED' then
+      return { 'MOVED' }
+    end
+    if not head then
+      local _, refusal = new_head(session, meta, keys[2])
+      if refusal and refusal[1] == 'REFUSED' then
+        return refusal
+      end
+    elseif head.seq > base then
+      -- What the head says was acknowledged.
+      local digest = step.digests[head.seq]
+      if head.seq <= from then
+        local entry = redis.call('XRANGE', keys[10], integer(head.seq), integer(head.seq), 'COUNT', 1)[1]
+        digest = entry and field(entry, 'd')
+      end
+      if digest ~= head.digest then
+        return { 'FORK', integer(head.seq) }
+      end
+    end
+    if count == 0 then
+      end_ms = whole(field(redis.call('XREVRANGE', keys[10], '+', '-', 'COUNT', 1)[1], 't')) or 0
+    end
+    known_seq = math.max(known, head and head.seq or 0, base)
+    local told = known_seq
+    for at = 16, 15 + 2 * spans, 2 do
+      local to, bytes = whole(args[at]), whole(args[at + 1])
+      if not to or not bytes or to <= told then
+        return redis.error_reply('ARGUMENTS_INVALID spans have seqs that grow, and bytes')
+      end
+      told = to
+    end
+    if told ~= math.max(known_seq, spans > 0 and step.seq or 0) or spans == 0 and step.seq > known_seq then
+      return redis.error_reply('ARGUMENTS_INVALID the spans are not of what nobody was told of')
+    end
+    -- All that can fail, before anything is written.
+    redis.call('XLEN', keys[3])
+    redis.call('ZCARD', keys[2])
+    redis.call('XLEN', keys[8])
+    redis.call('HLEN', keys[6])
+    redis.call('HLEN', keys[7])
+    if redis.call('EXISTS', keys[9]) == 1 then
+      return redis.error_reply('ARGUMENTS_INVALID a log was put aside under this name before')
+    end
+  end
+
+  if is_new then
+    redis.call('DEL', keys[10])
+  end
+  for _, entry in ipairs(step.commits) do
+    redis.call('XADD', keys[10], unpack(entry))
+  end
+  if how == '' then
+    return { 'BUILT', integer(step.seq), step.digest }
+  end
+  local is_aside = how == 'aside' and kind == 'stream'
+  if is_aside then
+    redis.call('RENAME', keys[4], keys[9])
+  end
+  redis.call('RENAME', keys[10], keys[4])
+  if not head then
+    local policy = redis.call('HGET', keys[6], 'policy')
+    head = head_at(0, '', 'o', 0, policy == 'strict' and 's' or policy == 'leased' and 'l' or '-')
+  end
+  head.seq, head.digest, head.gate, head.ms = step.seq, step.digest, gate, math.max(head.ms, end_ms)
+  with_flag(head, 'q', false)
+  with_flag(head, 'c', false) -- cold: nothing came since it was archived
+  redis.call('SET', keys[5], pack_head(head))
+  redis.call('HDEL', keys[6], 'code', 'first_bad_seq')
+  if redis.call('TYPE', keys[11]).ok == 'zset' then
+    redis.call('ZREM', keys[11], QUARANTINED .. session)
+  end
+  redis.call('ZADD', keys[2], 0, session)
+  local at = math.max(written_at(meta, server_ms()), end_ms)
+  local total, told = meta.total, known_seq
+  for place = 16, 15 + 2 * spans, 2 do
+    local to = whole(args[place])
+    feed(keys[1], keys[3], total, to - told, at, cmsgpack.pack({ { session, told + 1, to, whole(args[place + 1]) } }))
+    total, told = total + to - told, to
+  end
+  redis.call('HSET', keys[1], 'at', integer(math.max(meta.at, at)))
+  local reports = redis.call('HGETALL', keys[7])
+  for index = 1, #reports, 2 do
+    if string.match(reports[index], '^%S+') == session then
+      local is_read, report = pcall(cjson.decode, reports[index + 1])
+      local last = is_read and type(report) == 'table' and report.last
+      local seq = type(last) == 'table' and tonumber(last.seq)
+      local entry = seq and redis.call('XRANGE', keys[4], integer(seq), integer(seq), 'COUNT', 1)[1]
+      if entry and field(entry, 'd') == last.digest then
+        redis.call('HDEL', keys[7], reports[index])
+      end
+    end
+  end
+  redis.call('XADD', keys[8], '*', 'who', args[13], 'what', 'log grafted', 'session', session, 'seq', integer(step.seq), 'digest',
+    step.digest, 'aside', is_aside and keys[9] or '', 'why', args[14])
+  return { 'GRAFTED', integer(step.seq), step.digest }
+end
+
 redis.register_function { function_name = 'muster_fork_1', callback = fork }
+redis.register_function { function_name = 'muster_graft_1', callback = graft }
 redis.register_function { function_name = 'muster_repair_1', callback = repair }
+redis.register_function { function_name = 'muster_trim_1', callback = trim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_append_1', callback = append }
 redis.register_function { function_name = 'muster_copy_1', callback = copy }
 redis.register_function { function_name = 'muster_beat_1', callback = beat }
@@ -1374,15 +1728,17 @@ redis.register_function { function_name = 'muster_gone_1', callback = gone }
 redis.register_function { function_name = 'muster_state_1', callback = state }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }
+redis.register_function { function_name = 'muster_press_1', callback = press, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_raise_1', callback = raise, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_lease_1', callback = lease }
 redis.register_function { function_name = 'muster_policy_1', callback = policy }
-redis.register_function { function_name = 'muster_claim_1', callback = claim }
+redis.register_function { function_name = 'muster_live_1', callback = live, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_claim_1', callback = claim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_try_1', callback = try }
-redis.register_function { function_name = 'muster_renew_1', callback = renew }
+redis.register_function { function_name = 'muster_renew_1', callback = renew, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_release_1', callback = release, flags = { 'allow-oom' } }
-redis.register_function { function_name = 'muster_step_1', callback = step }
+redis.register_function { function_name = 'muster_step_1', callback = step, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_mend_head_1', callback = mend_head, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_quarantine_1', callback = quarantine, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_mend_total_1', callback = mend_total, flags = { 'allow-oom' } }

@@ -47,8 +47,8 @@ KEYS: Final = (
     ),
     Key("{p}:skips", "hash", KeyClass.TRUTH, "as long as the logs; what of a session an operator discarded"),
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
-    Key("{p}:head:<session>", "string", KeyClass.CONTROL, "as long as its log"),
-    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease"),
+    Key("{p}:head:<session>", "string", KeyClass.CONTROL, "for ever; also of what is archived as a whole"),
+    Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease, horizon"),
     Key(
         "{p}:feed",
         "stream",
@@ -57,6 +57,12 @@ KEYS: Final = (
     ),
     Key("{p}:owner:<projection>", "hash", KeyClass.CONTROL, "for ever; deadline in server ms is a field"),
     Key("{p}:parked:<projection>", "hash", KeyClass.CONTROL, "until the session is projected again"),
+    Key(
+        "{p}:graft:<session>",
+        "stream",
+        KeyClass.EPHEMERAL,
+        "until it takes a damaged log's place, or is begun anew",
+    ),
     Key("{p}:beats", "zset", KeyClass.EPHEMERAL, "entries until the agent leaves or is reported gone"),
     Key("{p}:place:<subscription>", "string", KeyClass.CONTROL, "until dropped; up to where it is acknowledged"),
     Key("{p}:acked:<subscription>", "hash", KeyClass.CONTROL, "as the place; its position in the feed"),
@@ -159,6 +165,9 @@ class PartitionKeys:
 
     def damaged(self, at_ms: int, session: str) -> str:
         return f"{self._tag}:damaged:{at_ms}:{session}"
+
+    def graft(self, session: str) -> str:
+        return f"{self._tag}:graft:{session}"
 
     def head(self, session: str) -> str:
         return self._head + session

@@ -127,6 +127,20 @@ class SkipsRequest(Struct, frozen=True):
     session: str
 
 
+class HorizonRequest(Struct, frozen=True):
+    """Up to where a session's commits are in the archive and no more in its log. Answered by a Horizon or None."""
+
+    session: str
+
+
+class Horizon(Struct, frozen=True):
+    """All up to `seq`, whose digest is `digest`, lies in these segments of the archive, oldest first."""
+
+    seq: int
+    digest: str
+    segments: tuple[str, ...]
+
+
 class RegistryRequest(Struct, frozen=True):
     """Session ids of a partition after `after`. Answered by a list of at most `count`."""
 
@@ -185,7 +199,7 @@ class ForkAnswer(Struct, frozen=True):
 Holding: TypeAlias = LeaseRequest | RenewRequest | PolicyRequest | BeatRequest
 Feeding: TypeAlias = StandingRequest | FeedRequest
 Ranging: TypeAlias = RangeRequest | StretchRequest
-Reading: TypeAlias = TimeRequest | HeadRequest | Ranging | SkipsRequest | RegistryRequest | Feeding
+Reading: TypeAlias = TimeRequest | HeadRequest | HorizonRequest | Ranging | SkipsRequest | RegistryRequest | Feeding
 Request: TypeAlias = AppendRequest | Holding | ForkRequest | Reading
 Flow: TypeAlias = Generator[list[Request], list[Any], T]
 
@@ -307,7 +321,9 @@ class Protocol:
         command = ["FCALL", "muster_fork_1", len(names), *names, *arguments]
         return Call(command, [place], lambda reply: [fork_answer(session, reply)], writes=True)
 
-    def _single(self, place: int, request: TimeRequest | HeadRequest | Ranging | RegistryRequest | Feeding) -> Call:
+    def _single(
+        self, place: int, request: TimeRequest | HeadRequest | HorizonRequest | Ranging | RegistryRequest | Feeding
+    ) -> Call:
         keys: PartitionKeys
         command: Command
         match request:
@@ -316,6 +332,9 @@ class Protocol:
             case HeadRequest(session):
                 command = ["GET", self.keyspace.of(session).head(session)]
                 return Call(command, [place], lambda reply: [parse_head(reply)])
+            case HorizonRequest(session):
+                command = ["HMGET", self.keyspace.of(session).hold(session), "horizon", "horizon_digest", "segments"]
+                return Call(command, [place], lambda reply: [parse_horizon(reply)])
             case RangeRequest(session, from_seq, to_seq, count, backward):
                 low, high = str(from_seq), "+" if to_seq is None else str(to_seq)
                 log = self.keyspace.of(session).log(session)
@@ -348,7 +367,10 @@ def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching
     """What one row of the append function's reply means."""
     if row[0] == b"APPENDED":
         first, last = int(row[1]), int(row[2])
-        return Receipt(request.session, first, last, row[3].decode(), int(row[4]), appended=last - first + 1)
+        wait_ms = int(row[5]) if len(row) > 5 else 0
+        return Receipt(
+            request.session, first, last, row[3].decode(), int(row[4]), appended=last - first + 1, wait_ms=wait_ms
+        )
     word, *rest = [value.decode() if isinstance(value, bytes) else value for value in row]
     session = request.session
     match word:
@@ -407,9 +429,11 @@ def fork_answer(session: str, reply: list[Any]) -> ForkAnswer | MusterError:
     raise AssertionError(f"unknown answer {word!r}")
 
 
-def refused(session: str, code: str, *rest: str) -> Refused:
+def refused(session: str, code: str, *rest: str) -> Refused | Unavailable:
     """What the append function refuses, from its words."""
     match code:
+        case "MEMORY_HIGH":
+            return Unavailable(code, f"the server is short of memory: nothing is appended to session {session} now")
         case "GATE_REFUSED":
             return gate_refused(session, int(rest[0]), rest[1], int(rest[2]))
         case "TOO_LATE":
@@ -558,6 +582,12 @@ def parse_head(packed: bytes | None) -> Head | None:
         raise Damaged("HEAD_MISSING", f"a head holds {packed[:60]!r}") from None
 
 
+def parse_horizon(reply: Sequence[bytes | None]) -> Horizon | None:
+    """What the hold of a session says of what is archived of it."""
+    seq, digest, segments = (value.decode("utf-8", "replace") if value is not None else "" for value in reply)
+    return Horizon(int(seq), digest, tuple(segments.splitlines())) if seq.isdigit() and int(seq) else None
+
+
 def pack_head(head: Head) -> str:
     """The inverse of `parse_head`."""
     return f"{head.seq} {head.digest} {head.gate} {head.at_ms} {head.flags}"
@@ -674,9 +704,13 @@ def sent_flow(request: AppendRequest) -> Flow[Receipt]:
         if isinstance(answer, Searching):
             # More came since than the function searches, or some of it looks like a part of this commit, and nothing
             # was written: search here, then say what is known.
-            commit = yield from _search_flow(request, _search_after(request), answer.at.seq)
-            if commit is not None:
+            after = _search_after(request)
+            seen = request.known if request.known is not None and request.known.seq == after > 0 else None
+            commit = yield from _search_flow(request, after, answer.at.seq, seen)
+            if commit is not None and (request.expected == "any" or commit.first_seq == after + 1):
                 return repeated(commit)
+            if request.expected != "any":
+                raise conflict(request.session, request.expected, answer.at.seq)
             request = structs.replace(request, known=answer.at)
             continue
         if isinstance(answer, Conflict) and answer.code == "SEQ_CONFLICT" and request.ids:
@@ -931,10 +965,9 @@ def _count_by(bodies: Sequence[bytes]) -> int:
     return max(1, min(PAGE_ENTRIES, PAGE_BYTES // size))
 
 
-def first_pages_flow(readings: Sequence[ReadFlow]) -> Flow[list[Stretch | None]]:
-    """The first pages of many readings, side by side."""
-    pages = yield from together([reading.next_page() for reading in readings])
-    return [taken(page) for page in pages]
+def first_pages_flow(readings: Sequence[ReadFlow]) -> Flow[list[Stretch | MusterError | None]]:
+    """The first pages of many readings, side by side; an error is that of its reading alone."""
+    return (yield from together([reading.next_page() for reading in readings]))
 
 
 def head_flow(sessions: Sequence[str]) -> Flow[list[Head | None]]:
@@ -1064,15 +1097,21 @@ def _search_after(request: AppendRequest) -> int:
     return 0 if request.expected == "new" else request.expected
 
 
-def _search_flow(request: AppendRequest, after: int, to: int) -> Flow[Commit | None]:
-    """The very commit of a request among those after seq `after`, or None.
+def _search_flow(request: AppendRequest, after: int, to: int, seen: Position | None = None) -> Flow[Commit | None]:
+    """The very commit of a request among those after seq `after`, or None. `seen` is what its producer saw there: what
+    is archived the function cannot compare.
 
-    Raises Conflict (PART_KNOWN) if it is not there, but events with ids that its producer gave them are.
+    Raises Conflict (PART_KNOWN) if it is not there, but events with ids that its producer gave them are; Damaged (FORK)
+    if another commit stands at what was seen.
     """
-    reading = ReadFlow(request.session, after=after, to=to)
+    reading = ReadFlow(request.session, after=after - 1 if seen is not None else after, to=to)
     known: dict[str, int] = {}
     while (page := (yield from reading.next_page())) is not None:
         for commit in page:
+            if seen is not None and commit.last_seq <= after:
+                if commit.digest != (seen.digest or commit.digest) or commit.last_seq < after:
+                    raise lost(request.session, "FORK", seen, Position(commit.last_seq, commit.digest))
+                continue
             if commit.body == request.body:
                 return commit
             if request.ids:

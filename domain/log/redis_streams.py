@@ -22,7 +22,8 @@ from msgspec import structs
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.events import Event
-from domain.log.ahead import Asked, AskedAhead, Sent, last_answers
+from domain.log.ahead import Asked, AskedAhead, Sent, answers_at_once
+from domain.log.archive.place import Archive, NotGiven, open_archive
 from domain.log.blocking import BlockingReads
 from domain.log.connection import (
     LOCALHOST,
@@ -37,7 +38,7 @@ from domain.log.connection import (
 )
 from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.durability import parse_durability
-from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id
+from domain.log.exchange import Exchanges, Fetching, Sending, ServerSeen, Wire, new_id
 from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
@@ -109,7 +110,12 @@ def _with(answers: Sequence[Any], places: Sequence[int], again: Sequence[Any]) -
 
 
 def _exchange_options(
-    connecting: Connecting, limits: Limits, durability: str, server: ServerSeen, spool: Spool | None
+    connecting: Connecting,
+    limits: Limits,
+    durability: str,
+    server: ServerSeen,
+    spool: Spool | None,
+    archive: Archive | str | None,
 ) -> dict[str, Any]:
     """How a log over this connection exchanges requests."""
     if spool is not None and connecting.retry_for_s > LONGEST_LIFE_S:
@@ -119,6 +125,7 @@ def _exchange_options(
     return {
         "line": Line(),
         "spool": spool,
+        "archive": _as_archive(archive),
         "limits": limits,
         "durability": parse_durability(durability),
         "server": server,
@@ -130,6 +137,10 @@ def _exchange_options(
 
 def _as_spool(spool: Spool | str | Path | None) -> Spool | None:
     return Spool(spool) if isinstance(spool, (str, Path)) else spool
+
+
+def _as_archive(archive: Archive | str | None) -> Archive:
+    return open_archive(archive) if isinstance(archive, str) else archive or NotGiven()
 
 
 def _opened_store(
@@ -175,6 +186,7 @@ class SessionLog(Exchanges, BlockingReads):
         limits: Limits = DEFAULT_LIMITS,
         durability: str = "memory",
         spool: Spool | str | Path | None = None,
+        archive: Archive | str | None = None,
     ) -> Self:
         """Connects to a server and opens the store on it.
 
@@ -186,12 +198,15 @@ class SessionLog(Exchanges, BlockingReads):
         each session, when it is back. An append waits for the server for `retry_for_s`, and not at all once it is known
         to be away; its receipt is `spooled`. A spool that met the store before lets it be opened during an outage.
 
+        `archive` is where the old commits of sessions lie, if they are archived: a folder, or `s3://bucket/prefix`.
+        They are read as if they were still on the server; without it, who reads them is told ARCHIVE_NOT_GIVEN.
+
         Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD,
         ACCESS_DENIED, SPOOL_DIFFERS).
         """
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool))
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive)
         client = connect(connecting, server.met)
         try:
             replies: list[Any] | Unavailable
@@ -392,6 +407,8 @@ class SessionLog(Exchanges, BlockingReads):
     def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return self._send_requests(requests, once)
+        if (wait_s := self._wait_s(requests)) > 0:
+            time.sleep(wait_s)
         stamped = self._stamped(requests)
         answers = self._send_appends(stamped, once)
         mistimed = self._mistimed(stamped, answers)
@@ -418,8 +435,10 @@ class SessionLog(Exchanges, BlockingReads):
 
     def ask(self, requests: list[Request]) -> Asked:
         wire = self._asking(requests)
-        sent = Sent(self.client, next(wire).commands)
-        return AskedAhead(sent, partial(last_answers, wire), partial(self._send_requests, requests))
+        sending = next(wire)
+        assert isinstance(sending, Sending)
+        sent = Sent(self.client, sending.commands)
+        return AskedAhead(sent, partial(answers_at_once, wire), partial(self._send_requests, requests))
 
     def look(self, flow: Flow[T]) -> T:
         """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
@@ -434,14 +453,7 @@ class SessionLog(Exchanges, BlockingReads):
                     self._server.has_moved = False
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
-                    replies = send(
-                        self.client,
-                        sending.commands,
-                        self.connecting,
-                        wrote=sending.writes,
-                        once=once or sending.once,
-                        line=self._line,
-                    )
+                    replies = self._fetch(sending) if isinstance(sending, Fetching) else self._send(sending, once)
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:
@@ -449,6 +461,16 @@ class SessionLog(Exchanges, BlockingReads):
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _send(self, sending: Sending, once: bool) -> list[Any]:
+        return send(
+            self.client,
+            sending.commands,
+            self.connecting,
+            wrote=sending.writes,
+            once=once or sending.once,
+            line=self._line,
+        )
 
 
 class AsyncSessionLog(Exchanges):
@@ -480,11 +502,12 @@ class AsyncSessionLog(Exchanges):
         limits: Limits = DEFAULT_LIMITS,
         durability: str = "memory",
         spool: Spool | str | Path | None = None,
+        archive: Archive | str | None = None,
     ) -> Self:
         """As `SessionLog.open`."""
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool))
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive)
         client = connect_async(connecting, server.met)
         try:
             replies: list[Any] | Unavailable
@@ -720,6 +743,8 @@ class AsyncSessionLog(Exchanges):
     async def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return await self._send_requests(requests, once)
+        if (wait_s := self._wait_s(requests)) > 0:
+            await asyncio.sleep(wait_s)
         stamped = self._stamped(requests)
         answers = await self._send_appends(stamped, once)
         mistimed = self._mistimed(stamped, answers)
@@ -759,14 +784,10 @@ class AsyncSessionLog(Exchanges):
                     self._server.has_moved = False
                     await self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
-                    replies = await send_async(
-                        self.client,
-                        sending.commands,
-                        self.connecting,
-                        wrote=sending.writes,
-                        once=once or sending.once,
-                        line=self._line,
-                    )
+                    if isinstance(sending, Fetching):
+                        replies = await asyncio.to_thread(self._fetch, sending)
+                    else:
+                        replies = await self._send(sending, once)
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:
@@ -774,6 +795,16 @@ class AsyncSessionLog(Exchanges):
         except StopIteration as done:
             result: T = done.value
             return result
+
+    async def _send(self, sending: Sending, once: bool) -> list[Any]:
+        return await send_async(
+            self.client,
+            sending.commands,
+            self.connecting,
+            wrote=sending.writes,
+            once=once or sending.once,
+            line=self._line,
+        )
 
 
 def create_store(

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from domain.errors import Damaged
+from domain.errors import Damaged, MusterError
 from domain.log.contract import Position, Receipt
 from domain.log.protocol import Flow, HeadRequest, RangeRequest, ReadFlow, position_of, taken
 
@@ -100,8 +100,10 @@ class Witness:
                 try:
                     if not any(commit.digest == known.digest for commit in taken(found)):
                         losses.append((yield from self._loss_flow(session, known)))
-                except Damaged as damaged:  # one session's trouble; the validator has the words for it
-                    logger.warning("session %s could not be compared: %s", session, damaged)
+                except MusterError as error:  # one session's trouble; the validator has the words for it
+                    if not isinstance(error, Damaged) and not error.code.startswith("ARCHIVE_"):
+                        raise
+                    logger.warning("session %s could not be compared: %s", session, error)
         return losses
 
     def _loss_flow(self, session: str, known: Position) -> Flow[Loss]:

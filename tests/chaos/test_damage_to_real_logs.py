@@ -16,15 +16,22 @@ import msgspec
 import pytest
 
 from domain import Append, Event, Receipt
-from domain.codec import parse_line
+from domain.codec import genesis, parse_line
+from domain.log.archive.place import open_archive
+from domain.log.archive.segment import seal
 from domain.log.skips import Skip
 from domain.session import Session
 from projections import agent_view, session_view
 from projections.drift import Validator
 from projections.findings import KINDS, Finding
+from projections.grafting import Grafting, Source
 from tests.chaos.effort import FULL, seeded
 from tests.conftest import DATA, Store
 from tests.projections.world import World, folded
+from workers.backup.creating import Creating
+from workers.pacing import Pace
+from workers.recovery import Recovery, mendable, plan_of, with_grafts
+from workers.sources import open_source
 
 PLACES: Final = 20 if FULL else 1
 SESSIONS: Final = 400
@@ -462,3 +469,47 @@ def test_damage_anywhere_is_found_and_put_right_or_quarantined(
         else:
             assert left == []
         assert place.verify() == left
+
+
+@pytest.fixture(scope="module")
+def kept(real: tuple[World, list[str]], tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """The real logs in a backup, and sealed in an archive."""
+    world, sessions = real
+    backup, folder = tmp_path_factory.mktemp("kept") / "backup", tmp_path_factory.mktemp("archive")
+    Creating(world.log, backup, base=None, pace=Pace(lambda _: None, verb="did")).run()
+    place, chance, store = open_archive(str(folder)), random.Random(2), world.log.identity.store
+    for session in sessions:
+        commits, previous = list(world.log.read(session)), genesis(session)
+        while commits:
+            size = chance.randint(1, 9)
+            segment = seal(store, session, previous, commits[:size])
+            place.put(segment.name, segment.content)
+            commits, previous = commits[size:], segment.facts.digest
+    return [open_source(str(where), store, say=lambda _: None) for where in (backup, folder)]
+
+
+@pytest.mark.parametrize("damage", TRUTH, ids=lambda damage: damage.__name__)
+def test_damage_to_a_log_anywhere_is_made_good_from_a_backup_or_an_archive(
+    places: Callable[[], Place], kept: list[Source], damage: Callable[[Place], Found]
+) -> None:
+    """To the byte, and nothing is found any more; whether it was quarantined before or not."""
+    for source in kept if FULL else [seeded().choice(kept)]:
+        for _ in range(PLACES):
+            place = places()
+            world, head = place.world, place.redis.get(place.head)
+            views = world.projections.views([place.session])
+            damage(place)
+            if place.chance.random() < 0.5:
+                world.recover()
+            grafting = Grafting(world.projections, world.log, source, who="tester")
+            plan = plan_of("store", place.verify())
+            (planned,) = found = list(grafting.plan(mendable(plan)))
+
+            (graft,) = grafting.apply([planned.session])
+
+            assert graft == planned
+            assert place.redis.xrange(place.log) == place.entries
+            assert place.redis.get(place.head) == head
+            recovery = Recovery(world.projections, world.log, who="tester", progress=lambda _: None)
+            assert recovery.apply(with_grafts(plan, found, world.keyspace)) == []
+            assert world.projections.views([place.session]) == views

@@ -18,6 +18,7 @@ import hypothesis.strategies as st
 from domain import Append, Event, MemoryLog, MusterError, Receipt, Session
 from domain.agent import Totals, contributions, merge
 from domain.codec import encode_body
+from domain.log.archive.place import Archive
 from domain.log.contract import EventLog
 from domain.log.protocol import APPEND_FUNCTION
 from domain.session import gate_after, kind_of
@@ -140,12 +141,12 @@ def lying_append(store: Store, session: str, event: Event, kind: str) -> list[st
 class World:
     """A store, its log and its projections. `project` does in this process, step by step, what workers do."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, archive: Archive | str | None = None) -> None:
         self.store = store
         self.jobs_url = ""
         self.redis: Any = store.client
         self.keyspace = store.keyspace
-        self.log = store.open()
+        self.log = store.open(archive=archive)
         self.projections = ProjectionStore(self.log.client, self.log.keyspace)
         self.views = Views(self.projections, self.log)
         self.leases = Leases(self.log.client, self.log.keyspace, "tester")

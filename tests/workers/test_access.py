@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,7 @@ ROLES: Final = (
         "subscriber",
         "worker",
         "jobs",
+        "archiver",
         "operator",
         "repairer",
         "restorer",
@@ -77,6 +78,8 @@ class Guarded:
         self.queues = OwnServer(directory / "queues", kind=kind)  # of jobs, which are no part of the store
         self.queues.start()
         self.keyspace = Keyspace(ENVIRONMENT, NAMESPACE, 4)
+        #: More settings.
+        self.more: dict[str, str] = {}
         self.root: Any = self.client("root")
         self._clients: list[Any] = [self.root]
         self._monkeypatch = monkeypatch
@@ -92,6 +95,7 @@ class Guarded:
             "MUSTER_REDIS__RETRY_FOR_S": "0",
             "MUSTER_JOBS__URL": self.queues.url,
             "MUSTER_PROJECTIONS": spec(EventsByType),
+            **self.more,
         }
         return load(environ)
 
@@ -100,7 +104,8 @@ class Guarded:
 
     def open(self, user: str) -> SessionLog:
         settings = self.settings(user)
-        return SessionLog.open(settings.connecting, environment=ENVIRONMENT, namespace=NAMESPACE)
+        archive = settings.archive.opened()
+        return SessionLog.open(settings.connecting, environment=ENVIRONMENT, namespace=NAMESPACE, archive=archive)
 
     def run(self, user: str, *arguments: str) -> Ran:
         """Runs a command of the CLI as this user, in this process."""
@@ -285,7 +290,18 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("reader", "job", "ls").rows[0]["result"]["codes"]
 
-    # the end of a damaged log is given up by a repairer, whom nobody else can stand in for
+    # a damaged log is completed from a backup by a repairer, whom nobody else can stand in for
+    guarded.run("reader", "backup", "create", str(tmp_path / "before"))
+    keys = guarded.keyspace.of("s-5")
+    guarded.root.delete(keys.log("s-5"), keys.session_view("s-5"))
+    completing = ("recover", "apply", "--from", str(tmp_path / "before"))
+    assert guarded.run("operator", *completing).code == 3
+    guarded.denials()
+    completed = guarded.run("repairer", *completing).rows[0]
+    assert [graft["session"] for graft in completed["grafted"]] == ["s-5"]
+    assert "s-5" not in {finding["session"] for finding in completed["left"]}
+
+    # the end of one is given up by a repairer too
     name, *_ = (row["session"] for row in guarded.run("reader", "session", "ls", "--quarantined").rows)
     denied = guarded.run("operator", "recover", "accept", name, "--why", "the disk of Monday")
     assert (denied.code, denied.err[:20]) == (3, "error: ACCESS_DENIED")
@@ -374,8 +390,6 @@ NOBODY: Final = (
     "MIGRATE h 1 k 0 1",
     "SWAPDB 0 1",
     "DEL {log}",
-    "UNLINK {log}",
-    "XTRIM {log} MAXLEN 0",
     "XDEL {log} 1-1",
     "XSETID {log} 9-1",
     "EXPIRE {log} 1",
@@ -393,6 +407,8 @@ NOBODY: Final = (
     "HGETALL {other}",
     "PUBLISH news 1",
 )
+#: What nobody may do but whoever archives.
+NOT_BUT_ARCHIVING: Final = ("UNLINK {log}", "XTRIM {log} MAXLEN 0")
 _WRITES: Final = (
     "XADD {log} 99-1 b x",
     "SET {head} x",
@@ -439,14 +455,23 @@ NOT: Final = {
         "FUNCTION KILL",
         "CONFIG GET save",
     ),
+    "archiver": (
+        "HSET {skips} s-0 []",
+        "FUNCTION LOAD x",
+        "FUNCTION KILL",
+        "CONFIG GET save",
+        "XDEL {log} 1-1",
+        "UNLINK {head}",
+    ),
     "repairer": (
-        *(
-            write
-            for write in _WRITES
-            if not any(key in write for key in ("{log}", "{sessions}", "{meta}", "{feed}", "{head}"))
-        ),
         "RENAME {log} {view}",
         "DEL {head}",
+        "DEL {log}",
+        "XTRIM {log} MINID 99",
+        "ZADD {workers} 0 x",
+        "FUNCTION LOAD x",
+        "FUNCTION KILL",
+        "CONFIG GET save",
     ),
     "restorer": (
         *(
@@ -483,7 +508,11 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
     before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
     allowed = []
     with filled.client(role) as client:
-        others = (("XTRIM {feed} MAXLEN 0", ("worker", "jobs")), ("SCAN 0", ("jobs", "operator", "reader")))
+        others = (
+            ("XTRIM {feed} MAXLEN 0", ("worker", "jobs", "archiver")),
+            ("SCAN 0", ("jobs", "archiver", "operator", "repairer", "reader")),
+            *((command, ("archiver",)) for command in NOT_BUT_ARCHIVING),
+        )
         for command in (*NOBODY, *NOT[role], *(word for word, roles in others if role not in roles)):
             try:
                 client.execute_command(*(word.format(**names) for word in command.split(" ")))
@@ -495,6 +524,51 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
 
     assert allowed == []
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+def test_only_whoever_archives_makes_a_log_shorter(filled: Guarded, tmp_path: Path) -> None:
+    """By hand, or in a worker process; who may not leaves every log as it was; all others read what is archived."""
+    (tmp_path / "archive").mkdir()
+    filled.more = {"MUSTER_ARCHIVE__URL": str(tmp_path / "archive"), "MUSTER_ARCHIVE__AFTER_END_S": "0"}
+    with filled.open("producer") as log:
+        for number in range(12):
+            log.append(f"s-{number}", Event.of("completed", actor="a"))
+    environ = {"PATH": "/usr/bin:/bin", **filled.settings("archiver").environ(), "MUSTER_ARCHIVE__WRITE": "false"}
+    with working(environ):
+        caught_up = lambda: all(row["events"] == 0 for row in filled.run("monitor", "projection", "lag").rows)  # noqa: E731
+        wait_until(caught_up, message="the views have caught up")
+    before = filled.run("reader", "event", "tail", "s-3").rows
+    for role in ("worker", "jobs", "operator"):
+        ran = filled.run(role, "archive", "run", "--all")
+        assert (ran.code, ran.err[:20]) == (3, "error: ACCESS_DENIED"), ran.err
+        assert filled.root.xlen(filled.keyspace.of("s-3").log("s-3")) == 2
+    filled.denials()
+
+    assert filled.run("archiver", "archive", "run").rows[0]["sessions"] == 12
+    assert filled.root.xlen(filled.keyspace.of("s-3").log("s-3")) == 0
+    with filled.open("producer") as log:
+        log.append("s-3", Event.of("start", actor="a"))
+        log.append("s-3", Event.of("completed", actor="a"))
+    environ |= {"MUSTER_ARCHIVE__WRITE": "true", "MUSTER_ARCHIVE__EVERY_S": "1"}
+    with working(environ):
+        wait_until(lambda: not filled.root.exists(filled.keyspace.of("s-3").log("s-3")), message="it is archived again")
+    assert filled.run("reader", "event", "tail", "s-3").rows[:3] == before
+    assert filled.run("reader", "archive", "verify").code == 0
+    with filled.open("subscriber") as log:
+        told = [len(list(log.read(f"s-{number}"))) for number in range(12)]
+    assert told == [2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert filled.denials() == []
+
+
+@contextmanager
+def working(environ: dict[str, str]) -> Iterator[None]:
+    """A worker process."""
+    worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
+    try:
+        yield
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 0
 
 
 def test_commands_say_that_access_is_denied(filled: Guarded) -> None:
@@ -586,6 +660,32 @@ def test_a_repairer_that_lacks_a_right_writes_nothing(filled: Guarded) -> None:
     denied = filled.run("repairer", "recover", "accept", "s-0", "--why", "the disk of Monday")
 
     assert (denied.code, denied.err[:20]) == (3, "error: ACCESS_DENIED")
+    assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
+
+
+_REPAIRER: Final = (
+    *("+rename", "+set", "+hset", "+hdel", "+zadd", "+zrem", "+xadd", "+del"),
+    *("%RW~{prod:main:[0-9]*}:log:*", "%RW~{prod:main:[0-9]*}:damaged:*", "%RW~{prod:main:[0-9]*}:graft:*"),
+    *("%RW~{prod:main:[0-9]*}:audit", "%RW~{prod:main:[0-9]*}:lost", "%RW~{prod:main:[0-9]*}:feed"),
+)
+
+
+@pytest.mark.parametrize("taken", _REPAIRER)
+def test_a_repairer_that_lacks_a_right_grafts_nothing(filled: Guarded, tmp_path: Path, taken: str) -> None:
+    """Whichever it is; a log that is as it was cannot be half a graft."""
+    assert filled.run("reader", "backup", "create", str(tmp_path / "b")).code == 0
+    keys = filled.keyspace.of("s-0")
+    filled.root.xtrim(keys.log("s-0"), maxlen=0)
+    (rules,) = [line for line in filled.rules.splitlines() if line.startswith("user repairer ")]
+    assert taken in rules
+    without = rules.replace(f" {taken} ", " ").replace(f" {taken})", ")").replace(f"({taken} ", "(")
+    assert taken not in split(without)
+    filled.root.execute_command("ACL", "SETUSER", "repairer", "reset", *split(without.replace("(%", "(+ping %"))[2:])
+    before = {key: filled.root.dump(key) for key in sorted(filled.root.keys())}
+
+    denied = filled.run("repairer", "recover", "apply", "--from", str(tmp_path / "b"))
+
+    assert (denied.code, "error: ACCESS_DENIED" in denied.err) == (3, True), denied
     assert {key: filled.root.dump(key) for key in sorted(filled.root.keys())} == before
 
 

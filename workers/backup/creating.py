@@ -20,11 +20,12 @@ import msgspec
 from msgspec import structs
 
 from domain.codec import Commit, genesis
-from domain.errors import Conflict, Damaged
-from domain.invariants import is_chained, is_dense
+from domain.errors import Conflict
+from domain.invariants import gate_of, is_chained, is_dense
 from domain.log import SessionLog
 from domain.log.contract import Head
-from domain.session import OPEN_GATE, gate_after, kinds_of
+from domain.log.lines import encode_line
+from domain.session import OPEN_GATE
 from projections.store import ProjectionStore
 from workers.backup.folder import (
     SUMS,
@@ -39,7 +40,6 @@ from workers.backup.folder import (
     rows_name,
     write_whole,
 )
-from workers.backup.lines import encode_line
 from workers.pacing import Pace
 
 #: The manifest of a backup under way, as far as it is known.
@@ -200,15 +200,6 @@ def read_on(row: Row, commits: Iterable[Commit]) -> tuple[Row, list[Commit]]:
         seq, digest = commit.last_seq, commit.digest
         gate = gate_of(gate, commit)
     return structs.replace(row, seq=seq, digest=digest, gate=gate, damaged=damaged_from), found
-
-
-def gate_of(gate: str, commit: Commit) -> str:
-    """The gate after a commit; one that cannot be read, or should not be there, moves none."""
-    try:
-        after, refused = gate_after(gate, kinds_of(commit.events))
-    except Damaged:
-        return gate
-    return gate if refused is not None else after
 
 
 def _now() -> str:

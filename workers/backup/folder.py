@@ -19,6 +19,7 @@ import zstandard
 from msgspec import Struct
 
 from domain.errors import Damaged, NotFound
+from domain.log.lines import LineUnreadable
 
 T = TypeVar("T")
 
@@ -207,7 +208,7 @@ def unpacked(path: Path, decode: Callable[[bytes], T]) -> Iterator[T]:
             while chunk := reader.read(1 << 20):
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from map(decode, lines)
-    except (OSError, zstandard.ZstdError, msgspec.MsgspecError) as error:
+    except (OSError, zstandard.ZstdError, msgspec.MsgspecError, LineUnreadable) as error:
         raise damaged(path, str(error)) from None
     if rest:
         raise damaged(path, "its last line is cut off")

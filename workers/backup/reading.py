@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged
+from domain.log.lines import decode_line
 from domain.session import OPEN_GATE
 from workers.backup.creating import read_on
 from workers.backup.folder import (
@@ -26,7 +27,6 @@ from workers.backup.folder import (
     sum_of,
     unpacked,
 )
-from workers.backup.lines import decode_line
 from workers.pacing import Pace
 
 

@@ -23,13 +23,13 @@ from msgspec import Struct, structs
 
 from domain.codec import Commit, Limits, genesis
 from domain.errors import Conflict, Damaged
+from domain.invariants import gate_of
 from domain.log.connection import connection_error
 from domain.log.keys import Keyspace
 from domain.log.protocol import CALL_BYTES, CALL_COMMITS
 from domain.log.store import check_version, create_commands
 from domain.session import OPEN_GATE
 from workers.backup import reading
-from workers.backup.creating import gate_of
 from workers.backup.folder import Manifest, chain_of
 from workers.backup.reading import Kept
 from workers.pacing import Pace

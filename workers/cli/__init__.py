@@ -37,6 +37,7 @@ GROUPS: Final = {
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "backup": "the truth of a store in files: create, verify, restore",
+    "archive": "what left the server's memory: archive now, verify what is kept",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
     "health": "how every part is, why, since when, and what to do",
     "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",

@@ -90,6 +90,7 @@ def opened_log(settings: Settings, spool: Spool | None = None) -> Iterator[Sessi
         partitions=settings.partitions,
         durability=settings.durability,
         spool=spool,
+        archive=settings.archive.opened(),
     ) as log:
         yield log
 

@@ -15,7 +15,7 @@ from domain import Append, Damaged, Misconfigured, NotFound, Receipt, SessionLog
 from domain.log import Connecting, connect, connection, create_store
 from domain.log.contract import Position
 from domain.log.epoch import Epochs
-from domain.log.exchange import ServerSeen
+from domain.log.exchange import Sending, ServerSeen
 from domain.log.feed import Span
 from domain.log.protocol import encode_append
 from domain.log.witness import Loss, Witness
@@ -336,6 +336,7 @@ def test_a_thread_that_comes_second_to_a_new_epoch_goes_on_too(store: Store) -> 
     request = encode_append(log._completed(Append("s", (note("1"),))))
     wire = log._answering([request])
     sending = next(wire)
+    assert isinstance(sending, Sending)
     replies = connection.send(log.client, sending.commands, log.connecting, wrote=True)
     log.append("s", note("2"))
 

@@ -17,6 +17,10 @@ from domain.errors import Damaged
 from domain.events import NO_DATA, Event, Shape
 
 
+class LineUnreadable(ValueError):
+    """A line holds no commit. Whoever reads the file knows what that means for it."""
+
+
 class _Told(Struct, omit_defaults=True):
     """An event of a line."""
 
@@ -56,19 +60,19 @@ def encode_line(commit: Commit) -> bytes:
     try:
         if decode_line(encoded).body == commit.body:
             return encoded
-    except Damaged:
+    except LineUnreadable:
         pass
     line.body = b64encode(commit.body).decode()
     return _LINE.encode(line)
 
 
 def decode_line(encoded: bytes) -> Commit:
-    """The commit of a line. Raises Damaged (BACKUP_DAMAGED)."""
+    """The commit of a line. Raises LineUnreadable."""
     try:
         line = _DECODER.decode(encoded)
         body = b64decode(line.body, validate=True) if line.body is not None else _body(line.events or [])
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise Damaged("BACKUP_DAMAGED", f"a line is no commit: {error}") from None
+        raise LineUnreadable(f"a line is no commit: {error}") from None
     return Commit(
         line.session, line.first_seq, line.last_seq, line.at_ms, line.digest, body, traceparent=line.traceparent
     )

@@ -1,4 +1,4 @@
-"""A line of a backup gives back the very bytes that were appended, whoever appended them."""
+"""The line of a commit gives back the very bytes that were appended, whoever appended them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 
 from domain import Commit, Event
 from domain.codec import encode_body
+from domain.log.lines import decode_line, encode_line
 from tests.foreign import any_body
-from workers.backup.lines import decode_line, encode_line
 
 
 def commit_of(body: bytes, traceparent: str | None = None) -> Commit:
