@@ -148,7 +148,10 @@ def fold_span(
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, gave, parked)
-    logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
+    about = {"action": "projection.view_rebuilt", "session": span.session}
+    logger.warning(
+        "building the view of session %s again: it was missing, damaged or elsewhere", span.session, extra=about
+    )
     folding = folding_from(checkpoints(span.session), log, span.session, span.from_seq - 1)
     parked = advance(folding, log.read(span.session, after=folding.view.seq, to=span.from_seq - 1), span.from_seq - 1)
     before, gave = contributions(folding.view), given(folding.view)
@@ -225,7 +228,8 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
     statistics, parts = store.partition_sums(partition, agents)
     kept = {} if statistics is None else indexing.readable_statistics(statistics)
     if kept is None:
-        logger.warning("the statistics of partition %d are damaged", partition)
+        about = {"action": "projection.statistics_damaged", "partition": partition}
+        logger.warning("the statistics of partition %d are damaged", partition, extra=about)
     elif sums:
         yield write_statistics(keys, indexing.plus(kept, sums))
     for agent, part in zip(agents, parts, strict=True):
@@ -234,6 +238,7 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
         except Damaged:
             # A difference cannot be added to what is unreadable. It stays damaged, for the validator to find and
             # recovery to compute again from the session views.
-            logger.warning("the totals of agent %s in partition %d are damaged", agent, partition)
+            damaged = {"action": "projection.totals_damaged", "agent": agent, "partition": partition}
+            logger.warning("the totals of agent %s in partition %d are damaged", agent, partition, extra=damaged)
             continue
         yield from write_totals(keys, agent, totals + moved[agent])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -95,11 +94,13 @@ class Following:
         except PASSING as error:
             if isinstance(error, Conflict) and error.code == "LEASE_TAKEN":
                 self.keeper.look_now()
-            self._hindrances.met(f"partition {batch.partition} of {self.store.owned} cannot be projected", error)
+            what = f"partition {batch.partition} of {self.store.owned} cannot be projected"
+            self._hindrances.met("projection.hindered", what, error)
             raise
         except Exception:
             failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1
-            logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures)
+            about = {"action": "projection.batch_failed", "projection": self.store.owned, "partition": batch.partition}
+            logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures, extra=about)
             if failures >= FAILURES and self._ends_process:
                 end_at_once("a batch fails time and again", [batch.partition])
             raise
@@ -124,5 +125,6 @@ def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings
 def end_at_once(why: str, partitions: list[int]) -> None:
     """Ends the process without giving anything back."""
     at = ", ".join(map(str, partitions))
-    print(f"worker {os.getpid()}: stuck: {why}, in partitions {at}; ending at once", file=sys.stderr, flush=True)
+    about = {"action": "projection.stuck", "partitions": at}
+    logger.error("stuck: %s, in partitions %s; ending at once", why, at, extra=about)
     os._exit(STUCK_EXIT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Event, Thread
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ class Bench:
         self.definitions = definitions
 
     def recovery(self, task: Task) -> Recovery:
-        return Recovery(self.store, self.log, who=holder(task), progress=logger.info)
+        return Recovery(self.store, self.log, who=holder(task), progress=partial(_progress, task))
 
 
 def verify(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
@@ -131,7 +132,13 @@ def rebuild(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
     if definition is None:
         raise Misconfigured("PROJECTION_ABSENT", f"the class of {label} is not known to the worker")
     store = OwnStore(bench.log.client, bench.log.keyspace, definition)
-    return {"partitions": rebuild_own(store, bench.log, [partition], who=holder(task), progress=logger.info)}
+    return {
+        "partitions": rebuild_own(store, bench.log, [partition], who=holder(task), progress=partial(_progress, task))
+    }
+
+
+def _progress(task: Task, line: str) -> None:
+    logger.info("%s", line, extra={"action": "jobs.progress", "task": task.id, "kind": task.kind})
 
 
 def holder(task: Task) -> str:
@@ -228,7 +235,7 @@ class JobRunner:
         try:
             task = self._tasks.get(id)
         except MusterError as gone:
-            logger.warning("a job for nothing: %s", gone.cause)
+            logger.warning("a job for nothing: %s", gone.cause, extra={"action": "jobs.gone", "task": id})
             return
         token = self._tasks.claim(id, f"{self._worker_id}:{id}") if task.state not in ENDED else None
         if token is None:
@@ -239,9 +246,10 @@ class JobRunner:
         try:
             self._go_on(self._tasks.get(id), token)
         except Conflict as conflict:
-            logger.warning("%s", conflict.cause)
+            logger.warning("%s", conflict.cause, extra={"action": "jobs.conflict", "task": id})
         except (Unavailable, redis.RedisError, OSError) as away:
-            logger.warning("task %s waits for the server: %s", id, away)  # the schedule sends it again
+            about = {"action": "jobs.waits", "task": id}  # the schedule sends it again
+            logger.warning("task %s waits for the server: %s", id, away, extra=about)
         finally:
             done.set()
             keeper.join()
@@ -252,12 +260,16 @@ class JobRunner:
                 self._tasks.release(task.id, token)
                 self.queue.send(task.id)
                 return
+            at = task.left[0]
+            about = {"action": "jobs.partition", "task": task.id, "kind": task.kind, "partition": at}
+            logger.debug("task %s (%s) goes through partition %d", task.id, task.kind, at, extra=about)
             try:
                 made = KINDS[task.kind](self._bench, task, task.left[0])
             except (Conflict, Unavailable, redis.RedisError, OSError):
                 raise
             except Exception as error:
-                logger.exception("task %s failed", task.id)
+                about = {"action": "jobs.failed", "task": task.id, "kind": task.kind}
+                logger.exception("task %s failed", task.id, extra=about)
                 self._tasks.end(task, token, FAILED, str(error)[:500])
                 return
             self._tasks.progress(task, token, added(task.result, made))
@@ -266,7 +278,10 @@ class JobRunner:
             self._tasks.end(task, token, DONE)
         if codes := task.result.get("codes"):
             told = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-            logger.warning("task %s (%s) found %s: muster job show %s", task.id, task.kind, told, task.id)
+            about = {"action": "jobs.found", "task": task.id, "kind": task.kind}
+            logger.warning(
+                "task %s (%s) found %s: muster job show %s", *(task.id, task.kind, told, task.id), extra=about
+            )
         self._tasks.release(task.id, token)
 
     def _keep(self, id: str, token: str, done: Event) -> None:
@@ -275,7 +290,8 @@ class JobRunner:
                 if not self._tasks.renew(id, token):
                     return
             except (redis.RedisError, OSError) as error:
-                logger.warning("the lease of task %s could not be renewed: %s", id, error)
+                about = {"action": "jobs.lease_unrenewed", "task": id}
+                logger.warning("the lease of task %s could not be renewed: %s", id, error, extra=about)
 
 
 def added(result: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
+from workers import logs
 from workers.absence import Absences
 from workers.expiry import Expiry
 from workers.following import Following, follow_own
@@ -45,7 +46,8 @@ from workers.shutdown import Shutdown
 from workers.stopping import Stop
 from workers.vigil import Vigil
 
-logger = logging.getLogger(__name__)
+#: By its own name: the process runs it as __main__.
+logger = logging.getLogger("workers.process")
 
 #: How often a worker looks whether the server became another one, in seconds.
 SERVER_LOOK_S = 1.0
@@ -118,7 +120,7 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         following = [sessions, *own]
         for one in following:
             one.start()
-        logger.info("worker %s runs", worker_id)
+        logger.info("worker %s runs", worker_id, extra={"action": "worker.runs"})
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
         Thread(
             target=look_after, args=(log, sessions, own, worker_id, settings, stop), name="housekeeper", daemon=True
@@ -170,8 +172,8 @@ class Jobs:
 
 
 def say(line: str) -> None:
-    """A line of progress."""
-    print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
+    """A line about how this process ends."""
+    logger.info("%s", line, extra={"action": "worker.shutdown"})
 
 
 def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event) -> None:
@@ -213,10 +215,14 @@ def look_after(
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
         except (redis.RedisError, OSError) as error:
             vigil.broke()
-            hindrances.met("feeds cannot be trimmed, projections published, nor what idles be ended", error)
+            hindrances.met(
+                "worker.chores_hindered",
+                "feeds cannot be trimmed, projections published, nor what idles be ended",
+                error,
+            )
         except Exception:
             vigil.broke()
-            logger.exception("looking after the server failed")
+            logger.exception("looking after the server failed", extra={"action": "worker.chores_failed"})
 
 
 def look_at_server(log: SessionLog) -> None:
@@ -224,14 +230,12 @@ def look_at_server(log: SessionLog) -> None:
     try:
         log.compare_if_changed()
     except MusterError as error:
-        logger.warning("the server changed and cannot be compared yet: %s", error)
+        about = {"action": "worker.not_compared", "code": error.code}
+        logger.warning("the server changed and cannot be compared yet: %s", error, extra=about)
 
 
 def main() -> int:
     """The process's entry point; returns its exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     stop = Stop()
 
     def handle(number: int, _: object) -> None:
@@ -242,12 +246,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     try:
+        logs.set_up(Settings(), pid=os.getpid())  # until it is known how
         settings = load(os.environ)
+        logs.set_up(settings, pid=os.getpid())
+        logs.switch_on_signal(signal.SIGUSR1, settings)
         return run(settings, registered(settings), stop)
     except (MusterError, redis.RedisError, OSError) as error:
         # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.
         typed = error if isinstance(error, MusterError) else connection_error(error)
-        print(f"worker: {typed}", file=sys.stderr)
+        logger.error("%s", typed, extra={"action": "worker.failed", "code": typed.code})
         return typed.exit_code
 
 

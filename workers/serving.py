@@ -26,7 +26,7 @@ from domain.errors import Misconfigured
 from workers.health.component import Component, Sample, Status, overall, status_document
 from workers.health.looking import Health
 from workers.health.probes import READY
-from workers.metrics import exposition
+from workers.metrics import CONTENT_TYPE, exposition
 from workers.settings import Settings
 
 #: How long one connection may take to say what it wants, in seconds.
@@ -36,7 +36,6 @@ MOST_AT_A_TIME: Final = 64
 #: What is told to everybody, as load balancers have no token.
 _FOR_EVERYBODY: Final = frozenset({"/livez", "/readyz"})
 _JSON: Final = "application/json"
-_PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: What of the sessions is counted.
 _OF_SESSIONS: Final = {
     "muster_sessions": "sessions",
@@ -128,7 +127,7 @@ class HealthServer(ThreadingHTTPServer):
             case "/health/sessions":
                 return _json(200, _sessions(components))
             case "/metrics":
-                return 200, _PROMETHEUS, exposition(components)
+                return 200, CONTENT_TYPE, exposition(components)
         return _json(404, {"schema": "muster.error/1", "code": "USAGE", "cause": f"there is nothing at {path}"})
 
 

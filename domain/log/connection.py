@@ -93,6 +93,8 @@ class Connecting(Struct, frozen=True):
     sentinel_password: str | None = None
     #: How many connections to have at most; whoever finds none free tries again as after an outage.
     max_connections: Annotated[int, Meta(ge=2)] = MAX_CONNECTIONS
+    #: From how long on an append is logged, with its phases, in seconds.
+    slow_append_s: Annotated[float, Meta(gt=0)] = 1.0
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}

@@ -46,6 +46,7 @@ from domain.log.witness import Loss, Witness
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+UNREPORTED: Final = {"action": "log.loss_unreported"}
 #: A server that was away for longer than this, in seconds, is not tried by every append before it is spooled.
 BLIP_S: Final = 1.0
 #: How many commits without a reply a log remembers.
@@ -118,7 +119,9 @@ class ServerSeen:
         fields = parse_info(info)
         met = (fields.get("run_id", ""), fields.get("master_replid", ""))
         if self._met is not None and met != self._met:
-            logger.warning("the server changed: run id %s, replication id %s", *met)
+            logger.warning(
+                "the server changed: run id %s, replication id %s", *met, extra={"action": "log.server_changed"}
+            )
             self.changed = self.has_moved = True
         self._met = met
 
@@ -378,7 +381,7 @@ class Exchanges:
         store, epoch = raised(reply)
         if store != self.identity.store.encode() or int(epoch or 0) <= self.identity.epoch:
             return {}
-        logger.warning("the store is at epoch %s now", epoch.decode())
+        logger.warning("the store is at epoch %s now", epoch.decode(), extra={"action": "log.epoch_changed"})
         self._server.changed = False
         try:
             lost = yield from self._asked(self.witness.compare_flow(self.witness.sessions()))
@@ -446,7 +449,8 @@ class Exchanges:
         for session in healed:
             self.losses.pop(session, None)
         for loss in lost:
-            logger.error("%s", lost_error(loss).cause)
+            about = {"action": "log.lost", "session": loss.session, "first_bad_seq": loss.first_bad_seq}
+            logger.error("%s", lost_error(loss).cause, extra=about)
         self.losses |= found
         return lost
 
@@ -455,7 +459,8 @@ class Exchanges:
         try:
             yield from self._comparing(sessions)
         except MusterError as error:
-            logger.warning("what is known could not be compared with the server: %s", error)
+            about = {"action": "log.not_compared"}
+            logger.warning("what is known could not be compared with the server: %s", error, extra=about)
 
     def _hearing(self, answers: Sequence[Damaged]) -> Wire[None]:
         """Finds out all that is lost of sessions whose appends met a loss; one that only the caller knew of counts
@@ -466,7 +471,7 @@ class Exchanges:
         try:
             yield from self._reporting(told)
         except MusterError as error:
-            logger.error("a loss could not be reported: %s", error)
+            logger.error("a loss could not be reported: %s", error, extra=UNREPORTED)
         self.losses |= {loss.session: loss for loss in told}
 
     def _reporting(self, lost: Any, healed: Sequence[str] = ()) -> Wire[None]:
@@ -481,7 +486,7 @@ class Exchanges:
         if commands:
             for reply in (yield Sending(commands)):
                 if isinstance(reply, Exception):
-                    logger.error("a loss could not be reported: %s", connection_error(reply))
+                    logger.error("a loss could not be reported: %s", connection_error(reply), extra=UNREPORTED)
 
     def _named(self, answer: Damaged) -> Damaged:
         """The error of an append that met a loss, with all that is known of it."""

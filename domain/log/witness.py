@@ -101,7 +101,8 @@ class Witness:
                     if not any(commit.digest == known.digest for commit in taken(found)):
                         losses.append((yield from self._loss_flow(session, known)))
                 except Damaged as damaged:  # one session's trouble; the validator has the words for it
-                    logger.warning("session %s could not be compared: %s", session, damaged)
+                    about = {"action": "log.incomparable", "session": session}
+                    logger.warning("session %s could not be compared: %s", session, damaged, extra=about)
         return losses
 
     def _loss_flow(self, session: str, known: Position) -> Flow[Loss]:

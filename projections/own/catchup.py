@@ -110,7 +110,9 @@ class OwnProjector:
                 outcomes = list(self._moved(views, outcomes))
                 operations += views.operations()
             except Doubt as doubt:
-                logger.warning("merging the views of %s in partition %d again: %s", self._store.label, partition, doubt)
+                about = {"action": "projection.views_doubted", "projection": self._store.label, "partition": partition}
+                told = (self._store.label, partition, doubt)
+                logger.warning("merging the views of %s in partition %d again: %s", *told, extra=about)
                 operations.append(self._store.write_build(partition, VIEWS))
         for outcome in outcomes:
             operations += self._writes(partition, outcome)

@@ -1,0 +1,57 @@
+"""What is logged in detail, by topic, switched while the process runs.
+
+The topic of a line is the first word of its action. It costs nothing while it is off: the loggers themselves do not
+listen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from domain.errors import Misconfigured
+
+#: Topic → the loggers that tell of it. Of two that a module is under, it is told of under the longer one.
+TOPICS: Final[dict[str, tuple[str, ...]]] = {
+    "log": ("domain",),
+    "spool": ("domain.log.spooling",),
+    "subscription": ("domain.log.subscribing",),
+    "projection": ("projections", "workers.following"),
+    "feed": ("workers.feed",),
+    "lease": ("workers.leasing",),
+    "jobs": ("workers.jobs", "workers.schedule"),
+    "sessions": ("workers.absence", "workers.expiry"),
+    "worker": ("workers",),
+    "library": ("dramatiq", "apscheduler", "opentelemetry", "urllib3"),
+}
+ALL: Final = tuple(TOPICS)
+
+
+def parse_topics(text: str) -> tuple[str, ...]:
+    """The topics of a text that separates them by commas. Raises Misconfigured (SETTING_INVALID)."""
+    topics = tuple(part.strip() for part in text.split(",") if part.strip())
+    for topic in topics:
+        if topic not in TOPICS:
+            nearest = difflib.get_close_matches(topic, TOPICS, n=1)
+            hint = f"did you mean {nearest[0]!r}" if nearest else f"there are: {', '.join(TOPICS)}"
+            raise Misconfigured("SETTING_INVALID", f"log.debug names {topic!r}; {hint}", key="log.debug")
+    return topics
+
+
+def set_debug_topics(topics: Iterable[str]) -> None:
+    """Has these topics told in detail from now on, and no others. Any thread may call it."""
+    chosen = set(topics)
+    for topic, loggers in TOPICS.items():
+        quiet = logging.WARNING if topic == "library" else logging.INFO
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.DEBUG if topic in chosen else quiet)
+
+
+def topic_of(logger: str) -> str | None:
+    """The topic that a logger tells of."""
+    found = [
+        (len(name), topic) for topic, names in TOPICS.items() for name in names if f"{logger}.".startswith(f"{name}.")
+    ]
+    return max(found)[1] if found else None
