@@ -15,6 +15,7 @@ sessions go on.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
@@ -78,6 +79,15 @@ class Outcome(Struct, frozen=True):
     sums: dict[str, int]
 
 
+class Phases(Struct, frozen=True):
+    """When a batch was begun (ns since 1970), and how long its phases took, in seconds."""
+
+    began_ns: int
+    load: float
+    fold: float
+    write: float
+
+
 class Projected(Struct, frozen=True):
     """What a batch did."""
 
@@ -86,6 +96,10 @@ class Projected(Struct, frozen=True):
     parked: int
     #: Where the views of its sessions stand now.
     positions: dict[str, Position]
+    #: The commits that were loaded, of each session, and what came of them.
+    loaded: Sequence[Sequence[Commit]]
+    outcomes: Sequence[Outcome]
+    phases: Phases
 
 
 def apply(
@@ -95,7 +109,9 @@ def apply(
 
     `goes_on` is called with every session that is folded.
     """
+    began_ns, began = time.time_ns(), time.perf_counter()
     views, loaded, parked = store.spans(batch.partition, batch.spans)
+    loaded_at = time.perf_counter()
     commits: Sequence[Iterable[Commit]] = loaded
     if batch.careful:
         log = careful = CarefulReader(store, log, batch.partition, batch.token)
@@ -109,6 +125,7 @@ def apply(
         if outcome is not None:
             outcomes.append(outcome)
     events = (batch.cursor_to or 0) - (batch.cursor_from or 0)
+    folded_at = time.perf_counter()
     store.step(
         batch.partition,
         token=batch.token,
@@ -122,6 +139,9 @@ def apply(
         len(outcomes),
         sum(outcome.parked is not None for outcome in outcomes),
         {outcome.session: outcome.position for outcome in outcomes},
+        loaded,
+        outcomes,
+        Phases(began_ns, loaded_at - began, folded_at - loaded_at, time.perf_counter() - folded_at),
     )
 
 

@@ -19,7 +19,7 @@ from dramatiq.middleware import Retries
 
 from domain.errors import Conflict, Unavailable
 from domain.log import SessionLog
-from projections.catchup import Batch
+from projections.catchup import Batch, Projected
 from projections.own.catchup import OwnProjector
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
@@ -30,6 +30,7 @@ from workers.hindrances import Hindrances
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
 from workers.settings import Settings
+from workers.telemetry.batches import Batches
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,18 @@ class Following:
         self,
         store: ProjectionStore,
         partitions: HeldPartitions,
-        project: Callable[[Batch], None],
+        project: Callable[[Batch], Projected | None],
         worker_id: str,
         settings: Settings,
         *,
         about: dict[str, str] | None = None,
         is_paused: Callable[[], bool] = lambda: False,
+        server_ms: Callable[[], int],
     ) -> None:
         self.store = store
+        self.label = f"{store.name}@{store.version}"
+        self._batches = Batches(self.label, slow_s=settings.worker.slow_batch_s)
+        self._server_ms = server_ms
         self.partitions = partitions
         self.keeper = LeaseKeeper(
             store,
@@ -90,14 +95,16 @@ class Following:
 
     def _guarded(self, batch: Batch) -> None:
         try:
-            self._project(batch)
+            projected = self._project(batch)
         except PASSING as error:
+            self._batches.failed(error)
             if isinstance(error, Conflict) and error.code == "LEASE_TAKEN":
                 self.keeper.look_now()
             what = f"partition {batch.partition} of {self.store.owned} cannot be projected"
             self._hindrances.met("projection.hindered", what, error)
             raise
-        except Exception:
+        except Exception as error:
+            self._batches.failed(error)
             failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1
             about = {"action": "projection.batch_failed", "projection": self.store.owned, "partition": batch.partition}
             logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures, extra=about)
@@ -105,6 +112,7 @@ class Following:
                 end_at_once("a batch fails time and again", [batch.partition])
             raise
         self._failures.pop(batch.partition, None)
+        self._batches.done(batch, projected, self._server_ms())
 
 
 def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings: Settings) -> Following:
@@ -119,6 +127,7 @@ def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings
         worker_id,
         settings,
         is_paused=lambda: publications.is_paused(definition),
+        server_ms=log.clock.now,
     )
 
 

@@ -23,6 +23,7 @@ from msgspec import structs
 
 from domain.errors import Conflict, Misconfigured, MusterError, Unavailable
 from domain.log import SessionLog, connect
+from domain.telemetry import FINDINGS, JOBS_ENDED, REPAIRED
 from projections.drift import Validator
 from projections.findings import REPAIR, Finding
 from projections.lease import RECOVERY_PREFIX
@@ -35,6 +36,7 @@ from projections.store import ProjectionStore
 from workers.recovery import Recovery, plan_of, rebuild_own
 from workers.settings import Settings
 from workers.tasks import CANCELLED, DONE, ENDED, FAILED, LEASE_TTL_MS, Task, Tasks
+from workers.telemetry.counting import count
 
 logger = logging.getLogger(__name__)
 
@@ -270,12 +272,15 @@ class JobRunner:
             except Exception as error:
                 about = {"action": "jobs.failed", "task": task.id, "kind": task.kind}
                 logger.exception("task %s failed", task.id, extra=about)
-                self._tasks.end(task, token, FAILED, str(error)[:500])
+                self._end(task, token, FAILED, str(error)[:500])
                 return
+            for code, number in made.get("codes", {}).items():
+                count(FINDINGS, number, code=code)
+            count(REPAIRED, made.get("repaired", 0))
             self._tasks.progress(task, token, added(task.result, made))
             task = self._tasks.get(task.id)
         if task.state != CANCELLED:
-            self._tasks.end(task, token, DONE)
+            self._end(task, token, DONE)
         if codes := task.result.get("codes"):
             told = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
             about = {"action": "jobs.found", "task": task.id, "kind": task.kind}
@@ -283,6 +288,10 @@ class JobRunner:
                 "task %s (%s) found %s: muster job show %s", *(task.id, task.kind, told, task.id), extra=about
             )
         self._tasks.release(task.id, token)
+
+    def _end(self, task: Task, token: str, state: str, error: str | None = None) -> None:
+        self._tasks.end(task, token, state, error)
+        count(JOBS_ENDED, kind=task.kind, state=state)
 
     def _keep(self, id: str, token: str, done: Event) -> None:
         while not done.wait(LEASE_TTL_MS / 4000):

@@ -16,10 +16,12 @@ from typing import Any
 import redis
 
 from domain.log.keys import Keyspace
+from domain.telemetry import LEASES_LOST
 from projections.lease import Leases
 from projections.store import ProjectionStore
 from workers.hindrances import Hindrances
 from workers.partitions import HeldPartitions
+from workers.telemetry.counting import count
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,7 @@ class LeaseKeeper:
     def _beat(self) -> None:
         tokens = self._partitions.tokens()
         for partition in self._leases.renew(tokens, ttl_ms=self._lease_ttl_ms):
+            count(LEASES_LOST)
             about = {"action": "lease.lost", "partition": partition}
             logger.info("the lease of partition %d was taken over", partition, extra=about)
             self._partitions.drop(partition, tokens[partition])

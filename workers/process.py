@@ -25,7 +25,7 @@ from domain.log.connection import connection_error
 from domain.log.contract import CommitReader
 from projections import catchup
 from projections.careful import CarefulReader
-from projections.catchup import Batch
+from projections.catchup import Batch, Projected
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
 from projections.projection import Definition
@@ -44,6 +44,8 @@ from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
 from workers.stopping import Stop
+from workers.telemetry.counting import tell_held
+from workers.telemetry.telling import Telemetry
 from workers.vigil import Vigil
 
 #: By its own name: the process runs it as __main__.
@@ -68,17 +70,17 @@ class Projector:
         self._worker = worker
         self._goes_on = goes_on
 
-    def project(self, batch: Batch) -> None:
+    def project(self, batch: Batch) -> Projected | None:
         """Applies a batch; one without an end means that the partition is to be brought up to date from the log.
 
-        One that names sessions to be tried again does that alone.
+        One that names sessions to be tried again does that alone. Neither is told of (None).
         """
         goes_on = partial(self._goes_on, batch.partition)
         if batch.cursor_to is not None:
             projected = catchup.apply(self._store, self._log, batch, goes_on=goes_on)
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
-            return
+            return projected
         log: CommitReader = self._log
         if batch.careful:
             log = CarefulReader(self._store, log, batch.partition, batch.token)
@@ -96,14 +98,16 @@ class Projector:
             for _ in rebuild.sessions(batch.retry):
                 pass
             rebuild.totals()
-            return
+            return None
         for _ in rebuild.everything():
             goes_on()
+        return None
 
 
 def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
     """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
+    telemetry = Telemetry.begin(settings, worker_id)  # first: what is opened from here on tells it
     log = SessionLog.open(
         settings.connecting,
         environment=settings.environment,
@@ -115,9 +119,10 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         about = {"pid": str(os.getpid()), "host": platform.node()}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
-        sessions = Following(store, partitions, project, worker_id, settings, about=about)
+        sessions = Following(store, partitions, project, worker_id, settings, about=about, server_ms=log.clock.now)
         own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
         following = [sessions, *own]
+        tell_held(lambda: {one.label: len(one.partitions.tokens()) for one in following})
         for one in following:
             one.start()
         logger.info("worker %s runs", worker_id, extra={"action": "worker.runs"})
@@ -142,6 +147,7 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         for one in following:
             one.worker.stop(timeout=STOP_TIMEOUT_MS)
         jobs.stop()
+    telemetry.close()
     return code
 
 
@@ -205,6 +211,7 @@ def look_after(
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
             now = sessions.store.server_ms()
+            log.clock.learn(now)
             vigil.look(now, list(sessions.partitions.tokens()))
             absences.look(now)
             if ends.expire:

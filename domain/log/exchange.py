@@ -35,6 +35,7 @@ from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
+from domain.log.observing import Observer
 from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
 from domain.log.spooling.appending import Steps, append_steps
 from domain.log.spooling.draining import Pass, drain_steps
@@ -92,7 +93,7 @@ class _Ids:
 new_id: Final = _Ids()
 
 
-class _ServerClock:
+class ServerClock:
     """The server's clock, as last heard of. It may jump, so a commit it takes for late is given a new time once."""
 
     def __init__(self) -> None:
@@ -145,6 +146,7 @@ class Exchanges:
         lifetime_ms: int,
         wait_ms: int,
         line: Line,
+        observer: Observer,
         spool: Spool | None,
     ) -> None:
         self.keyspace = keyspace
@@ -160,11 +162,12 @@ class Exchanges:
         self._server = server
         self._protocol = Protocol(keyspace, identity.store, identity.epoch)
         self._doubted: OrderedDict[tuple[str, bytes], Position] = OrderedDict()
-        self._clock = _ServerClock()
+        self.clock = ServerClock()
         self._lifetime_ms = lifetime_ms
         self._wait_ms = wait_ms
         self._name = new_id()[:12]
         self._line = line
+        self._observer = observer
         self.spool = spool
 
     @property
@@ -214,7 +217,7 @@ class Exchanges:
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""
-        not_after = self._clock.now() + self._lifetime_ms
+        not_after = self.clock.now() + self._lifetime_ms
         return [
             structs.replace(request, not_after=not_after) if isinstance(request, AppendRequest) else request
             for request in requests
@@ -228,10 +231,10 @@ class Exchanges:
         late = []
         for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
             is_late = isinstance(answer, Refused) and answer.code == "TOO_LATE"
-            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self._clock.now():
+            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self.clock.now():
                 late.append(index)
         for index in late:
-            self._clock.learn(answers[index].facts["server_ms"])
+            self.clock.learn(answers[index].facts["server_ms"])
         return late
 
     def _known_when_first_sent(self, session: str, events: Sequence[Event]) -> Position | None:
@@ -263,7 +266,7 @@ class Exchanges:
         answers = yield from self._asking(requests)
         if any(_has_code(answer, "EPOCH_CHANGED") for answer in _errors(answers)):
             yield from self._adopting(requests, answers)
-        if not any(isinstance(request, AppendRequest) for request in requests):
+        if not [request for request in requests if isinstance(request, AppendRequest)]:
             return answers
         if self._accepted:
             yield from self._letting_go(requests, answers)
@@ -281,10 +284,10 @@ class Exchanges:
     def _asking(self, requests: Sequence[Request]) -> Wire[list[Any]]:
         """The answers as the server gives them; receipts with the durability that was proved along the way."""
         calls = self._protocol.calls(requests)
-        writes = any(call.writes for call in calls)
+        writes = [call for call in calls if call.writes] != []
         proof = self._durability if writes else Durability()
         before, after = proof.before(), proof.after(self._wait_ms)
-        replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
+        replies = yield Sending([*before, *[call.command for call in calls], *after], writes)
         end = len(before) + len(calls)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]

@@ -42,6 +42,7 @@ from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
+from domain.log.observing import Observer
 from domain.log.protocol import (
     Command,
     Flow,
@@ -72,6 +73,7 @@ from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubsc
 from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
+from domain.log.timing import Timing
 from domain.log.witness import Loss
 from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession, WorkingSession
 
@@ -118,6 +120,7 @@ def _exchange_options(
         )
     return {
         "line": Line(),
+        "observer": Observer(connecting.slow_append_s),
         "spool": spool,
         "limits": limits,
         "durability": parse_durability(durability),
@@ -160,7 +163,7 @@ class SessionLog(Exchanges, BlockingReads):
         super().__init__(keyspace, identity, **options)
         self.client = client
         self.connecting = connecting
-        self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_requests)
+        self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_timed)
         self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingThread(self.spool, self.drain) if self.spool is not None else None
 
@@ -206,7 +209,7 @@ class SessionLog(Exchanges, BlockingReads):
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         if now is not None:
-            log._clock.learn(now)
+            log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
             log._wake()
         return log
@@ -236,9 +239,15 @@ class SessionLog(Exchanges, BlockingReads):
         traceparent: str | None = None,
     ) -> Receipt:
         append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
-        return self._append(self._completed(append))
+        return self._append(append)
 
     def _append(self, append: Append) -> Receipt:
+        if not self._observer.traces:
+            return self._append_completed(self._completed(append))
+        with self._observer.span([append]):
+            return self._append_completed(self._completed(append))
+
+    def _append_completed(self, append: Append) -> Receipt:
         if self.spool is not None:
             (answer,) = self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
@@ -275,7 +284,7 @@ class SessionLog(Exchanges, BlockingReads):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        return self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+        return self._append(handing_off(session, agent, to, data, event_id, leaves=leaves))
 
     def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
         forked = self.run(fork_flow(self.run(plan_flow(session, at, name)), new_id(), who))
@@ -289,6 +298,12 @@ class SessionLog(Exchanges, BlockingReads):
         return self.look(beat_flow(session, agent, silent_after_s))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        if not self._observer.traces:
+            return self._append_each(appends)
+        with self._observer.span(appends):
+            return self._append_each(appends)
+
+    def _append_each(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]
         if self.spool is not None:
             return self._append_or_spool(self.spool, completed)
@@ -402,16 +417,27 @@ class SessionLog(Exchanges, BlockingReads):
         return answers
 
     def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
+        began = time.perf_counter()
         try:
-            return self._send_requests(requests, once) if once else self._appends.exchange(requests)
+            timed = self._send_timed(requests, once) if once else self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
             self._doubt(requests)
+            self._observer.answered(requests, [unknown] * len(requests), began)
             raise _doubtful(unknown, requests) from unknown
-        except MusterError:
+        except MusterError as error:
+            self._observer.answered(requests, [error] * len(requests), began)
             raise
         except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+        answers = [answer for answer, _ in timed]
+        self._observer.answered(requests, answers, began, timed[0][1] if timed else None)
+        return answers
+
+    def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
+        """The answers, each with when its request was sent: whoever waited for others to send it learns it so."""
+        timing = Timing(time.perf_counter())
+        return [(answer, timing) for answer in self.drive(self._answering(requests), once, timing)]
 
     def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return self.drive(self._answering(requests), once)
@@ -425,7 +451,7 @@ class SessionLog(Exchanges, BlockingReads):
         """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
         return self.drive(self._asked(flow), once=True)
 
-    def drive(self, wire: Wire[T], once: bool = False) -> T:
+    def drive(self, wire: Wire[T], once: bool = False, timing: Timing | None = None) -> T:
         """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
@@ -441,6 +467,7 @@ class SessionLog(Exchanges, BlockingReads):
                         wrote=sending.writes,
                         once=once or sending.once,
                         line=self._line,
+                        timing=timing,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)
@@ -465,7 +492,7 @@ class AsyncSessionLog(Exchanges):
         super().__init__(keyspace, identity, **options)
         self.client = client
         self.connecting = connecting
-        self._appends = TaskGrouping(self._send_requests)
+        self._appends = TaskGrouping(self._send_timed)
         self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingTask(self.spool, self.drain) if self.spool is not None else None
 
@@ -499,7 +526,7 @@ class AsyncSessionLog(Exchanges):
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         if now is not None:
-            log._clock.learn(now)
+            log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
             log._wake()
         return log
@@ -529,9 +556,15 @@ class AsyncSessionLog(Exchanges):
         traceparent: str | None = None,
     ) -> Receipt:
         append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
-        return await self._append(self._completed(append))
+        return await self._append(append)
 
     async def _append(self, append: Append) -> Receipt:
+        if not self._observer.traces:
+            return await self._append_completed(self._completed(append))
+        with self._observer.span([append]):
+            return await self._append_completed(self._completed(append))
+
+    async def _append_completed(self, append: Append) -> Receipt:
         if self.spool is not None:
             (answer,) = await self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
@@ -570,7 +603,7 @@ class AsyncSessionLog(Exchanges):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        return await self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+        return await self._append(handing_off(session, agent, to, data, event_id, leaves=leaves))
 
     async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
         forked = await self.run(fork_flow(await self.run(plan_flow(session, at, name)), new_id(), who))
@@ -584,6 +617,12 @@ class AsyncSessionLog(Exchanges):
         return await self.look(beat_flow(session, agent, silent_after_s))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        if not self._observer.traces:
+            return await self._append_each(appends)
+        with self._observer.span(appends):
+            return await self._append_each(appends)
+
+    async def _append_each(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]
         if self.spool is not None:
             return await self._append_or_spool(self.spool, completed)
@@ -730,18 +769,27 @@ class AsyncSessionLog(Exchanges):
         return answers
 
     async def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
+        began = time.perf_counter()
         try:
-            if once:
-                return await self._send_requests(requests, once)
-            return await self._appends.exchange(requests)
+            timed = await (self._send_timed(requests, once) if once else self._appends.exchange(requests))
         except OutcomeUnknown as unknown:
             self._doubt(requests)
+            self._observer.answered(requests, [unknown] * len(requests), began)
             raise _doubtful(unknown, requests) from unknown
-        except MusterError:
+        except MusterError as error:
+            self._observer.answered(requests, [error] * len(requests), began)
             raise
         except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+        answers = [answer for answer, _ in timed]
+        self._observer.answered(requests, answers, began, timed[0][1] if timed else None)
+        return answers
+
+    async def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
+        """As `SessionLog._send_timed`."""
+        timing = Timing(time.perf_counter())
+        return [(answer, timing) for answer in await self.drive(self._answering(requests), once, timing)]
 
     async def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return await self.drive(self._answering(requests), once)
@@ -750,7 +798,7 @@ class AsyncSessionLog(Exchanges):
         """As `SessionLog.look`."""
         return await self.drive(self._asked(flow), once=True)
 
-    async def drive(self, wire: Wire[T], once: bool = False) -> T:
+    async def drive(self, wire: Wire[T], once: bool = False, timing: Timing | None = None) -> T:
         """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
@@ -766,6 +814,7 @@ class AsyncSessionLog(Exchanges):
                         wrote=sending.writes,
                         once=once or sending.once,
                         line=self._line,
+                        timing=timing,
                     )
                 except MusterError as error:
                     sending = wire.throw(error)
