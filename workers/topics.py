@@ -18,7 +18,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "log": ("domain",),
     "spool": ("domain.log.spooling",),
     "subscription": ("domain.log.subscribing",),
-    "projection": ("projections", "workers.following"),
+    "projection": ("projections", "workers.following", "workers.telemetry.batches"),
     "feed": ("workers.feed",),
     "lease": ("workers.leasing",),
     "jobs": ("workers.jobs", "workers.schedule"),

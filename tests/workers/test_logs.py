@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -111,11 +112,13 @@ def told_actions(path: Path) -> list[str]:
     """The actions that a module names."""
     tree = ast.parse(path.read_text("utf-8"))
     found = [
-        value.value
+        part.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Dict)
         for key, value in zip(node.keys, node.values, strict=True)
-        if isinstance(key, ast.Constant) and key.value == "action" and isinstance(value, ast.Constant)
+        if isinstance(key, ast.Constant) and key.value == "action"
+        for part in ast.walk(value)
+        if isinstance(part, ast.Constant) and re.fullmatch(r"[a-z]+\.[a-z_]+", str(part.value))
     ]
     found += [
         node.args[0].value
