@@ -40,7 +40,12 @@ class SpanKind(NamedTuple):
 
 
 APPEND_SECONDS: Final = Metric(
-    *("muster_producer_append_seconds", "histogram", "seconds", "How long appends took, until their answer"),
+    *(
+        "muster_producer_append_seconds",
+        "histogram",
+        "seconds",
+        "How long calls took that append, of one commit or many",
+    ),
     teller="producer",
 )
 PRODUCER_COMMITS: Final = Metric(

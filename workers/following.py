@@ -62,7 +62,7 @@ class Following:
     ) -> None:
         self.store = store
         self.label = f"{store.name}@{store.version}"
-        self._batches = Batches(self.label, slow_s=settings.worker.slow_batch_s)
+        self._batches = Batches(self.label, slow_s=settings.worker.slow_batch_s, sample=settings.telemetry.sample)
         self._server_ms = server_ms
         self.partitions = partitions
         self.keeper = LeaseKeeper(

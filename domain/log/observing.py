@@ -8,10 +8,13 @@ long it took is looked at in any case, because what is slow is logged.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics, trace
 
@@ -26,35 +29,47 @@ from domain.telemetry import (
     PRODUCER_ERRORS,
     PRODUCER_EVENTS,
     SCOPE,
-    Metric,
 )
 
 logger = logging.getLogger(__name__)
 
+#: Of appends that are in no trace, this part begins one, if the sampler agrees.
+ROOTS: Final = 0.01
+#: How many times are handed over at once.
+TIMES: Final = 64
 #: How many sessions a line names.
 NAMED: Final = 3
 
 
 class Observer:
-    """Observes the appends of one log."""
+    """Observes the appends of one log, for these providers: those of the process, unless others are named."""
 
-    def __init__(self, slow_s: float) -> None:
+    def __init__(
+        self,
+        slow_s: float,
+        tracers: trace.TracerProvider | None = None,
+        meters: metrics.MeterProvider | None = None,
+    ) -> None:
+        tracers, meters = tracers or trace.get_tracer_provider(), meters or metrics.get_meter_provider()
         self._slow_s = slow_s
-        self._tracer = trace.get_tracer(SCOPE) if _is_set_up(trace.get_tracer_provider()) else None
-        self._measures = Measures(metrics.get_meter(SCOPE)) if _is_set_up(metrics.get_meter_provider()) else None
+        #: None where nobody traces.
+        self.tracer = tracers.get_tracer(SCOPE) if _is_set_up(tracers) else None
+        self._measures = _measures(meters)
 
-    @property
-    def traces(self) -> bool:
-        """Whether appends make spans."""
-        return self._tracer is not None
+    def is_told(self) -> bool:
+        """Whether the tracer is to be asked for a span: it takes long to say no. As the current trace; of appends that
+        are in none, a few begin one.
+        """
+        current = trace.get_current_span().get_span_context()
+        return current.trace_flags.sampled if current.is_valid else random.random() < ROOTS
 
     @contextmanager
     def span(self, appends: Sequence[Append]) -> Iterator[None]:
         """A span around appends, current meanwhile, so that its context travels with them. One that is not sampled
         stands for nothing: then what travels is the producer's own context, as ever.
         """
-        assert self._tracer is not None
-        made = self._tracer.start_span(APPEND_SPAN.name, kind=trace.SpanKind.PRODUCER)
+        assert self.tracer is not None
+        made = self.tracer.start_span(APPEND_SPAN.name, kind=trace.SpanKind.PRODUCER)
         if not made.is_recording():
             yield
             return
@@ -71,13 +86,18 @@ class Observer:
                 made.set_status(trace.StatusCode.ERROR, code)
                 raise
 
+    def sent(self, answers: Sequence[Any], timing: Timing) -> None:
+        """Notes what one call came to."""
+        if self._measures is not None:
+            self._measures.sent(answers, time.perf_counter() - timing.left)
+
     def answered(
         self, requests: Sequence[Any], answers: Sequence[Any], began: float, timing: Timing | None = None
     ) -> None:
-        """Notes what became of commits that were sent since `began`; without `timing` none was answered."""
+        """Notes what became of commits that somebody waits for since `began`; without `timing` none was answered."""
         now = time.perf_counter()
-        if self._measures is not None:
-            self._measures.answered(answers, now - began)
+        if timing is None and self._measures is not None:
+            self._measures.failed(answers)
         is_slow = now - began >= self._slow_s
         if is_slow or logger.isEnabledFor(logging.DEBUG):
             self._say(requests, answers, now, began, timing, logging.WARNING if is_slow else logging.DEBUG)
@@ -113,41 +133,70 @@ class Observer:
 
 
 class Measures:
-    """The metrics of a producer."""
+    """What a producer counts. An SDK takes long over each measurement: so numbers are counted here and told when it
+    asks, times are handed over many at once, and commits that travel together are one measurement.
+    """
 
-    def __init__(self, meter: metrics.Meter) -> None:
-        self._seconds = histogram(meter, APPEND_SECONDS)
-        self._commits = counter(meter, PRODUCER_COMMITS)
-        self._events = counter(meter, PRODUCER_EVENTS)
-        self._errors = counter(meter, PRODUCER_ERRORS)
+    def __init__(self, meters: metrics.MeterProvider) -> None:
+        meter = meters.get_meter(SCOPE)
+        self._lock = Lock()
+        self._commits = self._events = 0
+        self._times: list[float] = []
+        self._errors: dict[str, int] = {}
+        self._seconds = meter.create_histogram(
+            APPEND_SECONDS.name, "s", APPEND_SECONDS.meaning, explicit_bucket_boundaries_advisory=LATENCIES
+        )
+        for metric, tell in (
+            (PRODUCER_COMMITS, lambda _: self._commits_and_times()),
+            (PRODUCER_EVENTS, lambda _: [metrics.Observation(self._events)]),
+            (PRODUCER_ERRORS, lambda _: self._errors_by_code()),
+        ):
+            meter.create_observable_counter(metric.name, [tell], "", metric.meaning)
 
-    def answered(self, answers: Sequence[Any], seconds: float) -> None:
-        """Counts answers, and how long their callers waited."""
-        self._seconds.record(seconds)
+    def sent(self, answers: Sequence[Any], seconds: float) -> None:
+        """Counts what one call came to."""
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
-        if receipts:
-            self._commits.add(len(receipts))
-            self._events.add(sum([receipt.appended for receipt in receipts]))
+        with self._lock:
+            self._commits += len(receipts)
+            self._events += sum([receipt.appended for receipt in receipts])
+            self._times.append(seconds)
+        if len(self._times) >= TIMES:
+            self._hand_over()
         if len(receipts) < len(answers):
+            self.failed(answers)
+
+    def failed(self, answers: Sequence[Any]) -> None:
+        """Counts the errors among answers."""
+        with self._lock:
             for answer in answers:
                 if isinstance(answer, MusterError):
-                    self._errors.add(1, {"code": answer.code})
+                    self._errors[answer.code] = self._errors.get(answer.code, 0) + 1
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            times, self._times = self._times, []
+        for seconds in times:
+            self._seconds.record(seconds)
+
+    def _commits_and_times(self) -> list[metrics.Observation]:
+        self._hand_over()  # whoever asks is given all there is
+        return [metrics.Observation(self._commits)]
+
+    def _errors_by_code(self) -> list[metrics.Observation]:
+        with self._lock:
+            return [metrics.Observation(number, {"code": code}) for code, number in self._errors.items()]
 
 
-def counter(meter: metrics.Meter, metric: Metric) -> metrics.Counter:
-    """The instrument of a counter that is declared."""
-    return meter.create_counter(metric.name, _UNITS[metric.unit], metric.meaning)
+#: One a provider, for all logs of the process: an instrument has one that tells.
+_MEASURES: Final[WeakKeyDictionary[metrics.MeterProvider, Measures]] = WeakKeyDictionary()
 
 
-def histogram(meter: metrics.Meter, metric: Metric) -> metrics.Histogram:
-    """The instrument of a histogram of latencies that is declared."""
-    return meter.create_histogram(
-        metric.name, _UNITS[metric.unit], metric.meaning, explicit_bucket_boundaries_advisory=LATENCIES
-    )
-
-
-#: Units as OpenTelemetry writes them.
-_UNITS: Final = {"": "", "seconds": "s", "bytes": "By", "ratio": "1"}
+def _measures(meters: metrics.MeterProvider) -> Measures | None:
+    if not _is_set_up(meters):
+        return None
+    if meters not in _MEASURES:
+        _MEASURES[meters] = Measures(meters)
+    return _MEASURES[meters]
 
 
 def _is_set_up(provider: object) -> bool:

@@ -242,7 +242,7 @@ class SessionLog(Exchanges, BlockingReads):
         return self._append(append)
 
     def _append(self, append: Append) -> Receipt:
-        if not self._observer.traces:
+        if self._observer.tracer is None or not self._observer.is_told():
             return self._append_completed(self._completed(append))
         with self._observer.span([append]):
             return self._append_completed(self._completed(append))
@@ -298,7 +298,7 @@ class SessionLog(Exchanges, BlockingReads):
         return self.look(beat_flow(session, agent, silent_after_s))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        if not self._observer.traces:
+        if self._observer.tracer is None or not self._observer.is_told():
             return self._append_each(appends)
         with self._observer.span(appends):
             return self._append_each(appends)
@@ -437,7 +437,9 @@ class SessionLog(Exchanges, BlockingReads):
     def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
         """The answers, each with when its request was sent: whoever waited for others to send it learns it so."""
         timing = Timing(time.perf_counter())
-        return [(answer, timing) for answer in self.drive(self._answering(requests), once, timing)]
+        answers = self.drive(self._answering(requests), once, timing)
+        self._observer.sent(answers, timing)
+        return [(answer, timing) for answer in answers]
 
     def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return self.drive(self._answering(requests), once)
@@ -559,7 +561,7 @@ class AsyncSessionLog(Exchanges):
         return await self._append(append)
 
     async def _append(self, append: Append) -> Receipt:
-        if not self._observer.traces:
+        if self._observer.tracer is None or not self._observer.is_told():
             return await self._append_completed(self._completed(append))
         with self._observer.span([append]):
             return await self._append_completed(self._completed(append))
@@ -617,7 +619,7 @@ class AsyncSessionLog(Exchanges):
         return await self.look(beat_flow(session, agent, silent_after_s))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
-        if not self._observer.traces:
+        if self._observer.tracer is None or not self._observer.is_told():
             return await self._append_each(appends)
         with self._observer.span(appends):
             return await self._append_each(appends)
@@ -789,7 +791,9 @@ class AsyncSessionLog(Exchanges):
     async def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
         """As `SessionLog._send_timed`."""
         timing = Timing(time.perf_counter())
-        return [(answer, timing) for answer in await self.drive(self._answering(requests), once, timing)]
+        answers = await self.drive(self._answering(requests), once, timing)
+        self._observer.sent(answers, timing)
+        return [(answer, timing) for answer in answers]
 
     async def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return await self.drive(self._answering(requests), once)

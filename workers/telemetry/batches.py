@@ -6,8 +6,9 @@ Spans are made when a batch is done, with the times it had: only then is it know
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 from opentelemetry import trace
@@ -38,7 +39,7 @@ from domain.telemetry import (
     WRITE_SPAN,
 )
 from projections.catchup import Batch, Projected
-from workers.telemetry.counting import count, is_counting, record
+from workers.telemetry.counting import Counting, count, now
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,17 @@ _GAINS: Final = (("sessions", CREATED), ("state completed", COMPLETED), ("breaks
 
 
 class Batches:
-    """Observes the batches of one projection."""
+    """Observes the batches of one projection. `sample`: this part of those without a traced commit is traced too."""
 
-    def __init__(self, projection: str, *, slow_s: float) -> None:
+    def __init__(
+        self, projection: str, *, slow_s: float, sample: float, tracers: trace.TracerProvider | None = None
+    ) -> None:
         self._projection = projection
+        self._labels = (("projection", projection),)
+        self._phases = {name: (*self._labels, ("phase", name)) for name in ("load", "fold", "write")}
+        self._tracer = (tracers or trace.get_tracer_provider()).get_tracer(SCOPE)
         self._slow_s = slow_s
+        self._sample = sample
 
     def done(self, batch: Batch, projected: Projected | None, server_ms: int) -> None:
         """Notes a batch that was applied at `server_ms`; None: one that was no stretch of the feed."""
@@ -65,14 +72,16 @@ class Batches:
         took = phases.load + phases.fold + phases.write
         if took >= self._slow_s or logger.isEnabledFor(logging.DEBUG):
             self._say(batch, projected, took)
-        if is_counting():
-            self._count(projected, took, server_ms)
-            self._trace(batch, projected)
+        if (counting := now()) is not None:
+            brought = Brought.by(projected.loaded)
+            self._count(counting, projected, brought, took, server_ms)
+            links = [Link(context) for context in sampled_contexts(brought.traces)]
+            if links or random.random() < self._sample:
+                self._trace(batch, projected, links)
 
     def failed(self, error: Exception) -> None:
         """Notes a batch that failed."""
-        if is_counting():
-            count(WORKER_ERRORS, projection=self._projection, code=_code(error))
+        count(WORKER_ERRORS, projection=self._projection, code=_code(error))
 
     def _say(self, batch: Batch, projected: Projected, took: float) -> None:
         is_slow = took >= self._slow_s
@@ -91,25 +100,23 @@ class Batches:
         size = (batch.partition, self._projection, projected.events, projected.sessions, took, phases)
         logger.log(logging.WARNING if is_slow else logging.DEBUG, text, *size, extra=about)
 
-    def _count(self, projected: Projected, took: float, server_ms: int) -> None:
-        label, phases = self._projection, projected.phases
-        record(BATCH_SECONDS, took, projection=label)
-        record(PHASE_SECONDS, phases.load, projection=label, phase="load")
-        record(PHASE_SECONDS, phases.fold, projection=label, phase="fold")
-        record(PHASE_SECONDS, phases.write, projection=label, phase="write")
-        oldest = min((_first_time(commits) for commits in projected.loaded if len(commits)), default=None)
-        if oldest is not None:
-            record(VISIBLE_SECONDS, max(0, server_ms - oldest) / 1000, projection=label)
-        count(WORKER_EVENTS, projected.events, projection=label)
-        count(WORKER_COMMITS, sum(map(len, projected.loaded)), projection=label)
-        count(WORKER_PARKED, projected.parked, projection=label)
-        count(CHECKPOINTS, sum([len(outcome.checkpoints) for outcome in projected.outcomes]))
+    def _count(self, counting: Counting, projected: Projected, brought: Brought, took: float, server_ms: int) -> None:
+        labels, phases = self._labels, projected.phases
+        counting.record(BATCH_SECONDS, took, labels)
+        counting.record(PHASE_SECONDS, phases.load, self._phases["load"])
+        counting.record(PHASE_SECONDS, phases.fold, self._phases["fold"])
+        counting.record(PHASE_SECONDS, phases.write, self._phases["write"])
+        if brought.commits:
+            counting.record(VISIBLE_SECONDS, max(0, server_ms - brought.oldest_ms) / 1000, labels)
+        counting.count(WORKER_EVENTS, projected.events, labels)
+        counting.count(WORKER_COMMITS, brought.commits, labels)
+        counting.count(WORKER_PARKED, projected.parked, labels)
         for name, metric in _GAINS:
-            gains = [outcome.sums.get(name, 0) for outcome in projected.outcomes]
-            count(metric, sum([gain for gain in gains if gain > 0]))
+            gains = [outcome.sums[name] for outcome in projected.outcomes if name in outcome.sums]
+            counting.count(metric, sum([gain for gain in gains if gain > 0]), ())
+        counting.count(CHECKPOINTS, sum([len(outcome.checkpoints) for outcome in projected.outcomes]), ())
 
-    def _trace(self, batch: Batch, projected: Projected) -> None:
-        links = [Link(context) for context in sampled_contexts(projected.loaded)]
+    def _trace(self, batch: Batch, projected: Projected, links: Sequence[Link]) -> None:
         phases = projected.phases
         about: dict[str, str | int] = {
             "muster.projection": self._projection,
@@ -117,7 +124,7 @@ class Batches:
             "muster.events": projected.events,
             "muster.sessions": projected.sessions,
         }
-        tracer, at = trace.get_tracer(SCOPE), phases.began_ns
+        tracer, at = self._tracer, phases.began_ns
         span = tracer.start_span(
             BATCH_SPAN.name, Context(), SpanKind.CONSUMER, about, links=links[:MOST_LINKS], start_time=at
         )
@@ -130,13 +137,32 @@ class Batches:
         span.end(at)
 
 
-def sampled_contexts(loaded: Iterable[Sequence[Commit]]) -> list[SpanContext]:
-    """The spans that commits came with and that are told, each once."""
-    found: dict[str | bytes, None] = {}
-    for commits in loaded:
-        traces = commits.traces if isinstance(commits, Stretch) else [commit.traceparent for commit in commits]
-        found |= {one: None for one in traces if one}
-    contexts = [_context(one if isinstance(one, str) else one.decode("ascii", "replace")) for one in found]
+class Brought(NamedTuple):
+    """What the commits of a batch are: how many, how old the oldest, the traces they came with."""
+
+    commits: int
+    oldest_ms: int
+    traces: list[str | bytes]
+
+    @classmethod
+    def by(cls, loaded: Iterable[Sequence[Commit]]) -> Brought:
+        """By the commits of each session, in their order."""
+        count, firsts, traces = 0, [], list[str | bytes]()
+        for commits in loaded:
+            stretch = commits if isinstance(commits, Stretch) else Stretch.of("", commits)
+            times = stretch.times
+            if times:
+                count += len(times)
+                firsts.append(times[0])
+                if found := stretch.traces:
+                    traces += [one for one in found if one]
+        return cls(count, min(firsts, default=0), traces)
+
+
+def sampled_contexts(traces: Iterable[str | bytes]) -> list[SpanContext]:
+    """The spans that these trace contexts name and that are told, each once."""
+    texts = [one if isinstance(one, str) else one.decode("ascii", "replace") for one in dict.fromkeys(traces)]
+    contexts = [_context(text) for text in texts]
     return [context for context in contexts if context is not None and context.trace_flags.sampled]
 
 
@@ -148,10 +174,6 @@ def _context(traceparent: str) -> SpanContext | None:
     except ValueError:
         return None
     return context if context.is_valid else None
-
-
-def _first_time(commits: Sequence[Commit]) -> int:
-    return commits.times[0] if isinstance(commits, Stretch) else commits[0].at_ms
 
 
 def _code(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which spans are recorded: what a traced commit is part of, always; of all else, a part by chance."""
+"""Which spans are recorded in a worker process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, Sa
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
+from domain.telemetry import BATCH_SPAN
+
 
 def sampler(part: float) -> Sampler:
-    """As the parent; where there is none, whatever has a sampled link, and this part of the rest."""
-    return ParentBased(_LinkedOr(TraceIdRatioBased(part)))
+    """As the parent; where there is none, this part of all, but every batch that a span is made for at all."""
+    return ParentBased(_BatchesAnd(TraceIdRatioBased(part)))
 
 
-class _LinkedOr(Sampler):
-    """The producer decided whether its trace is told; to break it off at the view would waste what was told."""
+class _BatchesAnd(Sampler):
+    """Of batches it is decided before there is a span (workers/telemetry/batches.py): a tracer takes long to say no."""
 
     def __init__(self, otherwise: Sampler) -> None:
         self._otherwise = otherwise
@@ -31,9 +33,8 @@ class _LinkedOr(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        is_linked = any(link.context.trace_flags.sampled for link in links or ())
-        chosen = ALWAYS_ON if is_linked else self._otherwise
+        chosen = ALWAYS_ON if name == BATCH_SPAN.name else self._otherwise
         return chosen.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
-        return f"linked, or {self._otherwise.get_description()}"
+        return f"batches, and {self._otherwise.get_description()}"

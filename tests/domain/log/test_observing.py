@@ -106,5 +106,5 @@ def test_what_is_quick_is_told_only_in_detail(store: Store, caplog: pytest.LogCa
 def test_without_a_provider_nothing_is_traced_or_counted() -> None:
     """The API's own providers do nothing, and are not asked."""
     observer = Observer(1.0)
-    assert not observer.traces
+    assert observer.tracer is None
     assert observer._measures is None

@@ -29,11 +29,11 @@ def test_a_slow_batch_says_how_long_it_loaded_folded_and_wrote(world: World, cap
     assert batch is not None
     projected = Projector(world.projections, world.log, "tester").project(batch)
 
-    Batches("sessions@2", slow_s=3600).done(batch, projected, world.log.clock.now())
+    Batches("sessions@2", slow_s=3600, sample=0).done(batch, projected, world.log.clock.now())
     assert not caplog.records
     with caplog.at_level(logging.DEBUG, "workers.telemetry.batches"):
-        Batches("sessions@2", slow_s=3600).done(batch, projected, world.log.clock.now())
-    Batches("sessions@2", slow_s=1e-9).done(batch, projected, world.log.clock.now())
+        Batches("sessions@2", slow_s=3600, sample=0).done(batch, projected, world.log.clock.now())
+    Batches("sessions@2", slow_s=1e-9, sample=0).done(batch, projected, world.log.clock.now())
 
     quick, slow = caplog.records
     assert (quick.levelname, vars(quick)["action"]) == ("DEBUG", "projection.batch")

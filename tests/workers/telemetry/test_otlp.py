@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from msgspec import structs
 from opentelemetry.sdk.trace.sampling import Decision
-from opentelemetry.trace import Link, SpanContext, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from domain.codec import Commit
 from domain.stretch import Stretch
@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 from tests.workers.telemetry.collector import Collector, collecting
 from workers.child_process import ChildProcess, start_child
 from workers.settings import Settings, TelemetrySettings
-from workers.telemetry.batches import sampled_contexts
+from workers.telemetry.batches import Brought, sampled_contexts
 from workers.telemetry.sampling import sampler
 
 ROOT: Final = Path(__file__).parents[3]
@@ -197,10 +197,10 @@ def test_nothing_is_set_up_where_nobody_is_told() -> None:
         "import sys\n"
         "from workers import process\n"
         "from workers.settings import Settings\n"
-        "from workers.telemetry.counting import is_counting\n"
+        "from workers.telemetry import counting\n"
         "from workers.telemetry.telling import Telemetry\n"
         "Telemetry.begin(Settings(), 'me').close()\n"
-        "assert not is_counting()\n"
+        "assert counting.now() is None\n"
         "sdk = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "loaded = [name for name in sys.modules if name.startswith(sdk)]\n"
         "assert not loaded, loaded\n"
@@ -212,14 +212,16 @@ def test_nothing_is_set_up_where_nobody_is_told() -> None:
 # -- which batches are told ------------------------------------------------------------------------------------------
 
 
-def test_a_sampled_link_decides_and_chance_where_there_is_none() -> None:
-    """Links that are not sampled decide nothing."""
+def test_batches_are_decided_on_before_and_all_else_by_chance_or_by_its_parent() -> None:
+    """What the user's code in a worker traces is told in part too."""
 
-    def is_told(part: float, *flags: int) -> bool:
-        links = [Link(SpanContext(1, 2, True, TraceFlags(flag))) for flag in flags]
-        return sampler(part).should_sample(None, 2**100, "muster.batch", links=links).decision != Decision.DROP
+    def is_told(part: float, name: str, parent: int | None = None) -> bool:
+        span = NonRecordingSpan(SpanContext(1, 2, False, TraceFlags(parent or 0)))
+        context = None if parent is None else set_span_in_context(span)
+        return sampler(part).should_sample(context, 2**63, name).decision != Decision.DROP
 
-    assert [is_told(0), is_told(0, 0), is_told(0, 0, 1), is_told(1), is_told(1, 0)] == [False, False, True, True, True]
+    assert [is_told(0, "muster.batch"), is_told(0, "theirs"), is_told(1, "theirs")] == [True, False, True]
+    assert [is_told(0, "theirs", parent=1), is_told(1, "theirs", parent=0)] == [True, False]
 
 
 def test_commits_lead_to_the_spans_they_came_with_each_once() -> None:
@@ -228,7 +230,7 @@ def test_commits_lead_to_the_spans_they_came_with_each_once() -> None:
     def commit(traceparent: str | None) -> Commit:
         return Commit("s", 1, 1, 0, "0" * 20, b"", traceparent)
 
-    found = sampled_contexts(
+    brought = Brought.by(
         [
             [
                 commit(f"{TRACE}-01"),
@@ -242,4 +244,6 @@ def test_commits_lead_to_the_spans_they_came_with_each_once() -> None:
             Stretch("s", [1], [1], [0], [b"0" * 20], [b""]),
         ]
     )
+    found = sampled_contexts(brought.traces)
+    assert brought.commits == 9
     assert [f"{context.span_id:x}" for context in found] == ["b" * 16, "d" * 16]
