@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Thread
 from typing import Any, Final, TypeAlias
@@ -25,7 +27,7 @@ from structlog.stdlib import ExtraAdder, ProcessorFormatter
 from domain.errors import Misconfigured, MusterError
 from domain.log.address import parse_address
 from workers.settings import ADDRESSES, SECRETS, Settings
-from workers.topics import ALL, parse_topics, set_debug_topics, topic_of
+from workers.topics import forget_topics, parse_topics, set_debug_topics, switch_all, topic_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,24 @@ _IN_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
 _IN_PIPELINE: Final = re.compile(r"(Command # \d+ \(\S+ \S+).*?(\) of pipeline)", re.DOTALL)
 
 
-def set_up(settings: Settings, **about: Any) -> None:
-    """Has this process log as the settings say; each line tells what it is about (`worker`, `pid`) too."""
+@contextmanager
+def logging_as(settings: Settings) -> Iterator[None]:
+    """Has this process log as the settings say, meanwhile; each line tells its pid too."""
+    handler, root = handler_for(settings, pid=os.getpid()), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    set_debug_topics(parse_topics(settings.log.debug))
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        forget_topics()
+
+
+def handler_for(settings: Settings, **about: Any) -> logging.Handler:
+    """Renders lines as the settings say; each tells what it is about too."""
     masked = _Mask(secrets_of(settings))
     is_json = settings.log.format == "json"
     formatter = ProcessorFormatter(
@@ -53,27 +71,31 @@ def set_up(settings: Settings, **about: Any) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    set_debug_topics(parse_topics(settings.log.debug))
+    return handler
 
 
-def switch_on_signal(number: signal.Signals, settings: Settings) -> None:
-    """Has a signal switch all topics on, and the next one back to those of the settings."""
-    is_on = False
+def switch_on_signal(number: signal.Signals) -> None:
+    """Has a signal switch all topics on, and the next one back to those that were chosen."""
 
     def handle(*_: object) -> None:
-        nonlocal is_on
-        is_on = not is_on
-        topics = ALL if is_on else parse_topics(settings.log.debug)
-        set_debug_topics(topics)
+        topics = switch_all()
         # By a thread: this one may have been interrupted while it held the lock of what it was writing to.
         Thread(target=_say_topics, args=(topics,), name="topics", daemon=True).start()
 
     signal.signal(number, handle)
+
+
+def saying(settings: Settings) -> Callable[[str], None]:
+    """How a process that keeps others says what it does: in plain lines, or as they log."""
+    return _log_line if settings.log.format == "json" else _print_line
+
+
+def _log_line(line: str) -> None:
+    logger.info("%s", line, extra={"action": "worker.supervision"})
+
+
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _say_topics(topics: Sequence[str]) -> None:

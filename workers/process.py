@@ -252,11 +252,19 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    logs.switch_on_signal(signal.SIGUSR1)
     try:
-        logs.set_up(Settings(), pid=os.getpid())  # until it is known how
         settings = load(os.environ)
-        logs.set_up(settings, pid=os.getpid())
-        logs.switch_on_signal(signal.SIGUSR1, settings)
+    except MusterError as error:
+        print(f"worker: {error}", file=sys.stderr)  # how lines are to look is not known either
+        return error.exit_code
+    with logs.logging_as(settings):
+        return run_or_say_why_not(settings, stop)
+
+
+def run_or_say_why_not(settings: Settings, stop: Event) -> int:
+    """As `run`; what keeps it from running is logged."""
+    try:
         return run(settings, registered(settings), stop)
     except (MusterError, redis.RedisError, OSError) as error:
         # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.

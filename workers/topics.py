@@ -40,9 +40,36 @@ def parse_topics(text: str) -> tuple[str, ...]:
     return topics
 
 
+class _Chosen:
+    """What was chosen last, and whether all is told instead for now."""
+
+    topics: tuple[str, ...] = ()
+    is_all = False
+
+
 def set_debug_topics(topics: Iterable[str]) -> None:
     """Has these topics told in detail from now on, and no others. Any thread may call it."""
-    chosen = set(topics)
+    _Chosen.topics, _Chosen.is_all = tuple(topics), False
+    _listen(_Chosen.topics)
+
+
+def switch_all() -> tuple[str, ...]:
+    """Has all topics told in detail, or, where that was done before, those that were chosen; returns which."""
+    _Chosen.is_all = not _Chosen.is_all
+    topics = ALL if _Chosen.is_all else _Chosen.topics
+    _listen(topics)
+    return topics
+
+
+def forget_topics() -> None:
+    """Leaves it to the logger above again, what is listened to."""
+    _Chosen.topics, _Chosen.is_all = (), False
+    for names in TOPICS.values():
+        for name in names:
+            logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def _listen(chosen: tuple[str, ...]) -> None:
     for topic, loggers in TOPICS.items():
         quiet = logging.WARNING if topic == "library" else logging.INFO
         for name in loggers:

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,21 +70,9 @@ def worker(settings: Settings, output: Path) -> Iterator[ChildProcess]:
 @contextmanager
 def captured(settings: Settings) -> Iterator[io.StringIO]:
     """What this process logs meanwhile, as a worker process would with these settings."""
-    root, said = logging.getLogger(), io.StringIO()
-    before, level = root.handlers[:], root.level
-    logs.set_up(settings, pid=7)
-    (handler,) = root.handlers
-    assert isinstance(handler, logging.StreamHandler)
-    handler.setStream(said)
-    try:
+    said = io.StringIO()
+    with redirect_stderr(said), logs.logging_as(settings):
         yield said
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-        set_debug_topics(())
-        for names in TOPICS.values():
-            for name in names:
-                logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -221,8 +209,8 @@ def test_what_is_secret_is_masked_wherever_it_stands() -> None:
     text = said.getvalue()
     assert "OSError: no way to ***" in text
     assert "where=***" in text
-    assert "https://***@there/path [library.other pid=7]" in text
-    assert "(SET {p}:view:s …) of pipeline caused error: full [worker.other pid=7]" in text
+    assert f"https://***@there/path [library.other pid={os.getpid()}]" in text
+    assert f"(SET {{p}}:view:s …) of pipeline caused error: full [worker.other pid={os.getpid()}]" in text
     for secret in (PASSWORD, TOKEN, "hush", PAYLOAD):
         assert secret not in text
 
@@ -238,7 +226,7 @@ def test_an_error_tells_where_it_came_from_but_only_ours_tell_their_text() -> No
         except Misconfigured:
             logging.getLogger("workers.x").exception("failed", extra={"action": "worker.test"})
     (line,) = map(json.loads, said.getvalue().splitlines())
-    assert (line["action"], line["level"], line["message"], line["pid"]) == ("worker.test", "error", "failed", 7)
+    assert (line["action"], line["level"], line["message"]) == ("worker.test", "error", "failed")
     assert "KeyError\n\n… and then:" in line["error"]
     assert line["error"].splitlines()[-1].startswith("Misconfigured: SETTING_INVALID: this one is ours"), line["error"]
     assert "test_an_error_tells_where_it_came_from" in line["error"]
@@ -281,6 +269,30 @@ def test_topics_are_switched_on_and_off_while_a_worker_runs(world: World, tmp_pa
         wait_until(lambda: told("feed.batch") > batches, message="the topic of the settings is still on")
         world.wait_until_caught_up()
         assert told("lease.beat") - beats <= 1, "at most the one that was being told"
+
+
+def test_who_keeps_workers_logs_as_they_do_and_passes_the_signal_on(world: World, tmp_path: Path) -> None:
+    """`muster worker run`: every line of it and of its workers is an object; SIGUSR1 reaches them all."""
+    output = tmp_path / "said"
+    settings = structs.replace(world.settings(), log=LogSettings("json"))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")}
+    environ |= {**settings.environ(), "PYTHONPATH": str(ROOT)}
+    command = "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"
+    with output.open("wb") as file:
+        arguments = [sys.executable, "-c", command, "worker", "run", "--processes", "2"]
+        keeper = start_child(arguments, env=environ, stdout=file, stderr=file)
+    try:
+        wait_until(lambda: actions(output).count("worker.runs") == 2, message="the workers run")
+        keeper.send_signal(signal.SIGUSR1)
+        wait_until(lambda: actions(output).count("worker.topics") == 2, message="both heard it")
+        keeper.send_signal(signal.SIGTERM)
+        assert keeper.wait(60) == 0
+    finally:
+        keeper.kill()
+        keeper.wait()
+    said = [line["message"] for line in lines(output) if line["action"] == "worker.supervision"]
+    assert said[0].startswith("workers run: ")
+    assert said[-1] == "draining"
 
 
 def test_a_topic_that_is_none_is_refused() -> None:
