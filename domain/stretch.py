@@ -80,6 +80,13 @@ class Stretch(Sequence[Commit]):
             ]
         return self._commits
 
+    @property
+    def traces(self) -> Sequence[str | bytes | None]:
+        """Of each commit, the trace context it came with; empty where none came with any."""
+        if self._commits is not None:
+            return [commit.traceparent for commit in self._commits]
+        return self._traces or ()
+
     def up_to(self, seq: int) -> int:
         """How many of the commits come before the first one that begins after `seq`."""
         if self.lasts and self.lasts[-1] <= seq and min(self.counts) > 0:

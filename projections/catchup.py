@@ -15,6 +15,7 @@ sessions go on.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
@@ -78,6 +79,15 @@ class Outcome(Struct, frozen=True):
     sums: dict[str, int]
 
 
+class Phases(Struct, frozen=True):
+    """When a batch was begun (ns since 1970), and how long its phases took, in seconds."""
+
+    began_ns: int
+    load: float
+    fold: float
+    write: float
+
+
 class Projected(Struct, frozen=True):
     """What a batch did."""
 
@@ -86,6 +96,10 @@ class Projected(Struct, frozen=True):
     parked: int
     #: Where the views of its sessions stand now.
     positions: dict[str, Position]
+    #: The commits that were loaded, of each session, and what came of them.
+    loaded: Sequence[Sequence[Commit]]
+    outcomes: Sequence[Outcome]
+    phases: Phases
 
 
 def apply(
@@ -95,7 +109,9 @@ def apply(
 
     `goes_on` is called with every session that is folded.
     """
+    began_ns, began = time.time_ns(), time.perf_counter()
     views, loaded, parked = store.spans(batch.partition, batch.spans)
+    loaded_at = time.perf_counter()
     commits: Sequence[Iterable[Commit]] = loaded
     if batch.careful:
         log = careful = CarefulReader(store, log, batch.partition, batch.token)
@@ -109,6 +125,7 @@ def apply(
         if outcome is not None:
             outcomes.append(outcome)
     events = (batch.cursor_to or 0) - (batch.cursor_from or 0)
+    folded_at = time.perf_counter()
     store.step(
         batch.partition,
         token=batch.token,
@@ -122,6 +139,9 @@ def apply(
         len(outcomes),
         sum(outcome.parked is not None for outcome in outcomes),
         {outcome.session: outcome.position for outcome in outcomes},
+        loaded,
+        outcomes,
+        Phases(began_ns, loaded_at - began, folded_at - loaded_at, time.perf_counter() - folded_at),
     )
 
 
@@ -148,7 +168,10 @@ def fold_span(
         # What does not follow on the view is either a log that breaks a law, or a view of another log: the log decides.
         if parked is None or parked.code == KILLED or from_log(log, span.session, span.to_seq)[0].view == folding.view:
             return _outcome(folding, before, gave, parked)
-    logger.warning("building the view of session %s again: it was missing, damaged or elsewhere", span.session)
+    about = {"action": "projection.view_rebuilt", "session": span.session}
+    logger.warning(
+        "building the view of session %s again: it was missing, damaged or elsewhere", span.session, extra=about
+    )
     folding = folding_from(checkpoints(span.session), log, span.session, span.from_seq - 1)
     parked = advance(folding, log.read(span.session, after=folding.view.seq, to=span.from_seq - 1), span.from_seq - 1)
     before, gave = contributions(folding.view), given(folding.view)
@@ -227,7 +250,8 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
     statistics, parts = store.partition_sums(partition, agents)
     kept = {} if statistics is None else indexing.readable_statistics(statistics)
     if kept is None:
-        logger.warning("the statistics of partition %d are damaged", partition)
+        about = {"action": "projection.statistics_damaged", "partition": partition}
+        logger.warning("the statistics of partition %d are damaged", partition, extra=about)
     elif sums:
         yield write_statistics(keys, indexing.plus(kept, sums))
     for agent, part in zip(agents, parts, strict=True):
@@ -236,6 +260,7 @@ def writes(store: ProjectionStore, partition: int, outcomes: Sequence[Outcome]) 
         except Damaged:
             # A difference cannot be added to what is unreadable. It stays damaged, for the validator to find and
             # recovery to compute again from the session views.
-            logger.warning("the totals of agent %s in partition %d are damaged", agent, partition)
+            damaged = {"action": "projection.totals_damaged", "agent": agent, "partition": partition}
+            logger.warning("the totals of agent %s in partition %d are damaged", agent, partition, extra=damaged)
             continue
         yield from write_totals(keys, agent, totals + moved[agent])

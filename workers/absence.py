@@ -57,7 +57,12 @@ class Absences:
             commit = own_commit(self._log, session, AGENT_GONE, told)
         reply: Any = self._log.client.fcall("muster_gone_1", len(names), *names, *commit, agent, since_ms)
         if reply[0] == b"DAMAGED":
-            logger.warning("that agent %s of session %s is gone cannot be said: %s", agent, session, reply[1].decode())
+            about = {"action": "sessions.absence_untold", "session": session, "agent": agent}
+            logger.warning(
+                "that agent %s of session %s is gone cannot be said: %s",
+                *(agent, session, reply[1].decode()),
+                extra=about,
+            )
         return bool(reply[0] == b"APPENDED")
 
     def _is_present(self, session: str, agent: str) -> bool:

@@ -69,6 +69,7 @@ class Expiry:
                 logger.error(
                     "of %d live sessions %d would expire at once: none does; see why, then `muster session expire`",
                     *(due.live, len(due.ending)),
+                    extra={"action": "sessions.expiry_braked"},
                 )
         warned = self.warn(now, due.warned)
         return warned, 0 if due.is_braked else self.end(ending)

@@ -91,12 +91,16 @@ class FeedConsumer(Consumer):
             self._outage_s = 0.0
         except (redis.RedisError, OSError) as error:
             self._outage_s = min(1.0, self._outage_s * 2 or 0.05)
-            self._hindrances.met("the feed cannot be read", error)
+            self._hindrances.met("feed.unread", "the feed cannot be read", error)
             self._partitions.wait(self._outage_s)
             return None
         while self._read:
             batch = self._read.popleft()
             if self._partitions.hand_out(batch.partition, batch.token):
+                about = {"action": "feed.batch", "partition": batch.partition, "sessions": len(batch.spans)}
+                text = "a batch of partition %d: %s to %s, of %d sessions"
+                place = (batch.partition, batch.cursor_from, batch.cursor_to)
+                logger.debug(text, *place, len(batch.spans), extra=about)
                 return MessageProxy(Message(QUEUE, ACTOR, (batch,), {}, {}))
         return None
 
@@ -187,7 +191,8 @@ def batch_of(partition: int, held: HeldPartition, entries: Iterable[FeedEntry]) 
         if spans and size + entry_size > BATCH_BYTES:
             break
         if entry.position - position != entry.events:
-            logger.error("the feed of partition %d has a gap after position %d", partition, position)
+            about = {"action": "feed.gap", "partition": partition, "position": position}
+            logger.error("the feed of partition %d has a gap after position %d", partition, position, extra=about)
             return Batch(partition, held.token, held.position, None, [], held.careful)
         for span in entry.spans:
             known = spans.get(span.session)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from msgspec import structs
+
 from workers.child_process import ChildProcess, start_child
 from workers.settings import PREFIX, Settings
 from workers.stopping import Stop
@@ -19,6 +21,9 @@ from workers.supervisor import Supervisor
 def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[str], None]) -> Supervisor:
     """Keeps `count` worker processes alive (None: as many as the settings say)."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    settings = structs.replace(
+        settings, worker=structs.replace(settings.worker, processes=count or settings.worker.processes)
+    )
     environ |= settings.environ()
     # Found by this checkout's path too, so that a worker is the same code as its supervisor.
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_root()), environ.get("PYTHONPATH")]))
@@ -27,7 +32,7 @@ def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[s
         # Their output goes where their supervisor's errors go: stdout belongs to data.
         return start_child([sys.executable, "-m", "workers.process"], env=environ, stdout=2, stderr=2)
 
-    names = [f"worker {number}" for number in range(1, (count or settings.worker.processes) + 1)]
+    names = [f"worker {number}" for number in range(1, settings.worker.processes + 1)]
     return Supervisor(dict.fromkeys(names, start), log=log)
 
 

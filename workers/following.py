@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +19,7 @@ from dramatiq.middleware import Retries
 
 from domain.errors import Conflict, Unavailable
 from domain.log import SessionLog
-from projections.catchup import Batch
+from projections.catchup import Batch, Projected
 from projections.own.catchup import OwnProjector
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
@@ -31,6 +30,7 @@ from workers.hindrances import Hindrances
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
 from workers.settings import Settings
+from workers.telemetry.batches import Batches
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,18 @@ class Following:
         self,
         store: ProjectionStore,
         partitions: HeldPartitions,
-        project: Callable[[Batch], None],
+        project: Callable[[Batch], Projected | None],
         worker_id: str,
         settings: Settings,
         *,
         about: dict[str, str] | None = None,
         is_paused: Callable[[], bool] = lambda: False,
+        server_ms: Callable[[], int],
     ) -> None:
         self.store = store
+        self.label = f"{store.name}@{store.version}"
+        self._batches = Batches(self.label, slow_s=settings.worker.slow_batch_s, sample=settings.telemetry.sample)
+        self._server_ms = server_ms
         self.partitions = partitions
         self.keeper = LeaseKeeper(
             store,
@@ -91,19 +95,24 @@ class Following:
 
     def _guarded(self, batch: Batch) -> None:
         try:
-            self._project(batch)
+            projected = self._project(batch)
         except PASSING as error:
+            self._batches.failed(error)
             if isinstance(error, Conflict) and error.code == "LEASE_TAKEN":
                 self.keeper.look_now()
-            self._hindrances.met(f"partition {batch.partition} of {self.store.owned} cannot be projected", error)
+            what = f"partition {batch.partition} of {self.store.owned} cannot be projected"
+            self._hindrances.met("projection.hindered", what, error)
             raise
-        except Exception:
+        except Exception as error:
+            self._batches.failed(error)
             failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1
-            logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures)
+            about = {"action": "projection.batch_failed", "projection": self.store.owned, "partition": batch.partition}
+            logger.exception("a batch of %s failed, %d times in a row", self.store.owned, failures, extra=about)
             if failures >= FAILURES and self._ends_process:
                 end_at_once("a batch fails time and again", [batch.partition])
             raise
         self._failures.pop(batch.partition, None)
+        self._batches.done(batch, projected, self._server_ms())
 
 
 def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings: Settings) -> Following:
@@ -118,11 +127,13 @@ def follow_own(log: SessionLog, definition: Definition, worker_id: str, settings
         worker_id,
         settings,
         is_paused=lambda: publications.is_paused(definition),
+        server_ms=log.clock.now,
     )
 
 
 def end_at_once(why: str, partitions: list[int]) -> None:
     """Ends the process without giving anything back."""
     at = ", ".join(map(str, partitions))
-    print(f"worker {os.getpid()}: stuck: {why}, in partitions {at}; ending at once", file=sys.stderr, flush=True)
+    about = {"action": "projection.stuck", "partitions": at}
+    logger.error("stuck: %s, in partitions %s; ending at once", why, at, extra=about)
     os._exit(STUCK_EXIT)

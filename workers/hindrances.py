@@ -24,14 +24,15 @@ class Hindrances:
         self._logger = logger
         self._say_again: dict[str, float] = {}
 
-    def met(self, what: str, error: Exception) -> None:
+    def met(self, action: str, what: str, error: Exception) -> None:
         """Notes that work failed; `what` says which, and that it will be tried again goes without saying."""
         typed = error if isinstance(error, MusterError) else connection_error(error)
         now = time.monotonic()
         if isinstance(typed, Conflict) or now < self._say_again.get(typed.code, 0.0):
             return  # others hold the lease: that is how work is shared
         self._say_again[typed.code] = now + SAY_EVERY_S
+        about = {"action": action, "code": typed.code}
         if isinstance(typed, Unavailable):
-            self._logger.warning("%s, it will be tried again: %s", what, typed)
+            self._logger.warning("%s, it will be tried again: %s", what, typed, extra=about)
         else:
-            self._logger.error("%s, nor will it be before somebody mends this: %s", what, typed)
+            self._logger.error("%s, nor will it be before somebody mends this: %s", what, typed, extra=about)

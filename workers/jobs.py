@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Event, Thread
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from msgspec import structs
 
 from domain.errors import Conflict, Misconfigured, MusterError, Unavailable
 from domain.log import SessionLog, connect
+from domain.telemetry import FINDINGS, JOBS_ENDED, REPAIRED
 from projections.drift import Validator
 from projections.findings import REPAIR, Finding
 from projections.lease import RECOVERY_PREFIX
@@ -34,6 +36,7 @@ from projections.store import ProjectionStore
 from workers.recovery import Recovery, plan_of, rebuild_own
 from workers.settings import Settings
 from workers.tasks import CANCELLED, DONE, ENDED, FAILED, LEASE_TTL_MS, Task, Tasks
+from workers.telemetry.counting import count
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class Bench:
         self.definitions = definitions
 
     def recovery(self, task: Task) -> Recovery:
-        return Recovery(self.store, self.log, who=holder(task), progress=logger.info)
+        return Recovery(self.store, self.log, who=holder(task), progress=partial(_progress, task))
 
 
 def verify(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
@@ -131,7 +134,13 @@ def rebuild(bench: Bench, task: Task, partition: int) -> dict[str, Any]:
     if definition is None:
         raise Misconfigured("PROJECTION_ABSENT", f"the class of {label} is not known to the worker")
     store = OwnStore(bench.log.client, bench.log.keyspace, definition)
-    return {"partitions": rebuild_own(store, bench.log, [partition], who=holder(task), progress=logger.info)}
+    return {
+        "partitions": rebuild_own(store, bench.log, [partition], who=holder(task), progress=partial(_progress, task))
+    }
+
+
+def _progress(task: Task, line: str) -> None:
+    logger.info("%s", line, extra={"action": "jobs.progress", "task": task.id, "kind": task.kind})
 
 
 def holder(task: Task) -> str:
@@ -228,7 +237,7 @@ class JobRunner:
         try:
             task = self._tasks.get(id)
         except MusterError as gone:
-            logger.warning("a job for nothing: %s", gone.cause)
+            logger.warning("a job for nothing: %s", gone.cause, extra={"action": "jobs.gone", "task": id})
             return
         token = self._tasks.claim(id, f"{self._worker_id}:{id}") if task.state not in ENDED else None
         if token is None:
@@ -239,9 +248,10 @@ class JobRunner:
         try:
             self._go_on(self._tasks.get(id), token)
         except Conflict as conflict:
-            logger.warning("%s", conflict.cause)
+            logger.warning("%s", conflict.cause, extra={"action": "jobs.conflict", "task": id})
         except (Unavailable, redis.RedisError, OSError) as away:
-            logger.warning("task %s waits for the server: %s", id, away)  # the schedule sends it again
+            about = {"action": "jobs.waits", "task": id}  # the schedule sends it again
+            logger.warning("task %s waits for the server: %s", id, away, extra=about)
         finally:
             done.set()
             keeper.join()
@@ -252,22 +262,36 @@ class JobRunner:
                 self._tasks.release(task.id, token)
                 self.queue.send(task.id)
                 return
+            at = task.left[0]
+            about = {"action": "jobs.partition", "task": task.id, "kind": task.kind, "partition": at}
+            logger.debug("task %s (%s) goes through partition %d", task.id, task.kind, at, extra=about)
             try:
                 made = KINDS[task.kind](self._bench, task, task.left[0])
             except (Conflict, Unavailable, redis.RedisError, OSError):
                 raise
             except Exception as error:
-                logger.exception("task %s failed", task.id)
-                self._tasks.end(task, token, FAILED, str(error)[:500])
+                about = {"action": "jobs.failed", "task": task.id, "kind": task.kind}
+                logger.exception("task %s failed", task.id, extra=about)
+                self._end(task, token, FAILED, str(error)[:500])
                 return
+            for code, number in made.get("codes", {}).items():
+                count(FINDINGS, number, code=code)
+            count(REPAIRED, made.get("repaired", 0))
             self._tasks.progress(task, token, added(task.result, made))
             task = self._tasks.get(task.id)
         if task.state != CANCELLED:
-            self._tasks.end(task, token, DONE)
+            self._end(task, token, DONE)
         if codes := task.result.get("codes"):
             told = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-            logger.warning("task %s (%s) found %s: muster job show %s", task.id, task.kind, told, task.id)
+            about = {"action": "jobs.found", "task": task.id, "kind": task.kind}
+            logger.warning(
+                "task %s (%s) found %s: muster job show %s", *(task.id, task.kind, told, task.id), extra=about
+            )
         self._tasks.release(task.id, token)
+
+    def _end(self, task: Task, token: str, state: str, error: str | None = None) -> None:
+        self._tasks.end(task, token, state, error)
+        count(JOBS_ENDED, kind=task.kind, state=state)
 
     def _keep(self, id: str, token: str, done: Event) -> None:
         while not done.wait(LEASE_TTL_MS / 4000):
@@ -275,7 +299,8 @@ class JobRunner:
                 if not self._tasks.renew(id, token):
                     return
             except (redis.RedisError, OSError) as error:
-                logger.warning("the lease of task %s could not be renewed: %s", id, error)
+                about = {"action": "jobs.lease_unrenewed", "task": id}
+                logger.warning("the lease of task %s could not be renewed: %s", id, error, extra=about)
 
 
 def added(result: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from typing import Any
 import redis
 
 from domain.log.keys import Keyspace
+from domain.telemetry import LEASES_LOST
 from projections.lease import Leases
 from projections.store import ProjectionStore
 from workers.hindrances import Hindrances
 from workers.partitions import HeldPartitions
+from workers.telemetry.counting import count
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,8 @@ class LeaseKeeper:
             if self._about is not None:
                 self._client.delete(self._keyspace.worker(self._worker))
         except (redis.RedisError, OSError) as error:
-            logger.warning("could not give the leases back, they run out by themselves: %s", error)
+            about = {"action": "lease.not_given_back"}
+            logger.warning("could not give the leases back, they run out by themselves: %s", error, extra=about)
         return given
 
     def _run(self) -> None:
@@ -99,10 +102,10 @@ class LeaseKeeper:
             try:
                 self._beat()
             except (redis.RedisError, OSError) as error:
-                self._hindrances.met("leases cannot be kept", error)
+                self._hindrances.met("lease.unkept", "leases cannot be kept", error)
             except Exception:
                 # A keeper that ended would leave a worker that runs and holds nothing.
-                logger.exception("a beat failed")
+                logger.exception("a beat failed", extra={"action": "lease.beat_failed"})
             if self._in_doubt.wait(self._beat_ms / 1000 / (SOONER if soon else 1)):
                 self._in_doubt.clear()
                 soon = 2 * SOONER  # two beats' time
@@ -111,9 +114,13 @@ class LeaseKeeper:
     def _beat(self) -> None:
         tokens = self._partitions.tokens()
         for partition in self._leases.renew(tokens, ttl_ms=self._lease_ttl_ms):
-            logger.info("the lease of partition %d was taken over", partition)
+            count(LEASES_LOST)
+            about = {"action": "lease.lost", "partition": partition}
+            logger.info("the lease of partition %d was taken over", partition, extra=about)
             self._partitions.drop(partition, tokens[partition])
         living = self._sign_of_life(sorted(self._partitions.tokens()))
+        about = {"action": "lease.beat", "held": len(tokens), "workers": len(living)}
+        logger.debug("%d leases are kept, %d workers live", len(tokens), len(living), extra=about)
         if self._partitions.is_closed or self._is_paused():
             # What is idle goes at once; what is in flight is kept until it is done.
             self._release(self._partitions.leave(len(tokens)))
@@ -139,6 +146,8 @@ class LeaseKeeper:
 
     def _release(self, tokens: dict[int, str]) -> None:
         for partition, token in tokens.items():
+            about = {"action": "lease.given_back", "partition": partition}
+            logger.debug("partition %d is given back", partition, extra=about)
             self._leases.release(partition, token)
 
     def _claim(self, count: int) -> None:
@@ -155,7 +164,12 @@ class LeaseKeeper:
             if token is not None:
                 crashes = self._leases.crashes(partition)
                 if crashes:
-                    logger.warning("partition %d comes from a worker that died, %d in a row", partition, crashes)
+                    about = {"action": "lease.inherited", "partition": partition, "crashes": crashes}
+                    text = "partition %d comes from a worker that died, %d in a row"
+                    logger.warning(text, partition, crashes, extra=about)
+                logger.debug(
+                    "partition %d is held", partition, extra={"action": "lease.claimed", "partition": partition}
+                )
                 self._partitions.adopt(partition, token, careful=crashes >= CAREFUL_AFTER_CRASHES)
 
 

@@ -62,12 +62,9 @@ class MemoryWatch:
         self._share = used_share(self._store.client.info("memory"))
         wait = self._watermarks.wait(self._share)
         if (wait == FULL) != (self._told == FULL):
-            logger.error(
-                "%.0f %% of the server's memory is used: %s",
-                *(100 * self._share, "appends are refused" if wait == FULL else "appends are taken again"),
-            )
+            self._say(logging.ERROR, "appends are refused" if wait == FULL else "appends are taken again")
         elif (wait is None) != (self._told is None):
-            logger.warning("%.0f %% of the server's memory is used: %s", 100 * self._share, _told(wait))
+            self._say(logging.WARNING, _told(wait))
         if wait is not None or self._told is not None:
             pipe = self._store.client.pipeline(transaction=False)
             for partition in partitions:
@@ -77,6 +74,10 @@ class MemoryWatch:
                 )
             pipe.execute()
         self._told = wait
+
+    def _say(self, level: int, what: str) -> None:
+        about = {"action": "memory.level", "used": round(self._share, 3)}
+        logger.log(level, "%.0f %% of the server's memory is used: %s", 100 * self._share, what, extra=about)
 
 
 def used_share(info: dict[str, Any]) -> float:

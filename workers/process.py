@@ -25,13 +25,14 @@ from domain.log.connection import connection_error
 from domain.log.contract import CommitReader
 from projections import catchup
 from projections.careful import CarefulReader
-from projections.catchup import Batch
+from projections.catchup import Batch, Projected
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
 from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
+from workers import logs
 from workers.absence import Absences
 from workers.archiving.choosing import Keeping
 from workers.archiving.recurring import Archiving
@@ -46,9 +47,12 @@ from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
 from workers.stopping import Stop
+from workers.telemetry.counting import tell_held
+from workers.telemetry.telling import Telemetry
 from workers.vigil import Vigil
 
-logger = logging.getLogger(__name__)
+#: By its own name: the process runs it as __main__.
+logger = logging.getLogger("workers.process")
 
 #: How often a worker looks whether the server became another one, in seconds.
 SERVER_LOOK_S = 1.0
@@ -69,17 +73,17 @@ class Projector:
         self._worker = worker
         self._goes_on = goes_on
 
-    def project(self, batch: Batch) -> None:
+    def project(self, batch: Batch) -> Projected | None:
         """Applies a batch; one without an end means that the partition is to be brought up to date from the log.
 
-        One that names sessions to be tried again does that alone.
+        One that names sessions to be tried again does that alone. Neither is told of (None).
         """
         goes_on = partial(self._goes_on, batch.partition)
         if batch.cursor_to is not None:
             projected = catchup.apply(self._store, self._log, batch, goes_on=goes_on)
             for session, position in projected.positions.items():
                 self._log.witness.saw(session, position)  # a worker is a witness too, should the server lose its tail
-            return
+            return projected
         log: CommitReader = self._log
         if batch.careful:
             log = CarefulReader(self._store, log, batch.partition, batch.token)
@@ -97,14 +101,16 @@ class Projector:
             for _ in rebuild.sessions(batch.retry):
                 pass
             rebuild.totals()
-            return
+            return None
         for _ in rebuild.everything():
             goes_on()
+        return None
 
 
 def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
     """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
+    telemetry = Telemetry.begin(settings, worker_id)  # first: what is opened from here on tells it
     log = SessionLog.open(
         settings.connecting,
         environment=settings.environment,
@@ -117,12 +123,13 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         about = {"pid": str(os.getpid()), "host": platform.node()}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
-        sessions = Following(store, partitions, project, worker_id, settings, about=about)
+        sessions = Following(store, partitions, project, worker_id, settings, about=about, server_ms=log.clock.now)
         own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
         following = [sessions, *own]
+        tell_held(lambda: {one.label: len(one.partitions.tokens()) for one in following})
         for one in following:
             one.start()
-        logger.info("worker %s runs", worker_id)
+        logger.info("worker %s runs", worker_id, extra={"action": "worker.runs"})
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
         marks = settings.memory
         memory = MemoryWatch(store, log.identity, Watermarks(marks.early, marks.slow, marks.refuse))
@@ -155,6 +162,7 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         for one in following:
             one.worker.stop(timeout=STOP_TIMEOUT_MS)
         jobs.stop()
+    telemetry.close()
     return code
 
 
@@ -185,8 +193,8 @@ class Jobs:
 
 
 def say(line: str) -> None:
-    """A line of progress."""
-    print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
+    """A line about how this process ends."""
+    logger.info("%s", line, extra={"action": "worker.shutdown"})
 
 
 def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event) -> None:
@@ -229,16 +237,21 @@ def look_after(
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
             now = sessions.store.server_ms()
+            log.clock.learn(now)
             vigil.look(now, list(sessions.partitions.tokens()))
             absences.look(now)
             if ends.expire:
                 expiry.look(now, vigil)
         except (redis.RedisError, OSError) as error:
             vigil.broke()
-            hindrances.met("feeds cannot be trimmed, projections published, nor what idles be ended", error)
+            hindrances.met(
+                "worker.chores_hindered",
+                "feeds cannot be trimmed, projections published, nor what idles be ended",
+                error,
+            )
         except Exception:
             vigil.broke()
-            logger.exception("looking after the server failed")
+            logger.exception("looking after the server failed", extra={"action": "worker.chores_failed"})
 
 
 def look_at_server(log: SessionLog) -> None:
@@ -246,14 +259,12 @@ def look_at_server(log: SessionLog) -> None:
     try:
         log.compare_if_changed()
     except MusterError as error:
-        logger.warning("the server changed and cannot be compared yet: %s", error)
+        about = {"action": "worker.not_compared", "code": error.code}
+        logger.warning("the server changed and cannot be compared yet: %s", error, extra=about)
 
 
 def main() -> int:
     """The process's entry point; returns its exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     stop = Stop()
 
     def handle(number: int, _: object) -> None:
@@ -263,13 +274,24 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    logs.switch_on_signal(signal.SIGUSR1)
     try:
         settings = load(os.environ)
+    except MusterError as error:
+        print(f"worker: {error}", file=sys.stderr)  # how lines are to look is not known either
+        return error.exit_code
+    with logs.logging_as(settings):
+        return run_or_say_why_not(settings, stop)
+
+
+def run_or_say_why_not(settings: Settings, stop: Event) -> int:
+    """As `run`; what keeps it from running is logged."""
+    try:
         return run(settings, registered(settings), stop)
     except (MusterError, redis.RedisError, OSError) as error:
         # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.
         typed = error if isinstance(error, MusterError) else connection_error(error)
-        print(f"worker: {typed}", file=sys.stderr)
+        logger.error("%s", typed, extra={"action": "worker.failed", "code": typed.code})
         return typed.exit_code
 
 

@@ -47,7 +47,8 @@ class Schedule:
     def sweep(self) -> None:
         """Sends tasks again that no process that lives works on."""
         for task in self._queue.tasks.forsaken(SEND_AGAIN_MS):
-            logger.warning("task %s is sent again, nobody works on it", task.id)
+            about = {"action": "jobs.sent_again", "task": task.id, "kind": task.kind}
+            logger.warning("task %s is sent again, nobody works on it", task.id, extra=about)
             self._queue.send(task.id)
         self._queue.tasks.prune()
 
@@ -60,7 +61,8 @@ class Schedule:
             if self.is_first(name, every_s):
                 action()
         except (redis.RedisError, OSError, MusterError) as error:
-            logger.warning("what was due (%s) could not be done, the next tick will: %s", name, error)
+            about = {"action": "jobs.tick_missed", "due": name}
+            logger.warning("what was due (%s) could not be done, the next tick will: %s", name, error, extra=about)
 
     def is_first(self, name: str, every_s: float) -> bool:
         """Whether this process is the first to ask in this tick."""

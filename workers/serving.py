@@ -26,8 +26,8 @@ from domain.errors import Misconfigured
 from workers.health.component import Component, Sample, Status, overall, status_document
 from workers.health.looking import Health
 from workers.health.probes import READY
-from workers.metrics import exposition
-from workers.settings import Settings
+from workers.metrics import CONTENT_TYPE, exposition
+from workers.settings import ServeSettings, Settings
 
 #: How long one connection may take to say what it wants, in seconds.
 PATIENCE_S: Final = 10.0
@@ -36,7 +36,6 @@ MOST_AT_A_TIME: Final = 64
 #: What is told to everybody, as load balancers have no token.
 _FOR_EVERYBODY: Final = frozenset({"/livez", "/readyz"})
 _JSON: Final = "application/json"
-_PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: What of the sessions is counted.
 _OF_SESSIONS: Final = {
     "muster_sessions": "sessions",
@@ -46,34 +45,32 @@ _OF_SESSIONS: Final = {
 }
 
 
-class HealthServer(ThreadingHTTPServer):
-    """Listens from the moment it is made. Raises Misconfigured (SETTING_INVALID) for an address that cannot be had, or
-    must not be without a token.
+class GuardedServer(ThreadingHTTPServer):
+    """Answers those who may ask. Listens from the moment it is made. Raises Misconfigured (SETTING_INVALID) for an
+    address that cannot be had, or must not be without a token; `section` is that of the settings which name it.
     """
 
     daemon_threads = True
     #: A connection that finds the queue full is tried again by its kernel, seconds later.
     request_queue_size = 2 * MOST_AT_A_TIME
 
-    def __init__(self, settings: Settings, health: Health | None = None) -> None:
-        serve = settings.serve
+    def __init__(self, serve: ServeSettings, *, section: str = "serve") -> None:
         if serve.token is None and not is_loopback(serve.host):
             raise Misconfigured(
                 "SETTING_INVALID",
-                f"serve.host {serve.host} can be reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
+                f"{section}.host {serve.host} is reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
                 key="serve.token",
             )
         self.token = serve.token
         self._free = BoundedSemaphore(MOST_AT_A_TIME)
-        self.health = health or Health(settings)
         self.names = frozenset({"localhost", "127.0.0.1", "::1", serve.host})
         if ":" in serve.host:
             self.address_family = socket.AF_INET6
         try:
             super().__init__((serve.host, serve.port), _Handler)
         except OSError as error:
-            cause = f"serve.host {serve.host}, serve.port {serve.port} cannot be listened on: {error}"
-            raise Misconfigured("SETTING_INVALID", cause, key="serve.port") from None
+            cause = f"{section}.host {serve.host}, {section}.port {serve.port} cannot be listened on: {error}"
+            raise Misconfigured("SETTING_INVALID", cause, key=f"{section}.port") from None
 
     @property
     def url(self) -> str:
@@ -104,8 +101,19 @@ class HealthServer(ThreadingHTTPServer):
 
     def answer(self, path: str) -> tuple[int, str, str]:
         """Status, content type and body."""
+        raise NotImplementedError
+
+
+class HealthServer(GuardedServer):
+    """Tells health and metrics."""
+
+    def __init__(self, settings: Settings, health: Health | None = None) -> None:
+        super().__init__(settings.serve)
+        self.health = health or Health(settings)
+
+    def answer(self, path: str) -> tuple[int, str, str]:
         if path == "/livez":
-            return _json(200, {"schema": "muster.live/1", "status": "alive"})
+            return as_json(200, {"schema": "muster.live/1", "status": "alive"})
         components = self.health.look_shared()
         by_name = {one.name: one for one in components}
         code = 503 if overall(components) >= Status.CRITICAL else 200
@@ -114,28 +122,28 @@ class HealthServer(ThreadingHTTPServer):
                 ready = [by_name[name] for name in READY if name in by_name]
                 is_ready = overall(ready) < Status.CRITICAL and all(one.status is not Status.UNKNOWN for one in ready)
                 word = "ready" if is_ready else "not ready"
-                return _json(200 if is_ready else 503, {"schema": "muster.ready/1", "status": word})
+                return as_json(200 if is_ready else 503, {"schema": "muster.ready/1", "status": word})
             case "/health":
-                return _json(code, status_document(components))
+                return as_json(code, status_document(components))
             case "/health/components":
-                return _json(code, [one.document() for one in components])
+                return as_json(code, [one.document() for one in components])
             case "/health/detailed":
                 detailed = status_document(components) | {"components": [one.document() for one in components]}
-                return _json(code, detailed)
+                return as_json(code, detailed)
             case "/health/redis":
                 one = by_name["redis"]
-                return _json(503 if one.status >= Status.CRITICAL else 200, one.document())
+                return as_json(503 if one.status >= Status.CRITICAL else 200, one.document())
             case "/health/sessions":
-                return _json(200, _sessions(components))
+                return as_json(200, _sessions(components))
             case "/metrics":
-                return 200, _PROMETHEUS, exposition(components)
-        return _json(404, {"schema": "muster.error/1", "code": "USAGE", "cause": f"there is nothing at {path}"})
+                return 200, CONTENT_TYPE, exposition(components)
+        return as_json(404, {"schema": "muster.error/1", "code": "USAGE", "cause": f"there is nothing at {path}"})
 
 
 class _Handler(BaseHTTPRequestHandler):
     """One request; errors are answered, and nothing of a request is logged."""
 
-    server: HealthServer
+    server: GuardedServer
     server_version = "muster"
     sys_version = ""
     timeout = PATIENCE_S
@@ -162,12 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
         if token is None:
             host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
             if host not in self.server.names:
-                return _json(421, _refused("this server is asked under another name than its own"))
+                return as_json(421, _refused("this server is asked under another name than its own"))
             return None
         given = self.headers.get("Authorization", "").encode("latin-1")  # the bytes as they came
         if path in _FOR_EVERYBODY or hmac.compare_digest(given, f"Bearer {token}".encode()):
             return None
-        return _json(401, _refused("give the token: Authorization: Bearer …"))
+        return as_json(401, _refused("give the token: Authorization: Bearer …"))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: a probe a second would fill the log, and a request may hold what is nobody's business."""
@@ -192,5 +200,6 @@ def _refused(cause: str) -> dict[str, Any]:
     return {"schema": "muster.error/1", "code": "ACCESS_DENIED", "cause": cause}
 
 
-def _json(status: int, document: Any) -> tuple[int, str, str]:
+def as_json(status: int, document: Any) -> tuple[int, str, str]:
+    """An answer: status, content type and body."""
     return status, _JSON, json.dumps(document, ensure_ascii=False) + "\n"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,6 +25,7 @@ from domain.log.archive.place import Archive, Keys, open_archive
 from domain.log.durability import parse_durability
 from domain.log.keys import check_keyspace
 from domain.log.spooling.spool import DEFAULT_MAX_BYTES
+from workers.topics import parse_topics
 
 PREFIX: Final = "MUSTER_"
 #: Names under the prefix that are no settings: they belong to the scripts and to the tests.
@@ -68,6 +70,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     #: How long no agent is reported gone after this process lost sight of all: it began, the server was away, or its
     #: clock jumped; in seconds.
     absence_grace_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    #: From how long on a batch is logged, with its phases, in seconds.
+    slow_batch_s: Seconds = 1.0
     #: How long an own projection that is behind keeps entries in the feed, in seconds; past it, it reads the log.
     feed_pin_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 3600.0
 
@@ -200,6 +204,32 @@ class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return f"ServeSettings({self.host!r}, {self.port}, token={None if self.token is None else '***'})"
 
 
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What worker processes say on stderr."""
+
+    #: Lines for people, or an object a line for programs.
+    format: Literal["text", "json"] = "text"
+    #: Topics that are told in detail, separated by commas: docs/telemetry.md lists them.
+    debug: str = ""
+
+
+class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What worker processes count and trace, and who is told."""
+
+    #: Where traces and metrics are sent by OTLP (http/protobuf), such as http://collector:4318; None: nowhere.
+    otlp_endpoint: str | None = None
+    #: How often metrics are sent there, in seconds.
+    send_every_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
+    #: How many of the batches are traced that no traced commit is part of: a part of a whole. Those that one is part of
+    #: are traced always.
+    sample: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    #: Where worker processes tell Prometheus what they counted: the first port from here on that is free on this host,
+    #: among as many as there are processes; 0: nowhere.
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    #: The address it is told at; beyond loopback `serve.token` is needed.
+    host: str = "127.0.0.1"
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
 
@@ -221,6 +251,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     spool: SpoolSettings = SpoolSettings()
     health: HealthSettings = HealthSettings()
     serve: ServeSettings = ServeSettings()
+    log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -242,6 +274,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     "staging": {"jobs.verify_every_s": 300.0},
     # Leases outlast the short pauses of a busy host; an outage of a failover is waited for.
     "production": {
+        "log.format": "json",
         "jobs.verify_every_s": 60.0,
         "redis.retry_for_s": 30.0,
         "worker.lease_ttl_ms": 5000,
@@ -254,7 +287,7 @@ SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.
 ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
-_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair"})
+_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair", "log.debug"})
 
 
 class Loaded(Struct, frozen=True):
@@ -480,6 +513,15 @@ def _repaired_kinds(text: str) -> list[str]:
     return kinds
 
 
+def _check_endpoint(text: str) -> None:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise Misconfigured("SETTING_INVALID", "telemetry.otlp_endpoint is no address such as http://collector:4318")
+    if parts.username is not None or parts.password is not None:
+        why = "telemetry.otlp_endpoint holds a password: give it by OTEL_EXPORTER_OTLP_HEADERS"
+        raise Misconfigured("SETTING_INVALID", why)
+
+
 #: What a text must be, beside not empty; each raises Misconfigured.
 _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "redis.url": lambda text: _check_address(text, "redis.url"),
@@ -489,6 +531,8 @@ _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "durability": parse_durability,
     "jobs.auto_repair": _repaired_kinds,
     "projections": _check_projections,
+    "log.debug": parse_topics,
+    "telemetry.otlp_endpoint": _check_endpoint,
 }
 
 

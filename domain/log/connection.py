@@ -38,6 +38,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception, stop_after_del
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.log.address import Address, parse_address, without_password
 from domain.log.protocol import Command, server_error, taken
+from domain.log.timing import Timing
 
 #: What passes by itself, so that the same is sent again for `retry_for_s`; everything else fails at once. The server
 #: still refuses writes for lack of replicas in the first moments of a new primary.
@@ -93,6 +94,8 @@ class Connecting(Struct, frozen=True):
     sentinel_password: str | None = None
     #: How many connections to have at most; whoever finds none free tries again as after an outage.
     max_connections: Annotated[int, Meta(ge=2)] = MAX_CONNECTIONS
+    #: From how long on an append is logged, with its phases, in seconds.
+    slow_append_s: Annotated[float, Meta(gt=0)] = 1.0
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
@@ -628,17 +631,18 @@ def send(
     wrote: bool,
     once: bool = False,
     line: Line | None = None,
+    timing: Timing | None = None,
 ) -> list[Any]:
     """Sends commands in one write and returns their replies; errors of single commands are among them.
 
     `wrote`: some of the commands write. `once`: they are not sent again. Raises the typed error when no replies came,
-    OutcomeUnknown when a write may or may not have been done.
+    OutcomeUnknown when a write may or may not have been done. `timing` is told when they were sent.
     """
     attempts = Attempts(commands, connecting, wrote=wrote, once=once)
 
     def attempt() -> list[Any]:
         try:
-            replies = _send_once(client, commands)
+            replies = _send_once(client, commands, timing)
         except (_NotSent, redis.RedisError, OSError) as error:
             if line is not None:
                 line.failed(error.error if isinstance(error, _NotSent) else error)
@@ -667,7 +671,7 @@ def send(
         raise attempts.failed(error) from error
 
 
-def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
+def _send_once(client: redis.Redis, commands: list[Command], timing: Timing | None = None) -> list[Any]:
     # Straight on a connection: redis-py's pipeline costs as much again as the exchange itself.
     pool: Any = client.connection_pool
     try:
@@ -676,6 +680,8 @@ def _send_once(client: redis.Redis, commands: list[Command]) -> list[Any]:
         raise _NotSent(error) from error
     try:
         connection.send_packed_command([_packed(commands)])
+        if timing is not None:
+            timing.sent = time.perf_counter()
         return [_reply_or_error(connection) for _ in commands]
     except BaseException:
         connection.disconnect()  # replies that were not read must not be taken for those of the next caller
@@ -711,13 +717,14 @@ async def send_async(
     wrote: bool,
     once: bool = False,
     line: Line | None = None,
+    timing: Timing | None = None,
 ) -> list[Any]:
     """As `send`."""
     attempts = Attempts(commands, connecting, wrote=wrote, once=once)
 
     async def attempt() -> list[Any]:
         try:
-            replies = await _send_once_async(client, commands, connecting.timeout_s)
+            replies = await _send_once_async(client, commands, connecting.timeout_s, timing)
         except (_NotSent, redis.RedisError, OSError) as error:
             if line is not None:
                 line.failed(error.error if isinstance(error, _NotSent) else error)
@@ -746,7 +753,9 @@ async def send_async(
         raise attempts.failed(error) from error
 
 
-async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command], timeout_s: float) -> list[Any]:
+async def _send_once_async(
+    client: redis.asyncio.Redis, commands: list[Command], timeout_s: float, timing: Timing | None = None
+) -> list[Any]:
     pool: Any = client.connection_pool
     try:
         async with asyncio.timeout(timeout_s):
@@ -758,6 +767,8 @@ async def _send_once_async(client: redis.asyncio.Redis, commands: list[Command],
     try:
         async with asyncio.timeout(timeout_s) as limit:
             await connection.send_packed_command(_packed(commands))
+            if timing is not None:
+                timing.sent = time.perf_counter()
             replies = []
             for _ in commands:
                 replies.append(await _reply_or_error_async(connection))

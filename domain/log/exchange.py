@@ -37,6 +37,7 @@ from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
+from domain.log.observing import Observer
 from domain.log.protocol import (
     Call,
     Command,
@@ -60,6 +61,7 @@ from domain.log.witness import Loss, Witness
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+UNREPORTED: Final = {"action": "log.loss_unreported"}
 #: A server that was away for longer than this, in seconds, is not tried by every append before it is spooled.
 BLIP_S: Final = 1.0
 #: How many commits without a reply a log remembers.
@@ -111,7 +113,7 @@ class _Ids:
 new_id: Final = _Ids()
 
 
-class _ServerClock:
+class ServerClock:
     """The server's clock, as last heard of. It may jump, so a commit it takes for late is given a new time once."""
 
     def __init__(self) -> None:
@@ -138,7 +140,9 @@ class ServerSeen:
         fields = parse_info(info)
         met = (fields.get("run_id", ""), fields.get("master_replid", ""))
         if self._met is not None and met != self._met:
-            logger.warning("the server changed: run id %s, replication id %s", *met)
+            logger.warning(
+                "the server changed: run id %s, replication id %s", *met, extra={"action": "log.server_changed"}
+            )
             self.changed = self.has_moved = True
         self._met = met
 
@@ -162,6 +166,7 @@ class Exchanges:
         lifetime_ms: int,
         wait_ms: int,
         line: Line,
+        observer: Observer,
         spool: Spool | None,
         archive: Archive,
     ) -> None:
@@ -178,11 +183,12 @@ class Exchanges:
         self._server = server
         self._protocol = Protocol(keyspace, identity.store, identity.epoch)
         self._doubted: OrderedDict[tuple[str, bytes], Position] = OrderedDict()
-        self._clock = _ServerClock()
+        self.clock = ServerClock()
         self._lifetime_ms = lifetime_ms
         self._wait_ms = wait_ms
         self._name = new_id()[:12]
         self._line = line
+        self._observer = observer
         self.spool = spool
         self.archive = archive
         self._opened = Opened()
@@ -217,8 +223,6 @@ class Exchanges:
 
     def _wait_s(self, requests: Sequence[Request]) -> float:
         """How long these appends are to wait because the store is short of memory, in seconds."""
-        if not self._held_back:
-            return 0.0
         partitions = {self.keyspace.partition_of(one.session) for one in requests if isinstance(one, AppendRequest)}
         now = time.monotonic()
         waits = {partition: until - now for partition, until in self._held_back.items()}
@@ -246,7 +250,7 @@ class Exchanges:
 
     def _stamped(self, requests: Sequence[Request]) -> list[Request]:
         """The requests, each append with the time after which the server is to refuse it."""
-        not_after = self._clock.now() + self._lifetime_ms
+        not_after = self.clock.now() + self._lifetime_ms
         return [
             structs.replace(request, not_after=not_after) if isinstance(request, AppendRequest) else request
             for request in requests
@@ -260,10 +264,10 @@ class Exchanges:
         late = []
         for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
             is_late = isinstance(answer, Refused) and answer.code == "TOO_LATE"
-            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self._clock.now():
+            if is_late and isinstance(request, AppendRequest) and (request.not_after or 0) > self.clock.now():
                 late.append(index)
         for index in late:
-            self._clock.learn(answers[index].facts["server_ms"])
+            self.clock.learn(answers[index].facts["server_ms"])
         return late
 
     def _known_when_first_sent(self, session: str, events: Sequence[Event]) -> Position | None:
@@ -295,7 +299,7 @@ class Exchanges:
         answers = yield from self._asking(requests)
         if any(_has_code(answer, "EPOCH_CHANGED") for answer in _errors(answers)):
             yield from self._adopting(requests, answers)
-        if not any(isinstance(request, AppendRequest) for request in requests):
+        if not [request for request in requests if isinstance(request, AppendRequest)]:
             return answers
         if self._accepted:
             yield from self._letting_go(requests, answers)
@@ -317,13 +321,15 @@ class Exchanges:
     def _asking(self, requests: Sequence[Request]) -> Wire[list[Any]]:
         """The answers as the server gives them; receipts with the durability that was proved along the way."""
         calls = self._protocol.calls(requests)
-        writes = any(call.writes for call in calls)
+        writing = [call for call in calls if call.writes]
+        writes = writing != []
         proof = self._durability if writes else Durability()
         before, after = proof.before(), proof.after(self._wait_ms)
-        replies = yield Sending([*before, *(call.command for call in calls), *after], writes)
+        replies = yield Sending([*before, *[call.command for call in calls], *after], writes)
         end = len(before) + len(calls)
         answers = _distribute(calls, replies[len(before) : end], len(requests))
-        yield from self._joining(requests, answers)
+        if writing != calls:
+            yield from self._joining(requests, answers)
         receipts = [answer for answer in answers if isinstance(answer, Receipt)]
         if proof.level == "memory" or not receipts:
             return answers
@@ -457,7 +463,7 @@ class Exchanges:
         store, epoch = raised(reply)
         if store != self.identity.store.encode() or int(epoch or 0) <= self.identity.epoch:
             return {}
-        logger.warning("the store is at epoch %s now", epoch.decode())
+        logger.warning("the store is at epoch %s now", epoch.decode(), extra={"action": "log.epoch_changed"})
         self._server.changed = False
         try:
             lost = yield from self._asked(self.witness.compare_flow(self.witness.sessions()))
@@ -525,7 +531,8 @@ class Exchanges:
         for session in healed:
             self.losses.pop(session, None)
         for loss in lost:
-            logger.error("%s", lost_error(loss).cause)
+            about = {"action": "log.lost", "session": loss.session, "first_bad_seq": loss.first_bad_seq}
+            logger.error("%s", lost_error(loss).cause, extra=about)
         self.losses |= found
         return lost
 
@@ -534,7 +541,8 @@ class Exchanges:
         try:
             yield from self._comparing(sessions)
         except MusterError as error:
-            logger.warning("what is known could not be compared with the server: %s", error)
+            about = {"action": "log.not_compared"}
+            logger.warning("what is known could not be compared with the server: %s", error, extra=about)
 
     def _hearing(self, answers: Sequence[Damaged]) -> Wire[None]:
         """Finds out all that is lost of sessions whose appends met a loss; one that only the caller knew of counts
@@ -545,7 +553,7 @@ class Exchanges:
         try:
             yield from self._reporting(told)
         except MusterError as error:
-            logger.error("a loss could not be reported: %s", error)
+            logger.error("a loss could not be reported: %s", error, extra=UNREPORTED)
         self.losses |= {loss.session: loss for loss in told}
 
     def _reporting(self, lost: Any, healed: Sequence[str] = ()) -> Wire[None]:
@@ -560,7 +568,7 @@ class Exchanges:
         if commands:
             for reply in (yield Sending(commands)):
                 if isinstance(reply, Exception):
-                    logger.error("a loss could not be reported: %s", connection_error(reply))
+                    logger.error("a loss could not be reported: %s", connection_error(reply), extra=UNREPORTED)
 
     def _named(self, answer: Damaged) -> Damaged:
         """The error of an append that met a loss, with all that is known of it."""

@@ -367,10 +367,8 @@ def append_answer(request: AppendRequest, row: list[Any]) -> Receipt | Searching
     """What one row of the append function's reply means."""
     if row[0] == b"APPENDED":
         first, last = int(row[1]), int(row[2])
-        wait_ms = int(row[5]) if len(row) > 5 else 0
-        return Receipt(
-            request.session, first, last, row[3].decode(), int(row[4]), appended=last - first + 1, wait_ms=wait_ms
-        )
+        receipt = Receipt(request.session, first, last, row[3].decode(), int(row[4]), appended=last - first + 1)
+        return structs.replace(receipt, wait_ms=int(row[5])) if row[5:] else receipt
     word, *rest = [value.decode() if isinstance(value, bytes) else value for value in row]
     session = request.session
     match word:

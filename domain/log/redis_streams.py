@@ -43,6 +43,7 @@ from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
+from domain.log.observing import Observer
 from domain.log.protocol import (
     Command,
     Flow,
@@ -73,6 +74,7 @@ from domain.log.subscribing.member import AsyncDurableSubscription, DurableSubsc
 from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
+from domain.log.timing import Timing
 from domain.log.witness import Loss
 from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession, WorkingSession
 
@@ -124,6 +126,7 @@ def _exchange_options(
         )
     return {
         "line": Line(),
+        "observer": Observer(connecting.slow_append_s),
         "spool": spool,
         "archive": _as_archive(archive),
         "limits": limits,
@@ -171,7 +174,7 @@ class SessionLog(Exchanges, BlockingReads):
         super().__init__(keyspace, identity, **options)
         self.client = client
         self.connecting = connecting
-        self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_requests)
+        self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_timed)
         self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingThread(self.spool, self.drain) if self.spool is not None else None
 
@@ -221,7 +224,7 @@ class SessionLog(Exchanges, BlockingReads):
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         if now is not None:
-            log._clock.learn(now)
+            log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
             log._wake()
         return log
@@ -251,9 +254,15 @@ class SessionLog(Exchanges, BlockingReads):
         traceparent: str | None = None,
     ) -> Receipt:
         append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
-        return self._append(self._completed(append))
+        return self._append(append)
 
     def _append(self, append: Append) -> Receipt:
+        if self._observer.tracer is None or not self._observer.is_told():
+            return self._append_completed(self._completed(append))
+        with self._observer.span([append]):
+            return self._append_completed(self._completed(append))
+
+    def _append_completed(self, append: Append) -> Receipt:
         if self.spool is not None:
             (answer,) = self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
@@ -290,7 +299,7 @@ class SessionLog(Exchanges, BlockingReads):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        return self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+        return self._append(handing_off(session, agent, to, data, event_id, leaves=leaves))
 
     def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
         forked = self.run(fork_flow(self.run(plan_flow(session, at, name)), new_id(), who))
@@ -304,6 +313,12 @@ class SessionLog(Exchanges, BlockingReads):
         return self.look(beat_flow(session, agent, silent_after_s))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        if self._observer.tracer is None or not self._observer.is_told():
+            return self._append_each(appends)
+        with self._observer.span(appends):
+            return self._append_each(appends)
+
+    def _append_each(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]
         if self.spool is not None:
             return self._append_or_spool(self.spool, completed)
@@ -407,7 +422,7 @@ class SessionLog(Exchanges, BlockingReads):
     def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return self._send_requests(requests, once)
-        if (wait_s := self._wait_s(requests)) > 0:
+        if self._held_back and (wait_s := self._wait_s(requests)) > 0:
             time.sleep(wait_s)
         stamped = self._stamped(requests)
         answers = self._send_appends(stamped, once)
@@ -419,16 +434,29 @@ class SessionLog(Exchanges, BlockingReads):
         return answers
 
     def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
+        began = time.perf_counter()
         try:
-            return self._send_requests(requests, once) if once else self._appends.exchange(requests)
+            timed = self._send_timed(requests, once) if once else self._appends.exchange(requests)
         except OutcomeUnknown as unknown:
             self._doubt(requests)
+            self._observer.answered(requests, [unknown] * len(requests), began)
             raise _doubtful(unknown, requests) from unknown
-        except MusterError:
+        except MusterError as error:
+            self._observer.answered(requests, [error] * len(requests), began)
             raise
         except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+        answers = [answer for answer, _ in timed]
+        self._observer.answered(requests, answers, began, timed[0][1] if timed else None)
+        return answers
+
+    def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
+        """The answers, each with when its request was sent: whoever waited for others to send it learns it so."""
+        timing = Timing(time.perf_counter())
+        answers = self.drive(self._answering(requests), once, timing)
+        self._observer.sent(answers, timing)
+        return [(answer, timing) for answer in answers]
 
     def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return self.drive(self._answering(requests), once)
@@ -444,7 +472,7 @@ class SessionLog(Exchanges, BlockingReads):
         """Runs a flow that only reads. What gets no answer is not sent again: who looks asks for less next time."""
         return self.drive(self._asked(flow), once=True)
 
-    def drive(self, wire: Wire[T], once: bool = False) -> T:
+    def drive(self, wire: Wire[T], once: bool = False, timing: Timing | None = None) -> T:
         """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
@@ -453,7 +481,9 @@ class SessionLog(Exchanges, BlockingReads):
                     self._server.has_moved = False
                     self.client.connection_pool.disconnect(inuse_connections=False)
                 try:
-                    replies = self._fetch(sending) if isinstance(sending, Fetching) else self._send(sending, once)
+                    replies = (
+                        self._fetch(sending) if isinstance(sending, Fetching) else self._send(sending, once, timing)
+                    )
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:
@@ -462,7 +492,7 @@ class SessionLog(Exchanges, BlockingReads):
             result: T = done.value
             return result
 
-    def _send(self, sending: Sending, once: bool) -> list[Any]:
+    def _send(self, sending: Sending, once: bool, timing: Timing | None) -> list[Any]:
         return send(
             self.client,
             sending.commands,
@@ -470,6 +500,7 @@ class SessionLog(Exchanges, BlockingReads):
             wrote=sending.writes,
             once=once or sending.once,
             line=self._line,
+            timing=timing,
         )
 
 
@@ -487,7 +518,7 @@ class AsyncSessionLog(Exchanges):
         super().__init__(keyspace, identity, **options)
         self.client = client
         self.connecting = connecting
-        self._appends = TaskGrouping(self._send_requests)
+        self._appends = TaskGrouping(self._send_timed)
         self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingTask(self.spool, self.drain) if self.spool is not None else None
 
@@ -522,7 +553,7 @@ class AsyncSessionLog(Exchanges):
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
         if now is not None:
-            log._clock.learn(now)
+            log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
             log._wake()
         return log
@@ -552,9 +583,15 @@ class AsyncSessionLog(Exchanges):
         traceparent: str | None = None,
     ) -> Receipt:
         append = Append(session, as_events(events), expected, as_position(session, known), traceparent, dedupe=dedupe)
-        return await self._append(self._completed(append))
+        return await self._append(append)
 
     async def _append(self, append: Append) -> Receipt:
+        if self._observer.tracer is None or not self._observer.is_told():
+            return await self._append_completed(self._completed(append))
+        with self._observer.span([append]):
+            return await self._append_completed(self._completed(append))
+
+    async def _append_completed(self, append: Append) -> Receipt:
         if self.spool is not None:
             (answer,) = await self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
@@ -593,7 +630,7 @@ class AsyncSessionLog(Exchanges):
         event_id: str = "",
         leaves: bool = False,
     ) -> Receipt:
-        return await self._append(self._completed(handing_off(session, agent, to, data, event_id, leaves=leaves)))
+        return await self._append(handing_off(session, agent, to, data, event_id, leaves=leaves))
 
     async def fork(self, session: str, at: int, name: str | None = None, *, who: str = "") -> Forked:
         forked = await self.run(fork_flow(await self.run(plan_flow(session, at, name)), new_id(), who))
@@ -607,6 +644,12 @@ class AsyncSessionLog(Exchanges):
         return await self.look(beat_flow(session, agent, silent_after_s))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
+        if self._observer.tracer is None or not self._observer.is_told():
+            return await self._append_each(appends)
+        with self._observer.span(appends):
+            return await self._append_each(appends)
+
+    async def _append_each(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         completed = [self._completed(append) for append in appends]
         if self.spool is not None:
             return await self._append_or_spool(self.spool, completed)
@@ -743,7 +786,7 @@ class AsyncSessionLog(Exchanges):
     async def _exchange(self, requests: list[Request], once: bool = False) -> list[Any]:
         if not _are_appends(requests):
             return await self._send_requests(requests, once)
-        if (wait_s := self._wait_s(requests)) > 0:
+        if self._held_back and (wait_s := self._wait_s(requests)) > 0:
             await asyncio.sleep(wait_s)
         stamped = self._stamped(requests)
         answers = await self._send_appends(stamped, once)
@@ -755,18 +798,29 @@ class AsyncSessionLog(Exchanges):
         return answers
 
     async def _send_appends(self, requests: list[Request], once: bool) -> list[Any]:
+        began = time.perf_counter()
         try:
-            if once:
-                return await self._send_requests(requests, once)
-            return await self._appends.exchange(requests)
+            timed = await (self._send_timed(requests, once) if once else self._appends.exchange(requests))
         except OutcomeUnknown as unknown:
             self._doubt(requests)
+            self._observer.answered(requests, [unknown] * len(requests), began)
             raise _doubtful(unknown, requests) from unknown
-        except MusterError:
+        except MusterError as error:
+            self._observer.answered(requests, [error] * len(requests), began)
             raise
         except BaseException:  # the caller is cancelled, and the commits are on their way
             self._doubt(requests)
             raise
+        answers = [answer for answer, _ in timed]
+        self._observer.answered(requests, answers, began, timed[0][1] if timed else None)
+        return answers
+
+    async def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
+        """As `SessionLog._send_timed`."""
+        timing = Timing(time.perf_counter())
+        answers = await self.drive(self._answering(requests), once, timing)
+        self._observer.sent(answers, timing)
+        return [(answer, timing) for answer in answers]
 
     async def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
         return await self.drive(self._answering(requests), once)
@@ -775,7 +829,7 @@ class AsyncSessionLog(Exchanges):
         """As `SessionLog.look`."""
         return await self.drive(self._asked(flow), once=True)
 
-    async def drive(self, wire: Wire[T], once: bool = False) -> T:
+    async def drive(self, wire: Wire[T], once: bool = False, timing: Timing | None = None) -> T:
         """Sends what a wire yields, to its end, and returns its result; `once`: nothing is sent again."""
         try:
             sending = next(wire)
@@ -787,7 +841,7 @@ class AsyncSessionLog(Exchanges):
                     if isinstance(sending, Fetching):
                         replies = await asyncio.to_thread(self._fetch, sending)
                     else:
-                        replies = await self._send(sending, once)
+                        replies = await self._send(sending, once, timing)
                 except MusterError as error:
                     sending = wire.throw(error)
                 else:
@@ -796,7 +850,7 @@ class AsyncSessionLog(Exchanges):
             result: T = done.value
             return result
 
-    async def _send(self, sending: Sending, once: bool) -> list[Any]:
+    async def _send(self, sending: Sending, once: bool, timing: Timing | None) -> list[Any]:
         return await send_async(
             self.client,
             sending.commands,
@@ -804,6 +858,7 @@ class AsyncSessionLog(Exchanges):
             wrote=sending.writes,
             once=once or sending.once,
             line=self._line,
+            timing=timing,
         )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from opentelemetry import trace
 
 
 def current_traceparent() -> str | None:
-    """The `traceparent` of the current span; None without one. Who never imported OpenTelemetry has none."""
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return None
+    """The `traceparent` of the current span; None without one."""
     span = trace.get_current_span()
     if span is trace.INVALID_SPAN or not (context := span.get_span_context()).is_valid:
         return None

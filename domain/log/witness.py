@@ -103,7 +103,8 @@ class Witness:
                 except MusterError as error:  # one session's trouble; the validator has the words for it
                     if not isinstance(error, Damaged) and not error.code.startswith("ARCHIVE_"):
                         raise
-                    logger.warning("session %s could not be compared: %s", session, error)
+                    about = {"action": "log.incomparable", "session": session}
+                    logger.warning("session %s could not be compared: %s", session, error, extra=about)
         return losses
 
     def _loss_flow(self, session: str, known: Position) -> Flow[Loss]:

@@ -220,7 +220,8 @@ class WorkingSession(Working[Receipt]):
             if self._lease is not None:
                 self._lease.release()
         except MusterError as error:
-            logger.warning("the lease of %s runs out by itself: %s", self.session, error)
+            about = {"action": "log.lease_left", "session": self.session}
+            logger.warning("the lease of %s runs out by itself: %s", self.session, error, extra=about)
 
     def _keep(self, every_s: float) -> None:
         is_there = False
@@ -237,7 +238,8 @@ class WorkingSession(Working[Receipt]):
                             self._log.append(self.session, self._joined())  # it was reported gone
                         is_there = True
                 except (Unavailable, OutcomeUnknown) as error:
-                    logger.warning("the presence in %s could not be renewed: %s", self.session, error)
+                    about = {"action": "log.presence_unrenewed", "session": self.session}
+                    logger.warning("the presence in %s could not be renewed: %s", self.session, error, extra=about)
                 except MusterError:
                     return  # the lease is lost, or the session over: the next append says so
             self._stop.wait(every_s)
@@ -300,7 +302,8 @@ class AsyncWorkingSession(Working[Awaitable[Receipt]]):
             if self._lease is not None:
                 await self._lease.release()
         except MusterError as error:
-            logger.warning("the lease of %s runs out by itself: %s", self.session, error)
+            about = {"action": "log.lease_left", "session": self.session}
+            logger.warning("the lease of %s runs out by itself: %s", self.session, error, extra=about)
 
     async def _keep(self, every_s: float) -> None:
         is_there = False
@@ -314,7 +317,8 @@ class AsyncWorkingSession(Working[Awaitable[Receipt]]):
                         await self._log.append(self.session, self._joined())
                     is_there = True
             except (Unavailable, OutcomeUnknown) as error:
-                logger.warning("the presence in %s could not be renewed: %s", self.session, error)
+                about = {"action": "log.presence_unrenewed", "session": self.session}
+                logger.warning("the presence in %s could not be renewed: %s", self.session, error, extra=about)
             except MusterError:
                 return
             await asyncio.sleep(every_s)

@@ -24,7 +24,7 @@ from domain.errors import Conflict
 from domain.log.contract import CommitReader
 from domain.log.feed import Span
 from projections.careful import CarefulReader
-from projections.catchup import Batch
+from projections.catchup import Batch, Phases, Projected
 from projections.own.folding import Folding, failure
 from projections.own.merging import Doubt, Views, merged
 from projections.own.store import DONE, VIEWS, OwnStore, Stored, after, resumes_after
@@ -70,29 +70,33 @@ class OwnProjector:
         self._definition = store.definition
         self._log = log
 
-    def project(self, batch: Batch) -> None:
-        """Applies a batch; one without an end brings a slice of the history in.
+    def project(self, batch: Batch) -> Projected | None:
+        """Applies a batch; one without an end brings a slice of the history in, and one that names sessions has those
+        tried again: that is None.
 
         Raises Conflict if the lease or the cursor moved, or the history has to be brought in first; nothing was
         written then.
         """
         if batch.careful and not self._carefully:
             reader = CarefulReader(self._store, self._log, batch.partition, batch.token)
-            OwnProjector(self._store, reader, carefully=True, goes_on=self._goes_on).project(batch)
+            return OwnProjector(self._store, reader, carefully=True, goes_on=self._goes_on).project(batch)
         elif batch.retry:
             self.retry(batch.partition, batch.token, batch.retry)
         elif batch.cursor_to is None:
             self.build_slice(batch.partition, batch.token)
         else:
-            self._follow(batch, batch.cursor_to)
+            return self._follow(batch, batch.cursor_to)
+        return None
 
     # -- following the feed ------------------------------------------------------------------------------------------
 
-    def _follow(self, batch: Batch, cursor_to: int) -> None:
+    def _follow(self, batch: Batch, cursor_to: int) -> Projected:
+        began_ns, began = time.time_ns(), time.perf_counter()
         partition = batch.partition
         build, folds, logs, parked = self._store.batch(partition, batch.spans)
         if build != DONE:
             raise Conflict("CURSOR_MOVED", f"the history of {self._store.label} is not in yet", partition=partition)
+        loaded_at = time.perf_counter()
         outcomes, in_doubt = [], False
         for span, stored, commits in zip(batch.spans, folds, logs, strict=True):
             if span.session not in parked:
@@ -110,18 +114,25 @@ class OwnProjector:
                 outcomes = list(self._moved(views, outcomes))
                 operations += views.operations()
             except Doubt as doubt:
-                logger.warning("merging the views of %s in partition %d again: %s", self._store.label, partition, doubt)
+                about = {"action": "projection.views_doubted", "projection": self._store.label, "partition": partition}
+                told = (self._store.label, partition, doubt)
+                logger.warning("merging the views of %s in partition %d again: %s", *told, extra=about)
                 operations.append(self._store.write_build(partition, VIEWS))
         for outcome in outcomes:
             operations += self._writes(partition, outcome)
+        events = cursor_to - (batch.cursor_from or 0)
+        folded_at = time.perf_counter()
         self._store.step(
             partition,
             token=batch.token,
             cursor_from=batch.cursor_from,
             cursor_to=cursor_to,
-            events=cursor_to - (batch.cursor_from or 0),
+            events=events,
             operations=operations,
         )
+        parked_now = sum(outcome.parked is not None for outcome in outcomes)
+        phases = Phases(began_ns, loaded_at - began, folded_at - loaded_at, time.perf_counter() - folded_at)
+        return Projected(events, len(outcomes), parked_now, {}, logs, (), phases)
 
     def _fold_span(self, span: Span, stored: bytes | None, commits: Sequence[Commit]) -> tuple[Outcome | None, bool]:
         """A session after the commits of its span (None if it holds them already), and whether its fold was sure."""

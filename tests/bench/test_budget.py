@@ -35,8 +35,8 @@ class Cost(NamedTuple):
 
 #: Per event; all events are single commits of 200 B, sessions have ten of them.
 RECORDED: Final = {
-    "append": Cost(205, 9, 608, 83.3),
-    "append in groups": Cost(97.1, 3.38, 430, 79.7),
+    "append": Cost(213, 9, 608, 83.3),
+    "append in groups": Cost(99.1, 3.38, 430, 79.7),
     "projection": Cost(65, 0.43, 56.8, 323),
     "verification": Cost(135.3, 1.08, 97, 405),
 }

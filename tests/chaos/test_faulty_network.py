@@ -151,10 +151,10 @@ def test_a_server_clock_that_jumps_refuses_nothing_that_is_in_time(
 ) -> None:
     """A log that thinks it is long ago sends commits that look late; they are given the right time and taken."""
     log = open_log()
-    log._clock.learn(1_000_000)
+    log.clock.learn(1_000_000)
 
     receipt = log.append("s", step(0))
 
     assert receipt.appended == 1
-    assert abs(log._clock.now() - receipt.at_ms) < 60_000
+    assert abs(log.clock.now() - receipt.at_ms) < 60_000
     holds_each_once(store, "s", [receipt])

@@ -351,13 +351,13 @@ class Attempts:
         self.reached = Flag()
         blocking, asynchronous = connection._send_once, connection._send_once_async
 
-        def send(client: Any, commands: Any) -> Any:
+        def send(client: Any, commands: Any, *timing: Any) -> Any:
             self._note()
-            return blocking(client, commands)
+            return blocking(client, commands, *timing)
 
-        async def send_async(client: Any, commands: Any, timeout_s: float) -> Any:
+        async def send_async(client: Any, commands: Any, timeout_s: float, *timing: Any) -> Any:
             self._note()
-            return await asynchronous(client, commands, timeout_s)
+            return await asynchronous(client, commands, timeout_s, *timing)
 
         monkeypatch.setattr(connection, "_send_once", send)
         monkeypatch.setattr(connection, "_send_once_async", send_async)
@@ -458,12 +458,12 @@ def test_a_refusal_does_not_settle_a_write_in_doubt(
 
         blocking, asynchronous = connection._send_once, connection._send_once_async
 
-        def send(client: Any, commands: Any) -> None:
-            blocking(client, commands)
+        def send(client: Any, commands: Any, *timing: Any) -> None:
+            blocking(client, commands, *timing)
             lose()
 
-        async def send_async(client: Any, commands: Any, timeout_s: float) -> None:
-            await asynchronous(client, commands, timeout_s)
+        async def send_async(client: Any, commands: Any, timeout_s: float, *timing: Any) -> None:
+            await asynchronous(client, commands, timeout_s, *timing)
             lose()
 
         monkeypatch.setattr(connection, "_send_once", send)

@@ -26,7 +26,7 @@ def world(server_url: str, make_store: Callable[..., Store]) -> World:
 
 def phases(lines: str) -> list[str]:
     """The phases a process went through, each once, in order."""
-    found = re.findall(r"^worker \d+: ([a-z]+):", lines, re.MULTILINE)
+    found = re.findall(r" workers\.process: ([a-z]+):", lines, re.MULTILINE)
     return [phase for index, phase in enumerate(found) if phase not in found[:index]]
 
 

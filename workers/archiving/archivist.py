@@ -68,7 +68,8 @@ class Archivist:
                 self._session(partition, candidate)
             except Damaged as damaged:
                 self.done.left += 1
-                logger.error("session %s is not archived: %s", candidate.session, damaged)
+                about = {"action": "archive.left", "session": candidate.session}
+                logger.error("session %s is not archived: %s", candidate.session, damaged, extra=about)
             self._goes_on(self.done.events - events)
 
     def _session(self, partition: int, candidate: Candidate) -> None:

@@ -65,8 +65,9 @@ class Archiving:
                     return
                 self._archivist.partition(partition, TIGHT if self._is_short() else self._keeping)
         except (MusterError, redis.RedisError, OSError) as error:
-            self._hindrances.met("nothing can be archived", error)
+            self._hindrances.met("archive.hindered", "nothing can be archived", error)
         except Exception:
-            logger.exception("archiving failed")
+            logger.exception("archiving failed", extra={"action": "archive.failed"})
         if self._archivist.done.events > before:
-            logger.info("%d events were archived", self._archivist.done.events - before)
+            events = self._archivist.done.events - before
+            logger.info("%d events were archived", events, extra={"action": "archive.done", "events": events})

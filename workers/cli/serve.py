@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from threading import Thread
 
-from workers.cli import arguments, printing
+from workers import logs
+from workers.cli import arguments
 from workers.fleet import until_stopped
 from workers.serving import HealthServer
 from workers.settings import Settings
@@ -33,10 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     stop = Stop()
     # The server of the store need not be there: to say so is what this process is for.
-    with until_stopped(stop), HealthServer(settings) as server:
+    with logs.logging_as(settings), until_stopped(stop), HealthServer(settings) as server:
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()
-        printing.say(f"serves {server.url}/health")
+        logs.saying(settings)(f"serves {server.url}/health")
         stop.wait()
         server.shutdown()
         thread.join()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+from contextlib import suppress
 from typing import Any
 
 from projections.session_view import rfc3339
+from workers import logs
 from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.leasing import living_workers
 from workers.readiness import refuse_unless_ready
 from workers.settings import Settings
 from workers.stopping import Stop
+from workers.supervisor import Supervisor
 from workers.watching import Watch
 
 COLUMNS = ("pid", "host", "partitions", "heartbeat_at")
@@ -26,21 +31,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Stop()
+    stop, say = Stop(), logs.saying(settings)
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
-    with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
+    with logs.logging_as(settings), arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
         refuse_unless_ready(settings)  # after it was opened: a server that is about to start is waited for
-        watch = Watch(store, printing.say)
-        supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
+        watch = Watch(store, say)
+        supervisor = worker_supervisor(settings, count=options.processes, log=say)
         supervisor.start()
-        printing.say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
+        signal.signal(signal.SIGUSR1, lambda *_: pass_on(signal.SIGUSR1, supervisor))
+        say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
         killed(supervisor.kill)
         watch.start()
         stop.wait()
-        printing.say("draining")
+        say("draining")
         clean = supervisor.stop(settings.worker.drain_s + 5)
         watch.stop()
     return 0 if clean else 10
+
+
+def pass_on(number: signal.Signals, supervisor: Supervisor) -> None:
+    """Sends a signal to every worker process that runs."""
+    for pid in supervisor.pids.values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:

@@ -27,7 +27,7 @@ class Status(IntEnum):
 
 
 class Sample(NamedTuple):
-    """A value of a metric of workers/metrics.py, with its labels: never a session or an agent."""
+    """A value of a metric of domain/telemetry.py, with its labels: never a session or an agent."""
 
     metric: str
     value: float

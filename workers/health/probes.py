@@ -20,12 +20,14 @@ from domain.log.connection import connection_error, raised, send
 from domain.log.keys import Keyspace
 from domain.log.protocol import APPEND_FUNCTION
 from domain.log.store import open_commands, parse_info, parse_open
+from projections.indexing import readable_statistics
 from projections.lag import STUCK, lag
 from projections.lease import Leases
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
 from projections.projection import without_class
 from projections.scrub import summed, verified
+from projections.searching import STATES
 from projections.store import ProjectionStore
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
@@ -53,6 +55,8 @@ def redis(settings: Settings) -> Component:
         Sample("muster_redis_up", 1),
         Sample("muster_redis_latency_seconds", latency_s),
         Sample("muster_redis_clients", _number(info, "connected_clients")),
+        Sample("muster_redis_connections_total", _number(info, "total_connections_received")),
+        Sample("muster_redis_rejected_connections_total", _number(info, "rejected_connections")),
         Sample("muster_redis_commands_total", _number(info, "total_commands_processed")),
     )
     clients, most = _number(info, "connected_clients"), _number(info, "maxclients")
@@ -147,7 +151,9 @@ def projections(settings: Settings) -> Component:
                 looked_at.append((version.label, own))
         lags = [(label, lag(one)) for label, one in looked_at]
         parked = sum(_parked(one) for _, one in looked_at)
+        states = _states(store)
     measured = [Sample("muster_sessions_parked", parked)]
+    measured += [Sample("muster_sessions_by_state", states.get(name, 0), (("state", name),)) for name in STATES]
     for label, found in lags:
         labels = (("projection", label),)
         stuck = sum(part.state == STUCK for part in found.partitions)
@@ -324,6 +330,17 @@ def _parked(store: ProjectionStore) -> int:
     for partition in range(store.keyspace.count):
         pipe.hlen(store.keys(partition).parked(store.owned))
     return sum(pipe.execute())
+
+
+def _states(store: ProjectionStore) -> dict[str, int]:
+    """How many sessions are in each state, by the statistics of partitions; damaged ones count for nothing."""
+    found: dict[str, int] = {}
+    for stored in store.statistics(range(store.keyspace.count)):
+        for name, count in (readable_statistics(stored) or {}).items():
+            word, _, state = name.partition(" ")
+            if word == "state":
+                found[state] = found.get(state, 0) + count
+    return found
 
 
 def _held(store: ProjectionStore, leases: Leases) -> int:

@@ -94,7 +94,8 @@ def drain_steps(
     arrived = done.arrived.keys() - short
     yield lambda: spool.settle(arrived, done.refused, epoch)
     for number, error in done.refused.items():
-        logger.error("commit %d of the spool %s is held: %s", number, spool.path, error)
+        about = {"action": "spool.held", "commit": number, "code": error.code}
+        logger.error("commit %d of the spool %s is held: %s", number, spool.path, error, extra=about)
     hindrances = [hindrance, *answers, *receipts]
     return Pass(
         len(arrived), len(done.refused), next((one for one in hindrances if isinstance(one, MusterError)), None), True
@@ -203,14 +204,16 @@ class _Pacing:
         if done.had_work:
             return LONGEST_PAUSE_S  # another process sends
         if self._arrived:
-            logger.info("the spool %s is empty: %d commits arrived", self._spool.path, self._arrived)
+            about = {"action": "spool.emptied", "commits": self._arrived}
+            logger.info("the spool %s is empty: %d commits arrived", self._spool.path, self._arrived, extra=about)
             self._arrived = 0
         return LOOK_EVERY_S
 
     def failed(self, error: Exception) -> float:
         """As `after`, where a pass failed."""
-        log = logger.warning if not self._failures else logger.debug
-        log("what is in the spool %s waits: %s", self._spool.path, error)
+        level = logging.DEBUG if self._failures else logging.WARNING
+        about = {"action": "spool.waits"}
+        logger.log(level, "what is in the spool %s waits: %s", self._spool.path, error, extra=about)
         self._failures += 1
         return random.uniform(0.5, 1) * min(LONGEST_PAUSE_S, 0.05 * 2.0 ** min(self._failures, 8))
 

@@ -146,8 +146,10 @@ class Following:
 
     def failed(self, error: Exception) -> float:
         """Notes that a turn failed; returns after how many seconds the next may begin."""
-        log = logger.warning if self._failures == 1 else logger.debug  # a connection that broke is no trouble yet
-        log("the feeds cannot be followed; subscriptions look for themselves meanwhile: %s", error)
+        level = logging.WARNING if self._failures == 1 else logging.DEBUG  # a connection that broke is no trouble yet
+        about = {"action": "subscription.feeds_unfollowed"}
+        text = "the feeds cannot be followed; subscriptions look for themselves meanwhile: %s"
+        logger.log(level, text, error, extra=about)
         self._failures += 1
         self._heard = []
         self._listeners.tell_all()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from threading import Event, Thread
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from domain.errors import MusterError
 from domain.log.exchange import Wire
@@ -28,6 +28,8 @@ from domain.log.subscribing.subscription import (
 )
 
 logger = logging.getLogger(__name__)
+
+SILENT: Final = {"action": "subscription.silent"}
 
 
 class _Member(Subscribing):
@@ -125,7 +127,7 @@ class DurableSubscription(_Member, Subscription):
             try:
                 self._log.drive(self._membership.beat())
             except (MusterError, OSError, ValueError) as error:
-                logger.warning("member %s gives no sign of life: %s", self.member, error)
+                logger.warning("member %s gives no sign of life: %s", self.member, error, extra=SILENT)
 
 
 class AsyncDurableSubscription(_Member, AsyncSubscription):
@@ -181,4 +183,4 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
             try:
                 await self._drive(self._membership.beat())
             except (MusterError, OSError, ValueError) as error:
-                logger.warning("member %s gives no sign of life: %s", self.member, error)
+                logger.warning("member %s gives no sign of life: %s", self.member, error, extra=SILENT)

@@ -258,13 +258,13 @@ class LostReplies:
         self.left = 0
         blocking, asyncio = connection._send_once, connection._send_once_async
 
-        def send(client: redis.Redis, commands: list[Any]) -> list[Any]:
-            replies = blocking(client, commands)
+        def send(client: redis.Redis, commands: list[Any], *timing: Any) -> list[Any]:
+            replies = blocking(client, commands, *timing)
             self._lose(commands)
             return replies
 
-        async def send_async(client: Any, commands: list[Any], timeout_s: float) -> list[Any]:
-            replies = await asyncio(client, commands, timeout_s)
+        async def send_async(client: Any, commands: list[Any], timeout_s: float, *timing: Any) -> list[Any]:
+            replies = await asyncio(client, commands, timeout_s, *timing)
             self._lose(commands)
             return replies
 

@@ -354,10 +354,10 @@ def test_what_fails_at_a_new_epoch_takes_no_receipt_with_it(store: Store, monkey
         store.client.hset(meta, "epoch", "2")
     send = connection._send_once
 
-    def deaf(client: Any, commands: list[Any]) -> list[Any]:
+    def deaf(client: Any, commands: list[Any], *timing: Any) -> list[Any]:
         if commands[0][0] == "HMGET":
             raise redis.ConnectionError("Connection closed by server.")
-        return send(client, commands)
+        return send(client, commands, *timing)
 
     monkeypatch.setattr(connection, "_send_once", deaf)
 

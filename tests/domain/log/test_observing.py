@@ -1,0 +1,110 @@
+"""What is logged of appends, and that nothing of them is counted or traced where nobody asked for it."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from domain import Append, Conflict, OutcomeUnknown, SessionLog
+from domain.log import Connecting, create_store
+from domain.log.observing import Observer
+from tests.conftest import Store
+from tests.domain.log.logs import note
+from tests.own_server import OwnServer
+
+#: An append that takes so long is slow, in these tests: every one.
+NOTHING: Final = 1e-9
+
+
+def slow(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines about slow appends, with their fields, the newest last."""
+    lines = [record for record in caplog.records if getattr(record, "action", "") == "log.slow_append"]
+    return [{**vars(record), "text": record.getMessage()} for record in lines]
+
+
+def test_a_slow_append_says_how_long_it_waited_was_sent_and_waited_for_the_reply(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In words, and as fields that add up."""
+    store.open(slow_append_s=NOTHING).append("s-1", note())
+    told = slow(caplog)[-1]
+    assert (told["sessions"], told["levelname"]) == ("s-1", "WARNING")
+    assert told["text"].startswith("an append to s-1 took 0.")
+    assert told["wait_s"] + told["send_s"] + told["reply_s"] == pytest.approx(told["took_s"], abs=1e-5)
+    assert min(told["wait_s"], told["send_s"], told["reply_s"]) >= 0
+
+
+def test_of_many_sessions_the_first_are_named(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A line stays a line, however many commits travelled together."""
+    store.open(slow_append_s=NOTHING).append_many([Append(f"s-{number}", (note(),)) for number in range(5)])
+    assert "an append to s-0, s-1, s-2 and 2 more took" in slow(caplog)[-1]["text"]
+
+
+async def test_an_asyncio_log_says_the_same(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """By the same fields."""
+    async with await store.open_async(slow_append_s=NOTHING) as log:
+        await log.append("s-1", note())
+    told = slow(caplog)[-1]
+    assert told["wait_s"] + told["send_s"] + told["reply_s"] == pytest.approx(told["took_s"], abs=1e-5)
+
+
+def test_whoever_waits_for_others_to_send_says_for_how_long(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Each caller of a group has a wait of its own, and the rest in common with the others."""
+    log = store.open(slow_append_s=NOTHING)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: log.append(f"s-{number}", note()), range(64)))
+    told = slow(caplog)
+    assert min(line["wait_s"] for line in told) >= 0
+    assert len({line["send_s"] for line in told}) < len(told), "some travelled together"
+    assert len({line["wait_s"] for line in told}) > len({line["send_s"] for line in told})
+
+
+def test_an_append_that_fails_says_with_what(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """By its code."""
+    log = store.open(slow_append_s=NOTHING)
+    log.append("s-1", note())
+    with pytest.raises(Conflict):
+        log.append("s-1", note(), expected=7)
+    assert slow(caplog)[-1]["code"] == "SEQ_CONFLICT"
+    assert slow(caplog)[-1]["text"].endswith("; it failed with SEQ_CONFLICT")
+
+
+def test_an_append_without_an_answer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has no phases: nobody knows how far it came."""
+    server = OwnServer(tmp_path / "server")
+    server.start()
+    try:
+        with server.client() as client:
+            create_store(client, environment="dev", namespace="main", partitions=2)
+        with SessionLog.open(Connecting(server.url, timeout_s=0.2, retry_for_s=0, slow_append_s=0.1)) as log:
+            log.append("s-1", note())
+            server.pause()
+            with pytest.raises(OutcomeUnknown):
+                log.append("s-1", note())
+    finally:
+        server.stop()
+    (told,) = slow(caplog)
+    assert told["code"] == "OUTCOME_UNKNOWN"
+    assert "reply_s" not in told
+
+
+def test_what_is_quick_is_told_only_in_detail(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """With the same fields, for whoever switched the topic on."""
+    log = store.open(slow_append_s=3600)
+    log.append("s-1", note())
+    assert not caplog.records
+    with caplog.at_level(logging.DEBUG, "domain.log.observing"):
+        log.append("s-1", note())
+    (record,) = caplog.records
+    assert (record.levelname, vars(record)["action"], vars(record)["sessions"]) == ("DEBUG", "log.append", "s-1")
+
+
+def test_without_a_provider_nothing_is_traced_or_counted() -> None:
+    """The API's own providers do nothing, and are not asked."""
+    observer = Observer(1.0)
+    assert observer.tracer is None
+    assert observer._measures is None

@@ -1,0 +1,1 @@
+"""What worker processes count and trace, and who is told: OTLP, Prometheus."""
