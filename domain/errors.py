@@ -225,6 +225,7 @@ REGISTRY: dict[str, Entry] = {
     "NOT_A_FORK": Entry(NotFound, "compare it with any session: `muster session diff ID --from A --with OTHER`"),
     "TIME_UNKNOWN": Entry(NotFound, "ask for a time at or after the session's first commit"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
+    "NOT_STOPPED": Entry(NotFound, "nothing: workers run as they are started"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
     # -- try again ---------------------------------------------------------------------------------------------------
@@ -257,6 +258,14 @@ REGISTRY: dict[str, Entry] = {
     ),
     "NAME_UNRESOLVED": Entry(Unavailable, "check the host's name in redis.url, and the resolver of this machine"),
     "WORKERS_MISSING": Entry(Unavailable, "start worker processes: `muster worker run`"),
+    "FLEET_STOPPED": Entry(
+        Unavailable, "when the work it was for is done: `muster stop --cancel`; workers then go on by themselves"
+    ),
+    "STOP_UNFINISHED": Entry(
+        DeadlineExceeded,
+        "run `muster stop` again, which goes on waiting; a process that hangs may be killed on its host by its pid: "
+        "its batch is read again",
+    ),
     "PROJECTION_BEHIND": Entry(
         Unavailable, "look at `muster projection lag`: who holds the partition, and which session waits"
     ),
@@ -509,6 +518,9 @@ CAUSES: dict[str, str] = {
     "SERVER_SILENT": "The server takes connections and answers nothing in time",
     "NAME_UNRESOLVED": "The resolver knows no address for the host",
     "WORKERS_MISSING": "No worker process gives signs of life, or partitions are held by none",
+    "FLEET_STOPPED": "Somebody stopped all workers of the store, and the stop stands",
+    "STOP_UNFINISHED": "Not everybody had stopped within the time that was allowed",
+    "NOT_STOPPED": "A stop of the fleet was to be taken back, and none stands",
     "PROJECTION_BEHIND": "Events have waited for longer than the threshold to be in the views",
     "SPOOL_WAITING": "Commits wait in the outage spool of this host",
     "DISK_NEARLY_FULL": "The disk of the spool, or of the working directory, is nearly full",

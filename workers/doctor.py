@@ -46,6 +46,7 @@ _COMMANDS: Final = {
     "STORE_MISSING": "muster init",
     "FUNCTIONS_MISSING": "muster init",
     "WORKERS_MISSING": "muster worker run",
+    "FLEET_STOPPED": "muster stop --cancel",
     "SESSION_PARKED": "muster parked retry --all",
     "DRIFT_FOUND": "muster recover apply",
     "LOSS_REPORTED": "muster epoch show",

@@ -11,13 +11,14 @@ from pathlib import Path
 from types import FrameType
 
 from workers.child_process import ChildProcess, start_child
+from workers.halting import HALTED_EXIT
 from workers.settings import PREFIX, Settings
 from workers.stopping import Stop
 from workers.supervisor import Supervisor
 
 
 def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[str], None]) -> Supervisor:
-    """Keeps `count` worker processes alive (None: as many as the settings say)."""
+    """Keeps `count` worker processes alive (None: as many as the settings say), unless the fleet is stopped."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environ |= settings.environ()
     # Found by this checkout's path too, so that a worker is the same code as its supervisor.
@@ -28,7 +29,8 @@ def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[s
         return start_child([sys.executable, "-m", "workers.process"], env=environ, stdout=2, stderr=2)
 
     names = [f"worker {number}" for number in range(1, (count or settings.worker.processes) + 1)]
-    return Supervisor(dict.fromkeys(names, start), log=log)
+    why = "the fleet is stopped; it is started again when the stop is taken back (muster stop --cancel)"
+    return Supervisor(dict.fromkeys(names, start), log=log, stay_down={HALTED_EXIT: why})
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import redis
 from domain.log.keys import Keyspace
 from projections.lease import Leases
 from projections.store import ProjectionStore
+from workers.halting import FIELDS, Halt, halt_of
 from workers.hindrances import Hindrances
 from workers.partitions import HeldPartitions
 
@@ -35,7 +36,7 @@ class LeaseKeeper:
     """Keeps the leases of one projection, beside its Dramatiq worker, and while that drains, until all is given back.
 
     `about` is what the process says of itself; only the keeper of the built-in projection says it. While the projection
-    is paused, this process holds nothing of it.
+    is paused, this process holds nothing of it. `halted` is told on each beat on which the fleet is found stopped.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LeaseKeeper:
         lease_ttl_ms: int,
         beat_ms: int,
         is_paused: Callable[[], bool] = lambda: False,
+        halted: Callable[[Halt], None] = lambda _: None,
     ) -> None:
         self._client = store.client
         self._keyspace = store.keyspace
@@ -56,6 +58,7 @@ class LeaseKeeper:
         self._about = about
         self._living = self._keyspace.workers if about is not None else self._keyspace.workers_of(store.owned)
         self._is_paused = is_paused
+        self._halted = halted
         self._leases = Leases(store.client, store.keyspace, worker, owned=store.owned)
         self._lease_ttl_ms = lease_ttl_ms
         self._beat_ms = beat_ms
@@ -113,8 +116,10 @@ class LeaseKeeper:
         for partition in self._leases.renew(tokens, ttl_ms=self._lease_ttl_ms):
             logger.info("the lease of partition %d was taken over", partition)
             self._partitions.drop(partition, tokens[partition])
-        living = self._sign_of_life(sorted(self._partitions.tokens()))
-        if self._partitions.is_closed or self._is_paused():
+        living, halt = self._sign_of_life(sorted(self._partitions.tokens()))
+        if halt is not None:
+            self._halted(halt)
+        if halt is not None or self._partitions.is_closed or self._is_paused():
             # What is idle goes at once; what is in flight is kept until it is done.
             self._release(self._partitions.leave(len(tokens)))
             return
@@ -126,8 +131,8 @@ class LeaseKeeper:
             self._partitions.stay()
             self._claim(-surplus)
 
-    def _sign_of_life(self, held: list[int]) -> list[str]:
-        """Says that this process lives and what it holds; returns all that live, by name."""
+    def _sign_of_life(self, held: list[int]) -> tuple[list[str], Halt | None]:
+        """Says that this process lives and what it holds; returns all that live, by name, and the stop that stands."""
         seconds, micros = self._client.time()
         now = seconds * 1000 + micros // 1000
         lifetime_ms = MISSED_BEATS * self._beat_ms
@@ -139,7 +144,9 @@ class LeaseKeeper:
             pipe.hset(key, mapping={**self._about, "partitions": ",".join(map(str, held)), "heartbeat_at": now})
             pipe.pexpire(key, lifetime_ms)
         pipe.zrangebyscore(self._living, "-inf", "+inf")
-        return sorted(name.decode() for name in pipe.execute()[-1])
+        pipe.hmget(self._keyspace.halt, *FIELDS)
+        *_, living, halt = pipe.execute()
+        return sorted(name.decode() for name in living), halt_of(halt)
 
     def _release(self, tokens: dict[int, str]) -> None:
         for partition, token in tokens.items():

@@ -2,7 +2,8 @@
 
 Started by `muster worker run`, `dev` and `demo` as `python -m workers.process`, with its settings in the
 environment. SIGTERM or SIGINT ends it in phases (workers/shutdown.py): the batches in flight are finished, the leases
-given back, exit 0; past the deadline it is forced, exit 10. A second signal ends it at once.
+given back, exit 0; past the deadline it is forced, exit 10. A second signal ends it at once. A stop of the whole fleet
+(workers/halting.py) ends it in the same phases, exit 75.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from projections.trim import trim_feeds
 from workers.absence import Absences
 from workers.expiry import Expiry
 from workers.following import Following, follow_own
+from workers.halting import DRAINING, FORCED, HALTED_EXIT, STOPPED, Halt, Halting
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.partitions import HeldPartitions
@@ -100,7 +102,9 @@ class Projector:
 
 
 def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
-    """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
+    """Runs a worker until `stop` is set or the fleet is stopped, then drains it; returns the exit code: 0, 10 if it was
+    forced, 75 if the fleet is stopped.
+    """
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
     log = SessionLog.open(
         settings.connecting,
@@ -110,10 +114,13 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
     )
     with log:
         store = ProjectionStore(log.client, log.keyspace)
+        halted = Halted(Halting(log.client, log.keyspace), worker_id, stop)
+        if halted.is_told():
+            return HALTED_EXIT
         about = {"pid": str(os.getpid()), "host": platform.node()}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
-        sessions = Following(store, partitions, project, worker_id, settings, about=about)
+        sessions = Following(store, partitions, project, worker_id, settings, about=about, halted=halted)
         own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
         following = [sessions, *own]
         for one in following:
@@ -134,13 +141,49 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         shutdown.clean_up(lambda: sum(one.keeper.give_back() for one in following))
         code = shutdown.complete()
         if not drained:
+            halted.note(FORCED)
             # A thread cannot be ended from outside, only with its process.
             sys.stderr.flush()
             os._exit(code)
         for one in following:
             one.worker.stop(timeout=STOP_TIMEOUT_MS)
         jobs.stop()
-    return code
+        halted.note(STOPPED)
+    return HALTED_EXIT if halted.halt is not None else code
+
+
+class Halted:
+    """What this process does about a stop of the fleet: it stops, and says how far it is."""
+
+    def __init__(self, halting: Halting, worker_id: str, stop: Event) -> None:
+        self._halting = halting
+        self._worker_id = worker_id
+        self._stop = stop
+        self.halt: Halt | None = None
+
+    def is_told(self) -> bool:
+        """Whether the fleet is stopped now; says so."""
+        halt = self._halting.standing()
+        if halt is not None:
+            say(str(halt.error()))
+        return halt is not None
+
+    def __call__(self, halt: Halt) -> None:
+        """The keeper of the leases saw it."""
+        if self.halt is None:
+            self.halt = halt
+            say(halt.told)
+            self.note(DRAINING)
+            self._stop.set()
+
+    def note(self, phase: str) -> None:
+        """Says how far this process is, to whoever waits for it."""
+        if self.halt is None:
+            return
+        try:
+            self._halting.note(self._worker_id, phase)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("that this worker is %s could not be said: %s", phase, error)
 
 
 class Jobs:
@@ -232,11 +275,12 @@ def main() -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    stop = Stop()
+    stop, was_told = Stop(), Stop()
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set():
+        if was_told.is_set():
             os._exit(128 + number)
+        was_told.set()  # `stop` may be set already, by a stop of the fleet
         stop.set()
 
     signal.signal(signal.SIGTERM, handle)

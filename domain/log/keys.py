@@ -96,6 +96,8 @@ KEYS: Final = (
     Key("{store}:workers", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
     Key("{store}:worker:<worker>", "hash", KeyClass.EPHEMERAL, "seconds after the last heartbeat"),
     Key("{store}:works:<projection>@<version>", "zset", KeyClass.EPHEMERAL, "as `workers`: who works on it"),
+    Key("{store}:halt", "hash", KeyClass.CONTROL, "until taken back; who stopped the fleet, why, when"),
+    Key("{store}:halted", "hash", KeyClass.EPHEMERAL, "a day; how far with stopping each worker is"),
     Key("{store}:projections", "zset", KeyClass.CONTROL, "until dropped; the user's own, scores the published version"),
     Key("{store}:projection:<projection>", "hash", KeyClass.CONTROL, "until dropped; its versions, which are paused"),
     Key("{store}:subscriptions", "zset", KeyClass.CONTROL, "until dropped; names of durable subscriptions, scores 0"),
@@ -228,6 +230,8 @@ class Keyspace:
         self.workers = f"{store}:workers"
         self.projections = f"{store}:projections"
         self.audit = f"{store}:audit"
+        self.halt = f"{store}:halt"
+        self.halted = f"{store}:halted"
         self._worker = f"{store}:worker:"
         self._works = f"{store}:works:"
         self._projection = f"{store}:projection:"

@@ -39,6 +39,7 @@ GROUPS: Final = {
     "backup": "the truth of a store in files: create, verify, restore",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
     "health": "how every part is, why, since when, and what to do",
+    "stop": "stop all workers of the store on every host, safely; take that back",
     "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
     "config": "show, check and describe the settings; whether the server is fit for them",
     "explain": "say what an error code, or an error's text, means and what to do",

@@ -8,6 +8,7 @@ from typing import Any
 from projections.session_view import rfc3339
 from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
+from workers.halting import Halting
 from workers.leasing import living_workers
 from workers.readiness import refuse_unless_ready
 from workers.settings import Settings
@@ -30,8 +31,8 @@ def run_run(options: argparse.Namespace, settings: Settings) -> int:
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
     with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
         refuse_unless_ready(settings)  # after it was opened: a server that is about to start is waited for
-        watch = Watch(store, printing.say)
         supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
+        watch = Watch(store, printing.say, goes_on=supervisor.release)
         supervisor.start()
         printing.say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
         killed(supervisor.kill)
@@ -46,6 +47,8 @@ def run_run(options: argparse.Namespace, settings: Settings) -> int:
 def run_ls(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened_log(settings) as log:
         printing.rows(map(_row, living_workers(log.client, log.keyspace)), options.output, columns=COLUMNS)
+        if (halt := Halting(log.client, log.keyspace).standing()) is not None:
+            printing.say(halt.told)
     return 0
 
 

@@ -27,6 +27,7 @@ from projections.own.store import OwnStore
 from projections.projection import without_class
 from projections.scrub import summed, verified
 from projections.store import ProjectionStore
+from workers.halting import Halting
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
 from workers.readiness import quick, ready
@@ -194,10 +195,14 @@ def workers(settings: Settings) -> Component:
         count, leases = store.keyspace.count, Leases(store.client, store.keyspace, "", owned=store.owned)
         # A partition changes hands within a second or so: one that nobody holds for a moment is no trouble.
         until = time.monotonic() + settings.health.timeout_s / 2
-        while (held := _held(store, leases)) < count and living and time.monotonic() < until:
+        halt = Halting(store.client, store.keyspace).standing()
+        while (held := _held(store, leases)) < count and living and halt is None and time.monotonic() < until:
             time.sleep(LOOK_AGAIN_S)
     measured = (Sample("muster_workers", len(living)), Sample("muster_partitions_held", held))
     reason = f"{len(living)} processes hold {held} of {count} partitions"
+    if halt is not None:
+        status = Status.WARNING if living else Status.DOWN
+        return Component("workers", status, f"{halt.told}; {reason}", "FLEET_STOPPED", halt.at_ms, measured)
     if not living:
         return Component("workers", Status.DOWN, "no worker process lives", "WORKERS_MISSING", samples=measured)
     status, code = (Status.HEALTHY, None) if held == count else (Status.WARNING, "WORKERS_MISSING")
