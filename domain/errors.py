@@ -241,6 +241,10 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SERVER_CUT_OFF": Entry(Unavailable, "connect to the primary; this server is a replica that has lost its own"),
     "SERVER_READ_ONLY": Entry(Unavailable, "connect to the primary; this server is a replica"),
+    "READ_ONLY": Entry(
+        Unavailable,
+        "wait, or ask who closed it; `muster read-only off` opens it. Reads, views and verification go on",
+    ),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
     "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
     "CLUSTER_DOWN": Entry(
@@ -509,6 +513,7 @@ CAUSES: dict[str, str] = {
     "POOL_EXHAUSTED": "All connections that this process may have are in use",
     "SERVER_CUT_OFF": "The server is a replica that has lost its primary",
     "SERVER_READ_ONLY": "The server is a replica, so it takes no writes",
+    "READ_ONLY": "An operator, or a component that is critical, has the store take no appends",
     "SERVER_OUT_OF_MEMORY": "The server has reached its maxmemory and refuses what would need more",
     "SERVER_CANNOT_PERSIST": "The server could not write its file or its snapshot, and refuses writes until it can",
     "CLUSTER_DOWN": "The server is a node of a Redis Cluster that does not serve all slots",

@@ -34,6 +34,7 @@ METRICS: Final = (
     Metric("muster_events_appended_total", "counter", "", "Events the log took"),
     Metric("muster_sessions", "gauge", "", "Sessions in the registry"),
     Metric("muster_losses", "gauge", "", "Reports of lost commits that nobody accepted yet"),
+    Metric("muster_read_only", "gauge", "", "Whether the store takes no appends, by hand or by itself"),
     Metric("muster_feed_entries", "gauge", "", "Entries the feeds hold"),
     Metric("muster_events_projected_total", "counter", "", "Events applied to the views of a projection"),
     Metric("muster_projection_lag_events", "gauge", "", "Events that are not in the views of a projection yet"),

@@ -24,6 +24,7 @@ from domain.errors import MusterError
 from domain.log import SessionLog
 from domain.log.connection import connection_error
 from domain.log.contract import CommitReader
+from domain.log.read_only import ReadOnlyMode
 from projections import catchup
 from projections.careful import CarefulReader
 from projections.catchup import Batch
@@ -235,7 +236,7 @@ def look_after(
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
     publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
-    vigil, ends = Vigil(), settings.sessions
+    vigil, ends, mode = Vigil(), settings.sessions, ReadOnlyMode(log)
     absences = Absences(log, sessions.store, vigil, grace_s=settings.worker.absence_grace_s)
     expiry = Expiry(log, sessions.store, idle_s=ends.idle_s, grace_s=ends.grace_s)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
@@ -246,10 +247,13 @@ def look_after(
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
             now = sessions.store.server_ms()
-            vigil.look(now, list(sessions.partitions.tokens()))
-            absences.look(now)
-            if ends.expire:
-                expiry.look(now, vigil)
+            if mode.standing(list(sessions.partitions.tokens())[:1]) is None:
+                vigil.look(now, list(sessions.partitions.tokens()))
+                absences.look(now)
+                if ends.expire:
+                    expiry.look(now, vigil)
+            else:
+                vigil.broke()  # who could not append is given the time to
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
                 keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}

@@ -33,6 +33,9 @@ NOT_SETTINGS: Final = frozenset(
 #: Kinds of findings that may be repaired without being asked.
 REPAIRABLE: Final = ("view", "checkpoint", "agent", "index", "head", "cursor", "registry")
 
+#: Components that may close the store for appends. Not redis: while it is down nobody can be told.
+CLOSING: Final = ("memory", "log", "feed", "projections", "verification", "workers", "jobs", "spool", "disk")
+
 SettingPath: TypeAlias = tuple[str, ...]
 Profile: TypeAlias = Literal["development", "staging", "production"]
 Positive = Annotated[int, Meta(ge=1)]
@@ -145,6 +148,20 @@ class HealthSettings(Struct, frozen=True, forbid_unknown_fields=True):
     clock_skew_s: Seconds = 2.0
 
 
+class ReadOnlySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """When `muster serve` has the store take no appends by itself."""
+
+    #: Components that close it while they are critical or down, separated by commas: memory, log, disk, …; none: never.
+    on_critical: str = ""
+    #: How long it stays closed after the last look that found them so, in seconds; longer than `serve.look_every_s`.
+    lapse_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+
+    @property
+    def components(self) -> list[str]:
+        """The components that `on_critical` names. Raises Misconfigured (SETTING_INVALID)."""
+        return _closing_components(self.on_critical)
+
+
 class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """`muster serve`: health and metrics over HTTP."""
 
@@ -154,9 +171,12 @@ class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8420
     #: What who asks must send as `Authorization: Bearer …`, for all but /livez and /readyz.
     token: Annotated[str, Meta(min_length=16)] | None = None
+    #: How often it looks at all components by itself, for what follows from it (`read_only`), in seconds.
+    look_every_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
 
     def __repr__(self) -> str:
-        return f"ServeSettings({self.host!r}, {self.port}, token={None if self.token is None else '***'})"
+        token = None if self.token is None else "***"
+        return f"ServeSettings({self.host!r}, {self.port}, token={token}, look_every_s={self.look_every_s})"
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +198,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     spool: SpoolSettings = SpoolSettings()
     health: HealthSettings = HealthSettings()
     serve: ServeSettings = ServeSettings()
+    read_only: ReadOnlySettings = ReadOnlySettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -211,7 +232,7 @@ SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.
 ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
-_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair"})
+_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair", "read_only.on_critical"})
 
 
 class Loaded(Struct, frozen=True):
@@ -437,6 +458,15 @@ def _repaired_kinds(text: str) -> list[str]:
     return kinds
 
 
+def _closing_components(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in CLOSING]:
+        raise Misconfigured(
+            "SETTING_INVALID", f"read_only.on_critical names {unknown[0]!r}; there are: {', '.join(CLOSING)}"
+        )
+    return names
+
+
 #: What a text must be, beside not empty; each raises Misconfigured.
 _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "redis.url": lambda text: _check_address(text, "redis.url"),
@@ -445,6 +475,7 @@ _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "namespace": lambda text: check_keyspace("dev", text),
     "durability": parse_durability,
     "jobs.auto_repair": _repaired_kinds,
+    "read_only.on_critical": _closing_components,
     "projections": _check_projections,
 }
 
@@ -462,6 +493,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if redis.timeout_s > worker.batch_deadline_s:
         why = f"{redis.timeout_s:g} s, but a batch that waits for it may take {worker.batch_deadline_s:g} s"
         yield "redis.timeout_s", f"{why} (worker.batch_deadline_s): workers would end themselves"
+    if settings.read_only.lapse_s <= settings.serve.look_every_s:
+        why = f"{settings.read_only.lapse_s:g} s, but it is looked every {settings.serve.look_every_s:g} s"
+        yield "read_only.lapse_s", f"{why} (serve.look_every_s): the store would open between two looks"
     for name in ("lag_{}_s", "memory_{}", "disk_{}", "spool_{}", "latency_{}_s", "feed_{}"):
         low, high = (name.format(level) for level in ("warning", "critical"))
         if getattr(health, low) > getattr(health, high):

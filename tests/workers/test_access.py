@@ -215,6 +215,12 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("monitor", "worker", "ls").rows == []
 
+    # an operator has the store take no appends for a while
+    assert guarded.run("operator", "read-only", "on", "--why", "a look").code == 0
+    assert guarded.run("monitor", "read-only", "show").rows[0]["read_only"] is True
+    assert guarded.run("producer", "event", "append", "s-0", "joined", "--actor", "c").code == 5
+    assert guarded.run("operator", "read-only", "off").code == 0
+
     # an operator stops the fleet, and takes that back
     worker = start_child([sys.executable, "-m", "workers.process"], env=environ, cwd=ROOT)
     wait_until(lambda: guarded.run("monitor", "worker", "ls").rows, timeout_s=60, message="a worker lives")

@@ -168,6 +168,7 @@ SYMPTOMS: Final[dict[str, tuple[Callable[[Ill], Any], Callable[[Ill], Any]]]] = 
     "server-evicts": (lambda ill: ill.config("maxmemory-policy", "allkeys-lru"), nothing),
     "persistence-off": (lambda ill: ill.config("appendonly", "no"), nothing),
     "functions-missing": (lambda ill: ill.command("FUNCTION", "FLUSH"), nothing),
+    "read-only": (lambda ill: ill.ran("muster read-only on --why 'a look'"), nothing),
     "fleet-stopped": (lambda ill: ill.ran("muster stop --why 'a new release'"), nothing),
     "no-workers": (nothing, Ill.work),
     "parked-sessions": (parked, nothing),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from threading import Thread
 
+from workers.attending import Attending
 from workers.cli import arguments, printing
+from workers.closing import ClosesOnCritical
 from workers.fleet import until_stopped
 from workers.serving import HealthServer
 from workers.settings import Settings
@@ -36,8 +38,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     with until_stopped(stop), HealthServer(settings) as server:
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()
+        attending = Attending(server.health, [ClosesOnCritical(settings).heed], every_s=settings.serve.look_every_s)
+        attending.start()
         printing.say(f"serves {server.url}/health")
         stop.wait()
+        attending.stop()
         server.shutdown()
         thread.join()
     return 0

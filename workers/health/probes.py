@@ -19,6 +19,7 @@ from domain.log import Connecting, Spool, connect
 from domain.log.connection import connection_error, raised, send
 from domain.log.keys import Keyspace
 from domain.log.protocol import APPEND_FUNCTION
+from domain.log.read_only import parsed
 from domain.log.store import open_commands, parse_info, parse_open
 from projections.lag import STUCK, lag
 from projections.lease import Leases
@@ -108,18 +109,24 @@ def log(settings: Settings) -> Component:
             pipe.hget(keys.meta, "total")
             pipe.zcard(keys.sessions)
             pipe.hlen(keys.lost)
-        replies = pipe.execute()
-    totals, sessions, lost = (replies[n::3] for n in range(3))
+            pipe.hget(keys.meta, "read_only")
+        replies, now = pipe.execute(), store.server_ms()
+    totals, sessions, lost, read_only = (replies[n::4] for n in range(4))
+    closed = next((found for text in read_only if (found := parsed(text, now)) is not None), None)
     events, count, losses = sum(int(total or 0) for total in totals), sum(sessions), sum(lost)
     measured = (
         Sample("muster_events_appended_total", events),
         Sample("muster_sessions", count),
         Sample("muster_losses", losses),
+        Sample("muster_read_only", closed is not None),
         Sample("muster_partitions", len(partitions)),
     )
     if losses:
         reason = f"{losses} reports of lost commits wait for somebody's word"
         return Component("log", Status.CRITICAL, reason, "LOSS_REPORTED", samples=measured)
+    if closed is not None:
+        reason = f"it takes no appends, by {closed.who}: {closed.why}"
+        return Component("log", Status.CRITICAL, reason, "READ_ONLY", closed.since_ms, measured)
     return Component("log", Status.HEALTHY, f"{events} events of {count} sessions", samples=measured)
 
 
