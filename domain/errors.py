@@ -278,6 +278,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "DISK_NEARLY_FULL": Entry(Unavailable, "make room on the disk: never by deleting what the server wrote"),
     "FEED_LONG": Entry(Unavailable, "start workers: what is applied is trimmed by them, and nothing else may trim it"),
+    "SCHEDULE_LATE": Entry(
+        Unavailable, "look at `muster job ls` and the workers' logs; workers need MUSTER_JOBS__URL to take jobs"
+    ),
     "JOB_FAILED": Entry(Unavailable, "read why: `muster job show TASK`; then ask for it again"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
@@ -530,6 +533,7 @@ CAUSES: dict[str, str] = {
     "SPOOL_WAITING": "Commits wait in the outage spool of this host",
     "DISK_NEARLY_FULL": "The disk of the spool, or of the working directory, is nearly full",
     "FEED_LONG": "The feeds hold more entries than the threshold, because nobody applies and trims them",
+    "SCHEDULE_LATE": "What recurs, such as verification, was not begun when it was due",
     "JOB_FAILED": "A job ended with an error lately",
     "SERVER_LACKS_REPLICAS": "The server has fewer replicas in touch than it is told to need for writes",
     "SERVER_ERROR": "The server, or the client library, says something that Muster has no code for",

@@ -25,6 +25,7 @@ class Metric(NamedTuple):
 METRICS: Final = (
     Metric("muster_component_status", "gauge", "", "0 healthy, 1 unknown, 2 warning, 3 critical, 4 down"),
     Metric("muster_probe_duration_seconds", "gauge", "seconds", "How long the probe of a component took"),
+    Metric("muster_probe_suspended", "gauge", "", "Whether the probe of a component waits, because it kept failing"),
     Metric("muster_redis_up", "gauge", "", "Whether the server answers"),
     Metric("muster_redis_latency_seconds", "gauge", "seconds", "How long a PING took"),
     Metric("muster_redis_clients", "gauge", "", "Clients connected to the server"),
@@ -48,6 +49,7 @@ METRICS: Final = (
     Metric("muster_partitions", "gauge", "", "Partitions of the store"),
     Metric("muster_partitions_held", "gauge", "", "Partitions that a worker holds"),
     Metric("muster_jobs_open", "gauge", "", "Jobs that have not ended"),
+    Metric("muster_schedule_age_seconds", "gauge", "seconds", "How long ago what recurs was last begun"),
     Metric("muster_spool_commits", "gauge", "", "Commits that wait in the outage spool of this host"),
     Metric("muster_spool_bytes", "gauge", "bytes", "Bytes of commits in the outage spool of this host"),
     Metric(
@@ -64,6 +66,7 @@ def samples(components: Iterable[Component]) -> list[Sample]:
         label = (("component", one.name),)
         found.append(Sample("muster_component_status", int(one.status), label))
         found.append(Sample("muster_probe_duration_seconds", one.took_s, label))
+        found.append(Sample("muster_probe_suspended", not one.is_asked, label))
         found.extend(one.samples)
     return found
 

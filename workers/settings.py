@@ -144,6 +144,9 @@ class HealthSettings(Struct, frozen=True, forbid_unknown_fields=True):
     #: How many entries the feeds hold.
     feed_warning: Positive = 1_000_000
     feed_critical: Positive = 10_000_000
+    #: So many failures in a row have a component's probe wait, up to so long, in seconds, before it is asked again.
+    breaker_failures: Positive = 3
+    breaker_wait_s: Seconds = 10.0
     #: How far the clocks of server and client may be apart, in seconds.
     clock_skew_s: Seconds = 2.0
 

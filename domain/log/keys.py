@@ -114,6 +114,7 @@ KEYS: Final = (
     Key("{store}:taskowner:<task>", "hash", KeyClass.CONTROL, "as the task; its lease"),
     Key("{store}:taskcursor:<task>", "hash", KeyClass.CONTROL, "as the task; how many partitions are done"),
     Key("{store}:tick:<job>:<tick>", "string", KeyClass.EPHEMERAL, "two ticks; who was first in this one"),
+    Key("{store}:ticked", "hash", KeyClass.EPHEMERAL, "for ever; when what recurs was last due and begun"),
     Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
 )
 
@@ -230,6 +231,7 @@ class Keyspace:
         self.workers = f"{store}:workers"
         self.projections = f"{store}:projections"
         self.audit = f"{store}:audit"
+        self.ticked = f"{store}:ticked"
         self.halt = f"{store}:halt"
         self.halted = f"{store}:halted"
         self._worker = f"{store}:worker:"

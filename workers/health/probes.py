@@ -32,12 +32,15 @@ from workers.halting import Halting
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
 from workers.readiness import quick, ready
+from workers.schedule import SCRUB, SWEEP, SWEEP_EVERY_S, ticked
 from workers.settings import Settings
 from workers.tasks import FAILED, Tasks
 
 Probe: TypeAlias = Callable[[Settings], Component]
 #: Of so many jobs, the newest, it is looked whether they failed.
 JOBS_LOOKED_AT: Final = 20
+#: After so many ticks without what was due it is late.
+LATE_TICKS: Final = 3
 #: How often it is looked whether a partition found its next worker, in seconds.
 LOOK_AGAIN_S: Final = 0.1
 
@@ -233,6 +236,35 @@ def jobs(settings: Settings) -> Component:
     return Component("jobs", Status.HEALTHY, f"{open_jobs} open", samples=measured)
 
 
+def schedule(settings: Settings) -> Component:
+    """Whether what recurs is begun in time by the workers that take jobs."""
+    if settings.jobs.url is None:
+        return Component("schedule", Status.HEALTHY, "off: no database for jobs is named")
+    with _store(settings) as store:
+        living, last, now = living_workers(store.client, store.keyspace), ticked(store.client, store.keyspace), 0
+        now = store.server_ms()
+    if not living:
+        return Component("schedule", Status.UNKNOWN, "it cannot be seen while no worker lives")
+    every = {SWEEP: SWEEP_EVERY_S}
+    if settings.jobs.verify_every_s is not None:
+        every[SCRUB] = settings.jobs.verify_every_s
+    measured = tuple(
+        Sample("muster_schedule_age_seconds", (now - last[name]) / 1000, (("job", name),))
+        for name in every
+        if name in last
+    )
+    for name, every_s in every.items():
+        if name not in last:
+            reason = f"{name} was never begun: does a worker take jobs (MUSTER_JOBS__URL)?"
+            return Component("schedule", Status.WARNING, reason, "SCHEDULE_LATE", samples=measured)
+        late_s = (now - last[name]) / 1000 - LATE_TICKS * every_s
+        if late_s > 0:
+            since_ms = last[name] + int(every_s * 1000)
+            reason = f"{name} is due every {every_s:g} s and was begun {(now - last[name]) / 1000:.0f} s ago"
+            return Component("schedule", Status.WARNING, reason, "SCHEDULE_LATE", since_ms, measured)
+    return Component("schedule", Status.HEALTHY, f"{', '.join(every)}: in time", samples=measured)
+
+
 def spool(settings: Settings) -> Component:
     """What waits in the outage spool of this host."""
     path = settings.spool.path
@@ -292,6 +324,7 @@ PROBES: Final[dict[str, Probe]] = {
     "verification": verification,
     "workers": workers,
     "jobs": jobs,
+    "schedule": schedule,
     "spool": spool,
     "disk": disk,
 }
