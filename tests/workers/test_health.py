@@ -257,12 +257,12 @@ def test_a_store_that_is_missing_is_the_trouble_of_the_log_alone(own: OwnServer)
 def test_one_broken_key_is_the_trouble_of_one_part(own: OwnServer) -> None:
     """A key of another type keeps nobody from seeing the log, the workers and the rest."""
     with own.client() as client:
-        client.set("{dev:main:0}:drifted", "no hash")
+        client.set("{dev:main:store}:workers", "no list of workers")
 
     found = Health(settings_of(own)).look()
 
-    assert {name for name, word in statuses(found).items() if word != "healthy"} == {"verification", "workers"}
-    assert by_name(found)["verification"].code == "KEY_DAMAGED"
+    assert {name for name, word in statuses(found).items() if word != "healthy"} == {"workers"}
+    assert by_name(found)["workers"].code == "KEY_DAMAGED"
 
 
 def test_a_breaker_opens_waits_and_tries_once() -> None:

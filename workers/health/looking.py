@@ -150,8 +150,8 @@ class Health:
         if server.status is Status.DOWN and one.code in (server.code, *AWAY):
             return "redis"
         # Without a store there is nothing of it to be seen.
-        if log is not None and log.is_failure and one is not log and one.is_failure and one.code == log.code:
-            return "log"
+        if log is not None and log.is_failure and one.is_failure and one.code == log.code != "ACCESS_DENIED":
+            return "log" if one is not log else None
         return None
 
     def _since_when(self, one: Component) -> Component:
