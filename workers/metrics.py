@@ -24,6 +24,7 @@ class Metric(NamedTuple):
 
 METRICS: Final = (
     Metric("muster_component_status", "gauge", "", "0 healthy, 1 unknown, 2 warning, 3 critical, 4 down"),
+    Metric("muster_alert_active", "gauge", "", "Whether an alert fires"),
     Metric("muster_probe_duration_seconds", "gauge", "seconds", "How long the probe of a component took"),
     Metric("muster_probe_suspended", "gauge", "", "Whether the probe of a component waits, because it kept failing"),
     Metric("muster_redis_up", "gauge", "", "Whether the server answers"),
@@ -71,10 +72,12 @@ def samples(components: Iterable[Component]) -> list[Sample]:
     return found
 
 
-def exposition(components: Iterable[Component]) -> str:
-    """The text Prometheus scrapes (version 0.0.4). Raises KeyError for a metric that is not declared."""
+def exposition(components: Iterable[Component], more: Iterable[Sample] = ()) -> str:
+    """The text Prometheus scrapes (version 0.0.4): what a look measured, and more. Raises KeyError for a metric that is
+    not declared.
+    """
     by_metric: dict[str, list[Sample]] = {metric.name: [] for metric in METRICS}
-    for sample in samples(components):
+    for sample in (*samples(components), *more):
         by_metric[sample.metric].append(sample)
     lines = []
     for metric in METRICS:

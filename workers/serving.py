@@ -16,6 +16,7 @@ import ipaddress
 import json
 import socket
 import sys
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import BoundedSemaphore
@@ -55,7 +56,13 @@ class HealthServer(ThreadingHTTPServer):
     #: A connection that finds the queue full is tried again by its kernel, seconds later.
     request_queue_size = 2 * MOST_AT_A_TIME
 
-    def __init__(self, settings: Settings, health: Health | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health | None = None,
+        *,
+        more_samples: Callable[[], Iterable[Sample]] = lambda: (),
+    ) -> None:
         serve = settings.serve
         if serve.token is None and not is_loopback(serve.host):
             raise Misconfigured(
@@ -66,6 +73,7 @@ class HealthServer(ThreadingHTTPServer):
         self.token = serve.token
         self._free = BoundedSemaphore(MOST_AT_A_TIME)
         self.health = health or Health(settings)
+        self._more_samples = more_samples
         self.names = frozenset({"localhost", "127.0.0.1", "::1", serve.host})
         if ":" in serve.host:
             self.address_family = socket.AF_INET6
@@ -128,7 +136,7 @@ class HealthServer(ThreadingHTTPServer):
             case "/health/sessions":
                 return _json(200, _sessions(components))
             case "/metrics":
-                return 200, _PROMETHEUS, exposition(components)
+                return 200, _PROMETHEUS, exposition(components, self._more_samples())
         return _json(404, {"schema": "muster.error/1", "code": "USAGE", "cause": f"there is nothing at {path}"})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -165,6 +166,37 @@ class ReadOnlySettings(Struct, frozen=True, forbid_unknown_fields=True):
         return _closing_components(self.on_critical)
 
 
+#: What is alerted about where nobody says otherwise.
+ALERT_RULES: Final = "; ".join(
+    (
+        "redis: redis is critical for 30s as critical",
+        "appends: log is critical for 30s as critical",
+        "memory: memory is critical for 60s as critical",
+        "views: projections is critical for 60s as critical",
+        "drift: verification is critical as critical",
+        "workers: workers is down for 60s as critical",
+        "disk: disk is critical for 60s as critical",
+    )
+)
+
+
+class AlertsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `muster serve` alerts about, and whom."""
+
+    #: `NAME: COMPONENT is STATUS` or `NAME: METRIC > NUMBER`, then `for 60s`, `as warning`; separated by `;`.
+    rules: str = ALERT_RULES
+    #: A URL that is sent each alert as JSON by POST (http or https); None: only log and metrics tell.
+    webhook: str | None = None
+    #: What it is sent as `Authorization: Bearer …`.
+    token: str | None = None
+    #: How long an alert is tried again that it does not take, in seconds.
+    retry_for_s: Seconds = 300.0
+
+    def __repr__(self) -> str:
+        hidden = {name: None if getattr(self, name) is None else "***" for name in ("webhook", "token")}
+        return f"AlertsSettings({self.rules!r}, {hidden}, retry_for_s={self.retry_for_s})"
+
+
 class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """`muster serve`: health and metrics over HTTP."""
 
@@ -202,6 +234,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     health: HealthSettings = HealthSettings()
     serve: ServeSettings = ServeSettings()
     read_only: ReadOnlySettings = ReadOnlySettings()
+    alerts: AlertsSettings = AlertsSettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -231,11 +264,13 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 #: Settings that are shown to nobody, and those that are addresses with a secret in them.
-SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.token"})
+SECRETS: Final = frozenset(
+    {"redis.password", "redis.sentinel_password", "serve.token", "alerts.webhook", "alerts.token"}
+)
 ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
-_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair", "read_only.on_critical"})
+_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair", "read_only.on_critical", "alerts.rules"})
 
 
 class Loaded(Struct, frozen=True):
@@ -470,6 +505,22 @@ def _closing_components(text: str) -> list[str]:
     return names
 
 
+def _check_rules(text: str) -> None:
+    from workers.alerting.rules import parsed  # only where somebody gives rules: it needs much else
+
+    parsed(text)
+
+
+def _check_webhook(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise Misconfigured("SETTING_INVALID", "alerts.webhook is no URL that begins with http:// or https://")
+
+
 #: What a text must be, beside not empty; each raises Misconfigured.
 _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "redis.url": lambda text: _check_address(text, "redis.url"),
@@ -479,6 +530,8 @@ _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "durability": parse_durability,
     "jobs.auto_repair": _repaired_kinds,
     "read_only.on_critical": _closing_components,
+    "alerts.rules": _check_rules,
+    "alerts.webhook": _check_webhook,
     "projections": _check_projections,
 }
 

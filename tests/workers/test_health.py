@@ -25,6 +25,8 @@ from tests.conftest import ENVIRONMENT, Store
 from tests.own_server import OwnServer
 from tests.projections.world import World, foreign_append, notes, run_cli
 from tests.waiting import wait_until
+from workers.alerting.alerts import Alerts
+from workers.alerting.rules import parsed
 from workers.child_process import start_child
 from workers.health.breaker import Breaker
 from workers.health.component import Component, Status, overall
@@ -32,7 +34,7 @@ from workers.health.looking import Health
 from workers.health.probes import DEEP, PROBES, WITHOUT_REDIS
 from workers.metrics import METRICS, exposition
 from workers.serving import MOST_AT_A_TIME, HealthServer, is_loopback
-from workers.settings import HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
+from workers.settings import ALERT_RULES, HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 JOBS_DB: Final = 11
@@ -530,7 +532,7 @@ def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
     world.log.append("s-1", notes(2, actor="agent-1"))
     world.project()
 
-    text = exposition(Health(world.settings()).look())
+    text = exposition(Health(world.settings()).look(), Alerts(parsed(ALERT_RULES)).samples())
 
     names = [metric.name for metric in METRICS]
     assert len(names) == len(set(names))
@@ -550,7 +552,9 @@ def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
     assert set(names) - exposed == {  # which are off
         *("muster_jobs_open", "muster_schedule_age_seconds", "muster_spool_commits", "muster_spool_bytes")
     }
-    assert {label for line in samples for label in re.findall(r'(\w+)="', line)} == {"component", "projection"}
+    assert {label for line in samples for label in re.findall(r'(\w+)="', line)} == {
+        *("component", "projection", "alert", "severity")
+    }
     assert "s-1" not in text
     assert "agent-1" not in text
     assert "\nmuster_events_appended_total 2\n" in text

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from threading import Thread
 
+from workers.alerting.alerts import Alerts
+from workers.alerting.rules import parsed
+from workers.alerting.webhook import Webhook
 from workers.attending import Attending
 from workers.cli import arguments, printing
 from workers.closing import ClosesOnCritical
@@ -34,15 +38,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     stop = Stop()
+    webhook = _webhook(settings)
+    alerts = Alerts(parsed(settings.alerts.rules), [webhook.tell] if webhook is not None else [])
     # The server of the store need not be there: to say so is what this process is for.
-    with until_stopped(stop), HealthServer(settings) as server:
+    with until_stopped(stop), HealthServer(settings, more_samples=alerts.samples) as server:
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()
-        attending = Attending(server.health, [ClosesOnCritical(settings).heed], every_s=settings.serve.look_every_s)
+        heeding = [alerts.heed, ClosesOnCritical(settings).heed]
+        attending = Attending(server.health, heeding, every_s=settings.serve.look_every_s)
         attending.start()
         printing.say(f"serves {server.url}/health")
         stop.wait()
         attending.stop()
+        if webhook is not None:
+            webhook.stop()
         server.shutdown()
         thread.join()
     return 0
+
+
+def _webhook(settings: Settings) -> Webhook | None:
+    if settings.alerts.webhook is None:
+        return None
+    about = {"environment": settings.environment, "namespace": settings.namespace, "from": platform.node()}
+    token, retry_for_s = settings.alerts.token, settings.alerts.retry_for_s
+    webhook = Webhook(settings.alerts.webhook, token=token, retry_for_s=retry_for_s, about=about)
+    webhook.start()
+    return webhook

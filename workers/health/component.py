@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -24,6 +24,12 @@ class Status(IntEnum):
     @property
     def word(self) -> str:
         return self.name.lower()
+
+
+#: Every component by name, in the order they are told.
+NAMES: Final = (
+    *("redis", "memory", "log", "feed", "projections", "verification", "workers", "jobs", "schedule", "spool", "disk"),
+)
 
 
 class Sample(NamedTuple):
