@@ -333,6 +333,9 @@ REGISTRY: dict[str, Entry] = {
     "SPOOL_DIFFERS": Entry(Misconfigured, "use another path; what this one holds can be had by `muster spool export`"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    "SETTING_FIXED": Entry(
+        Misconfigured, "restart the process to change it; `muster config show` says which settings change without"
+    ),
     "SETTING_RISKY": Entry(Misconfigured, "see `muster config check`: it says why, and what to set instead"),
     "NOT_READY": Entry(Misconfigured, "mend what `muster config check --live` names as errors"),
     "SLOT_MOVED": Entry(
@@ -559,6 +562,7 @@ CAUSES: dict[str, str] = {
     "SPOOL_DIFFERS": "The spool holds commits of another store",
     "SETTING_UNKNOWN": "A setting was given that there is not",
     "SETTING_INVALID": "A setting was given that it cannot be, or that contradicts another",
+    "SETTING_FIXED": "Settings were to be reloaded, and one differs that a process takes at its start alone",
     "SETTING_RISKY": "A setting is valid, and will lead to trouble",
     "NOT_READY": "Settings or server are not fit for the profile production",
     "SLOT_MOVED": "The server is a node of a Redis Cluster, and another node holds the key",

@@ -25,9 +25,9 @@ PATIENCE_S: Final = 5.0
 
 
 class Attending:
-    """Looks every `every_s`; what one of those who heed fails with is said, and keeps no other from it."""
+    """Looks every `every_s()`; what one of those who heed fails with is said, and keeps no other from it."""
 
-    def __init__(self, health: Health, heeding: Sequence[Heed], *, every_s: float) -> None:
+    def __init__(self, health: Health, heeding: Sequence[Heed], *, every_s: Callable[[], float]) -> None:
         self._health = health
         self._heeding = heeding
         self._every_s = every_s
@@ -54,5 +54,5 @@ class Attending:
                 logger.exception("what follows from the state of components could not be done")
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
+        while not self._stop.wait(self._every_s()):
             self.look()

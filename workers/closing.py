@@ -14,7 +14,7 @@ from domain.log import SessionLog
 from domain.log.read_only import ReadOnlyMode
 from workers.health.component import Component, Status
 from workers.readiness import quick
-from workers.settings import Settings
+from workers.reloading import InForce
 
 CODE: Final = "READ_ONLY"
 
@@ -22,21 +22,21 @@ CODE: Final = "READ_ONLY"
 class ClosesOnCritical:
     """What is done about each look at the components. Raises the typed error where the store cannot be told."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._chosen = frozenset(settings.read_only.components)
+    def __init__(self, in_force: InForce) -> None:
+        self._in_force = in_force
         self._is_closed = False
         self._who = f"serve@{platform.node()}:{os.getpid()}"
 
     def heed(self, components: list[Component]) -> None:
         """Closes the store, keeps it closed, or opens it again."""
+        settings = self._in_force.settings
+        chosen = settings.read_only.components
         # That it is closed is no reason to close it.
         critical = [
-            one for one in components if one.name in self._chosen and one.status >= Status.CRITICAL and one.code != CODE
+            one for one in components if one.name in chosen and one.status >= Status.CRITICAL and one.code != CODE
         ]
         if not critical and not self._is_closed:
             return
-        settings = self._settings
         with SessionLog.open(quick(settings), environment=settings.environment, namespace=settings.namespace) as log:
             mode = ReadOnlyMode(log)
             if critical:

@@ -70,6 +70,10 @@ class LeaseKeeper:
     def start(self) -> None:
         self._thread.start()
 
+    def pace(self, *, lease_ttl_ms: int, beat_ms: int) -> None:
+        """How long leases last and how often there is a beat, from the next beat on."""
+        self._lease_ttl_ms, self._beat_ms = lease_ttl_ms, beat_ms
+
     def look_now(self) -> None:
         """A lease was seen taken: the next beats come soon, so that a partition that a recovery held for a moment is
         not waited for longer than that.

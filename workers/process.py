@@ -24,7 +24,6 @@ from domain.errors import MusterError
 from domain.log import SessionLog
 from domain.log.connection import connection_error
 from domain.log.contract import CommitReader
-from domain.log.read_only import ReadOnlyMode
 from projections import catchup
 from projections.careful import CarefulReader
 from projections.catchup import Batch
@@ -34,19 +33,18 @@ from projections.projection import Definition
 from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
-from workers.absence import Absences
-from workers.expiry import Expiry
 from workers.following import Following, follow_own
 from workers.halting import DRAINING, FORCED, HALTED_EXIT, STOPPED, Halt, Halting
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.partitions import HeldPartitions
 from workers.registered import registered
+from workers.reloading import FOLLOWS, InForce, follow_stdin
 from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
+from workers.silences import Silences
 from workers.stopping import Stop
-from workers.vigil import Vigil
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +100,11 @@ class Projector:
             goes_on()
 
 
-def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
+def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> int:
     """Runs a worker until `stop` is set or the fleet is stopped, then drains it; returns the exit code: 0, 10 if it was
     forced, 75 if the fleet is stopped.
     """
+    settings = in_force.settings
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
     log = SessionLog.open(
         settings.connecting,
@@ -129,15 +128,15 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         logger.info("worker %s runs", worker_id)
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
         Thread(
-            target=look_after, args=(log, sessions, own, worker_id, settings, stop), name="housekeeper", daemon=True
+            target=look_after, args=(log, sessions, own, worker_id, in_force, stop), name="housekeeper", daemon=True
         ).start()
-        deadline_s = settings.worker.batch_deadline_s
-        Thread(target=end_if_stuck, args=(following, deadline_s, stop), name="deadline", daemon=True).start()
+        Thread(target=end_if_stuck, args=(following, in_force, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
         jobs.start()
+        in_force.tell(lambda changed: take(changed, following, jobs))
         stop.wait()
         jobs.stop_soon()
-        shutdown = Shutdown(*(one.partitions for one in following), drain_s=settings.worker.drain_s, say=say)
+        shutdown = Shutdown(*(one.partitions for one in following), drain_s=in_force.settings.worker.drain_s, say=say)
         drained = shutdown.drain()
         shutdown.clean_up(lambda: sum(one.keeper.give_back() for one in following))
         code = shutdown.complete()
@@ -151,6 +150,13 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         jobs.stop()
         halted.note(STOPPED)
     return HALTED_EXIT if halted.halt is not None else code
+
+
+def take(settings: Settings, following: Sequence[Following], jobs: Jobs) -> None:
+    """Settings changed: what asks for them at each turn has them already, these are told."""
+    for one in following:
+        one.keeper.pace(lease_ttl_ms=settings.worker.lease_ttl_ms, beat_ms=settings.worker.beat_ms)
+    jobs.take(settings)
 
 
 class Halted:
@@ -202,6 +208,12 @@ class Jobs:
             self._runner.start()
             self._schedule.start()
 
+    def take(self, settings: Settings) -> None:
+        """Settings of jobs changed."""
+        if self._runner is not None:
+            self._runner.queue.take(settings.jobs)
+            self._schedule.verify_every(settings.jobs.verify_every_s)
+
     def stop_soon(self) -> None:
         """Has running jobs stop after the partition they are in."""
         if self._runner is not None:
@@ -218,27 +230,26 @@ def say(line: str) -> None:
     print(f"worker {os.getpid()}: {line}", file=sys.stderr, flush=True)
 
 
-def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event) -> None:
+def end_if_stuck(following: Sequence[Following], in_force: InForce, stop: Event) -> None:
     """Ends the process when a batch does not get further, until it is stopped: then the drain has its own deadline.
 
     As hard as if it were killed, so that the leases run out and it counts as a death: whoever comes next is careful. A
     thread of its own, because whatever asks the server may wait for it. It cannot help where a library never gives the
     interpreter back; then the leases run out too, because their keeper is held up as well.
     """
-    while not stop.wait(min(1.0, deadline_s / 4)):
+    while not stop.wait(min(1.0, in_force.settings.worker.batch_deadline_s / 4)):
+        deadline_s = in_force.settings.worker.batch_deadline_s
         for one in following:
             one.end_if_overdue(deadline_s)
 
 
 def look_after(
-    log: SessionLog, sessions: Following, own: Sequence[Following], worker_id: str, settings: Settings, stop: Event
+    log: SessionLog, sessions: Following, own: Sequence[Following], worker_id: str, in_force: InForce, stop: Event
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
     publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
-    vigil, ends, mode = Vigil(), settings.sessions, ReadOnlyMode(log)
-    absences = Absences(log, sessions.store, vigil, grace_s=settings.worker.absence_grace_s)
-    expiry = Expiry(log, sessions.store, idle_s=ends.idle_s, grace_s=ends.grace_s)
+    silences = Silences(log, sessions.store, in_force)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
@@ -246,23 +257,17 @@ def look_after(
             for store, totals in caught_up.items():
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
-            now = sessions.store.server_ms()
-            if mode.standing(list(sessions.partitions.tokens())[:1]) is None:
-                vigil.look(now, list(sessions.partitions.tokens()))
-                absences.look(now)
-                if ends.expire:
-                    expiry.look(now, vigil)
-            else:
-                vigil.broke()  # who could not append is given the time to
+            silences.look(list(sessions.partitions.tokens()))
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
-                keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
+                worker = in_force.settings.worker
+                keep = {"keep_s": worker.feed_keep_s, "pin_s": worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
-        except (redis.RedisError, OSError) as error:
-            vigil.broke()
+        except (MusterError, redis.RedisError, OSError) as error:
+            silences.broke()
             hindrances.met("feeds cannot be trimmed, projections published, nor what idles be ended", error)
         except Exception:
-            vigil.broke()
+            silences.broke()
             logger.exception("looking after the server failed")
 
 
@@ -290,8 +295,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     try:
-        settings = load(os.environ)
-        return run(settings, registered(settings), stop)
+        in_force = InForce(load(os.environ))
+        if FOLLOWS in sys.argv[1:]:
+            follow_stdin(in_force, say)
+        return run(in_force, registered(in_force.settings), stop)
     except (MusterError, redis.RedisError, OSError) as error:
         # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.
         typed = error if isinstance(error, MusterError) else connection_error(error)

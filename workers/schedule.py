@@ -38,8 +38,18 @@ class Schedule:
         self._keyspace = keyspace
         self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         self._add(SWEEP, SWEEP_EVERY_S, self.sweep)
-        if verify_every_s is not None:
-            self._add(SCRUB, verify_every_s, lambda: self._queue.ask_scrub("schedule"))
+        self._verify_every_s: float | None = None
+        self.verify_every(verify_every_s)
+
+    def verify_every(self, every_s: float | None) -> None:
+        """How often a round of scrubbing is asked for, from now on; None: never."""
+        if every_s == self._verify_every_s:
+            return
+        if self._verify_every_s is not None:
+            self._scheduler.remove_job(SCRUB)
+        self._verify_every_s = every_s
+        if every_s is not None:
+            self._add(SCRUB, every_s, lambda: self._queue.ask_scrub("schedule"))
 
     def start(self) -> None:
         self._scheduler.start()

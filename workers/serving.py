@@ -28,7 +28,7 @@ from workers.health.component import Component, Sample, Status, overall, status_
 from workers.health.looking import Health
 from workers.health.probes import READY
 from workers.metrics import exposition
-from workers.settings import Settings
+from workers.settings import ServeSettings, Settings
 
 #: How long one connection may take to say what it wants, in seconds.
 PATIENCE_S: Final = 10.0
@@ -64,12 +64,7 @@ class HealthServer(ThreadingHTTPServer):
         more_samples: Callable[[], Iterable[Sample]] = lambda: (),
     ) -> None:
         serve = settings.serve
-        if serve.token is None and not is_loopback(serve.host):
-            raise Misconfigured(
-                "SETTING_INVALID",
-                f"serve.host {serve.host} can be reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
-                key="serve.token",
-            )
+        _check_token(serve)
         self.token = serve.token
         self._free = BoundedSemaphore(MOST_AT_A_TIME)
         self.health = health or Health(settings)
@@ -82,6 +77,15 @@ class HealthServer(ThreadingHTTPServer):
         except OSError as error:
             cause = f"serve.host {serve.host}, serve.port {serve.port} cannot be listened on: {error}"
             raise Misconfigured("SETTING_INVALID", cause, key="serve.port") from None
+
+    def check(self, settings: Settings) -> None:
+        """Raises Misconfigured (SETTING_INVALID) where the token would be taken away that this address needs."""
+        _check_token(settings.serve)
+
+    def take(self, settings: Settings) -> None:
+        """Asks for another token, and judges by other settings, from now on."""
+        self.token = settings.serve.token
+        self.health.take(settings)
 
     @property
     def url(self) -> str:
@@ -179,6 +183,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: a probe a second would fill the log, and a request may hold what is nobody's business."""
+
+
+def _check_token(serve: ServeSettings) -> None:
+    if serve.token is None and not is_loopback(serve.host):
+        raise Misconfigured(
+            "SETTING_INVALID",
+            f"serve.host {serve.host} can be reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
+            key="serve.token",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -263,6 +263,26 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
+#: Settings that a running `worker run` or `serve` takes when they change (workers/reloading.py), as names and as whole
+#: sections. All others are fixed at its start.
+RELOADABLE_SECTIONS: Final = ("sessions", "health", "alerts", "read_only")
+_RELOADABLE: Final = frozenset(
+    {
+        "worker.lease_ttl_ms",
+        "worker.beat_ms",
+        "worker.drain_s",
+        "worker.batch_deadline_s",
+        "worker.feed_keep_s",
+        "worker.feed_pin_s",
+        "worker.absence_grace_s",
+        "jobs.verify_every_s",
+        "jobs.verify_events",
+        "jobs.auto_repair",
+        "serve.token",
+        "serve.look_every_s",
+    }
+)
+
 #: Settings that are shown to nobody, and those that are addresses with a secret in them.
 SECRETS: Final = frozenset(
     {"redis.password", "redis.sentinel_password", "serve.token", "alerts.webhook", "alerts.token"}
@@ -300,15 +320,43 @@ class Reading(NamedTuple):
         """
         return _Reader(self).read()
 
+    def files(self) -> list[Path]:
+        """The files that settings come from, whether they are there or not."""
+        named = {
+            name: text
+            for name, text in self.environ.items()
+            if name.startswith(PREFIX) and name not in NOT_SETTINGS and _names_a_file(name)
+        }
+        return [self.toml_path, *(Path(text) for _, text in sorted(named.items()))]
+
+    @property
+    def toml_path(self) -> Path:
+        """Where `muster.toml` is looked for."""
+        return self.toml or Path(self.environ.get("MUSTER_CONFIG", "muster.toml"))
+
 
 def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, toml: Path | None = None) -> Settings:
     """The settings in force. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID)."""
     return Reading(environ, flags or {}, toml).loaded().valid()
 
 
+def values(settings: Settings) -> dict[str, Any]:
+    """Every setting by its name, secrets too."""
+    return {".".join(path): value for path, value in _leaves(msgspec.to_builtins(settings))}
+
+
 def shown(settings: Settings) -> dict[str, Any]:
     """Every setting by its name, as it may be shown."""
-    return {".".join(path): _masked(".".join(path), value) for path, value in _leaves(msgspec.to_builtins(settings))}
+    return {name: masked(name, value) for name, value in values(settings).items()}
+
+
+def masked(name: str, value: Any) -> Any:
+    """A setting's value as it may be shown."""
+    if value is None:
+        return None
+    if name in SECRETS:
+        return "***"
+    return without_password(value) if name in ADDRESSES else value
 
 
 def schema() -> dict[str, Any]:
@@ -365,11 +413,10 @@ class _Reader:
         return Loaded(settings if not self._problems else None, origins, self._problems)
 
     def _from_toml(self) -> Iterator[_Given]:
-        environ, toml = self._reading.environ, self._reading.toml
-        named = toml or (Path(environ["MUSTER_CONFIG"]) if "MUSTER_CONFIG" in environ else None)
-        path = named or Path("muster.toml")
+        path = self._reading.toml_path
+        is_named = self._reading.toml is not None or "MUSTER_CONFIG" in self._reading.environ
         try:
-            if named is None and not path.exists():
+            if not is_named and not path.exists():
                 return
             tree = tomllib.loads(path.read_text("utf-8"))
         # ValueError: no UTF-8, no TOML, or a path that can be none; RecursionError: brackets without end.
@@ -387,7 +434,7 @@ class _Reader:
             if not name.startswith(PREFIX) or name in NOT_SETTINGS:
                 continue
             path, value, origin = tuple(name[len(PREFIX) :].lower().split("__")), text, f"environment {name}"
-            if path[-1].endswith("_file") and path not in _fields():  # redis.tls_ca_file is a file's name itself
+            if _names_a_file(name):
                 path = (*path[:-1], path[-1].removesuffix("_file"))
                 try:
                     value, origin = Path(text).read_text("utf-8").strip(), f"{origin} ({text})"
@@ -597,6 +644,12 @@ def _tree(values: Mapping[SettingPath, Any]) -> dict[str, Any]:
     return tree
 
 
+def _names_a_file(name: str) -> bool:
+    """Whether a variable names a file with the value; redis.tls_ca_file is a file's name itself."""
+    path = tuple(name[len(PREFIX) :].lower().split("__"))
+    return path[-1].endswith("_file") and path not in _fields()
+
+
 def _is_text(kind: Any) -> bool:
     told = msgspec.json.schema(kind)
     return any(one.get("type") == "string" or "enum" in one for one in told.get("anyOf", [told]))
@@ -620,14 +673,6 @@ def _unit_hint(name: str) -> str:
     return next((f", in {unit}" for suffix, unit in units.items() if name.endswith(suffix)), "")
 
 
-def _masked(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name in SECRETS:
-        return "***"
-    return without_password(value) if name in ADDRESSES else value
-
-
 def _has_password(url: Any) -> bool:
     try:
         return parse_address(url).password is not None
@@ -639,3 +684,7 @@ def _printable(text: str) -> str:
     """Foreign text as an error may repeat it: in one line, not for ever."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= 100 else f"{shown[:100]}…"
+
+
+#: Every setting that a running process takes when it changes.
+RELOADABLE: Final = _RELOADABLE | {".".join(path) for path in _fields() if path[0] in RELOADABLE_SECTIONS}

@@ -182,7 +182,8 @@ def news(name: str) -> Alert:
 
 @pytest.fixture
 def webhook(receiver: Receiver) -> Iterator[Webhook]:
-    made = Webhook(receiver.url, token=TOKEN, retry_for_s=60, about={"namespace": "main"}, wait=wait_none())
+    settings = AlertsSettings(webhook=receiver.url, token=TOKEN, retry_for_s=60)
+    made = Webhook(lambda: settings, about={"namespace": "main"}, wait=wait_none())
     made.start()
     yield made
     made.stop()
@@ -224,7 +225,8 @@ def test_what_a_receiver_may_take_later_is_sent_again_and_nothing_else(receiver:
 
 def test_a_receiver_that_is_away_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
     """It is given up after a while, which is said; the URL, which may be a secret, is not."""
-    webhook = Webhook("http://127.0.0.1:1/s3cr3t", token=None, retry_for_s=0.01, about={}, wait=wait_none())
+    settings = AlertsSettings(webhook="http://127.0.0.1:1/s3cr3t", retry_for_s=0.01)
+    webhook = Webhook(lambda: settings, about={}, wait=wait_none())
     webhook.start()
     webhook.tell(news("a"))
     webhook.stop()

@@ -25,6 +25,7 @@ from workers.health.component import Component, Status
 from workers.health.looking import Health
 from workers.health.probes import READY
 from workers.metrics import exposition
+from workers.reloading import InForce
 from workers.settings import HealthSettings, ReadOnlySettings, ServeSettings
 from workers.vigil import Vigil
 
@@ -94,7 +95,7 @@ def test_muster_states_nothing_meanwhile(world: World) -> None:
 def test_by_itself_while_a_chosen_component_is_critical(world: World) -> None:
     """Closed while it is, opened when it is not; other components, and being closed itself, close nothing."""
     settings = structs.replace(world.settings(), read_only=ReadOnlySettings("disk, log", 60))
-    closes, mode = ClosesOnCritical(settings), ReadOnlyMode(world.log)
+    closes, mode = ClosesOnCritical(InForce(settings)), ReadOnlyMode(world.log)
     full = Component("disk", Status.CRITICAL, "98% is used", "DISK_NEARLY_FULL")
 
     closes.heed([structs.replace(full, name="spool"), structs.replace(full, status=Status.WARNING)])

@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.health.probes import PROBES
 from workers.metrics import METRICS
-from workers.settings import PROFILES, Settings, shown
+from workers.settings import PROFILES, RELOADABLE, RELOADABLE_SECTIONS, Settings, shown
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 RUNBOOKS: Final = sorted(path.stem for path in (DOCS / "runbooks").glob("*.md"))
@@ -215,6 +215,10 @@ def test_the_page_lists_what_there_is() -> None:
         "component",
         *PROBES,
     ]
+    taken = page.split("Taken at run time are")[1].split(";")[0]
+    sections = {f"{section}.*" for section in RELOADABLE_SECTIONS}
+    names = {name for name in RELOADABLE if name.partition(".")[0] not in RELOADABLE_SECTIONS}
+    assert set(re.findall(r"`([a-z_.*]+)`", taken)) == sections | names
     assert f"| | {' | '.join(PROFILES)} |" in page
     for preset in PROFILES.values():
         for setting, value in preset.items():

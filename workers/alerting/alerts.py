@@ -75,6 +75,14 @@ class Alerts:
             if seen is not None:
                 self._note(state, *seen)
 
+    def take(self, rules: Iterable[Rule]) -> None:
+        """Judges by other rules from now on; those that stay keep their state, and what fired by others is resolved."""
+        before = {state.rule: state for state in self._states}
+        self._states = [before[rule] if rule in before else _State(rule) for rule in rules]
+        for state in before.values():
+            if state.fires and state not in self._states:
+                self._note(state, False, "there is no such rule any more")
+
     def samples(self) -> list[Sample]:
         """Which fire, as a metric."""
         return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any, Final
@@ -26,6 +27,7 @@ from tenacity.stop import stop_any
 from tenacity.wait import wait_base
 
 from workers.alerting.alerts import Alert
+from workers.settings import AlertsSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,16 @@ _LATER: Final = frozenset({408, 425, 429})
 
 
 class Webhook:
-    """Sends alerts to a URL. `about` is added to each: which store it is about."""
+    """Sends alerts where the settings say when they are sent; `about` is added to each: which store it is about."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None,
-        retry_for_s: float,
-        about: dict[str, Any],
-        wait: wait_base | None = None,
+        self, settings: Callable[[], AlertsSettings], *, about: dict[str, Any], wait: wait_base | None = None
     ) -> None:
-        self._url = url
-        self._token = token
+        self._settings = settings
         self._about = about
+        self._wait = wait or wait_random_exponential(multiplier=0.5, max=30)
         self._waiting: Queue[Alert] = Queue(MOST)
         self._stop = Event()
-        self._retrying = Retrying(
-            retry=retry_if_exception(_may_be_taken_later),
-            stop=stop_any(stop_after_delay(retry_for_s), stop_when_event_set(self._stop)),
-            wait=wait or wait_random_exponential(multiplier=0.5, max=30),
-            sleep=sleep_using_event(self._stop),
-            reraise=True,
-        )
         self._opener = build_opener(_NoRedirect)
         self._thread = Thread(target=self._run, name="webhook", daemon=True)
 
@@ -73,7 +62,9 @@ class Webhook:
         self._thread.join(timeout_s)
 
     def tell(self, alert: Alert) -> None:
-        """Takes an alert to be sent soon."""
+        """Takes an alert to be sent soon, if there is anybody to be told."""
+        if self._settings().webhook is None:
+            return
         try:
             self._waiting.put_nowait(alert)
         except Full:
@@ -88,19 +79,31 @@ class Webhook:
                     return
                 continue
             try:
-                self._retrying(self._send, alert)
+                self._retrying()(self._send, alert)
             except Exception as error:
                 # Of the URL only its errors are said: it may be a secret itself.
                 logger.error("alert %s could not be told to the webhook: %s", alert.name, _told(error))
 
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception(_may_be_taken_later),
+            stop=stop_any(stop_after_delay(self._settings().retry_for_s), stop_when_event_set(self._stop)),
+            wait=self._wait,
+            sleep=sleep_using_event(self._stop),
+            reraise=True,
+        )
+
     def _send(self, alert: Alert) -> None:
+        settings = self._settings()
+        if settings.webhook is None:
+            return  # taken away since
         body = json.dumps(alert.document() | self._about, ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "muster"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+        if settings.token is not None:
+            headers["Authorization"] = f"Bearer {settings.token}"
         # The scheme is http or https: the settings refuse any other.
         try:
-            with self._opener.open(Request(self._url, body, headers), timeout=TIMEOUT_S) as response:
+            with self._opener.open(Request(settings.webhook, body, headers), timeout=TIMEOUT_S) as response:
                 response.read(1)
         except HTTPError as error:
             error.close()  # it is an answer too

@@ -99,8 +99,8 @@ _FLAGS: Final = {
     "serve.host": "serve_host",
     "serve.port": "serve_port",
 }
-#: Groups that work whatever is wrong with the settings: they are given what to read them from.
-_READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain"})
+#: Groups that work whatever is wrong with the settings, or read them again: they are given what to read them from.
+_READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain", "serve", "worker"})
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,8 +13,9 @@ from workers.attending import Attending
 from workers.cli import arguments, printing
 from workers.closing import ClosesOnCritical
 from workers.fleet import until_stopped
+from workers.reloading import InForce, Reloading, name_of_process
 from workers.serving import HealthServer
-from workers.settings import Settings
+from workers.settings import Reading
 from workers.stopping import Stop
 
 
@@ -36,32 +37,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Stop()
-    webhook = _webhook(settings)
-    alerts = Alerts(parsed(settings.alerts.rules), [webhook.tell] if webhook is not None else [])
+def run(options: argparse.Namespace, reading: Reading) -> int:
+    stop, in_force = Stop(), InForce(reading.loaded().valid())
+    settings = in_force.settings
+    about = {"environment": settings.environment, "namespace": settings.namespace, "from": platform.node()}
+    webhook = Webhook(lambda: in_force.settings.alerts, about=about)
+    alerts = Alerts(parsed(settings.alerts.rules), [webhook.tell])
     # The server of the store need not be there: to say so is what this process is for.
     with until_stopped(stop), HealthServer(settings, more_samples=alerts.samples) as server:
+        in_force.tell(server.take, check=server.check)
+        in_force.tell(lambda changed: alerts.take(parsed(changed.alerts.rules)))
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()
-        heeding = [alerts.heed, ClosesOnCritical(settings).heed]
-        attending = Attending(server.health, heeding, every_s=settings.serve.look_every_s)
+        webhook.start()
+        heeding = [alerts.heed, ClosesOnCritical(in_force).heed]
+        attending = Attending(server.health, heeding, every_s=lambda: in_force.settings.serve.look_every_s)
         attending.start()
         printing.say(f"serves {server.url}/health")
-        stop.wait()
+        with Reloading(reading, in_force, who=name_of_process("serve"), say=printing.say).running():
+            stop.wait()
         attending.stop()
-        if webhook is not None:
-            webhook.stop()
+        webhook.stop()
         server.shutdown()
         thread.join()
     return 0
-
-
-def _webhook(settings: Settings) -> Webhook | None:
-    if settings.alerts.webhook is None:
-        return None
-    about = {"environment": settings.environment, "namespace": settings.namespace, "from": platform.node()}
-    token, retry_for_s = settings.alerts.token, settings.alerts.retry_for_s
-    webhook = Webhook(settings.alerts.webhook, token=token, retry_for_s=retry_for_s, about=about)
-    webhook.start()
-    return webhook

@@ -11,7 +11,8 @@ from workers.fleet import until_stopped, worker_supervisor
 from workers.halting import Halting
 from workers.leasing import living_workers
 from workers.readiness import refuse_unless_ready
-from workers.settings import Settings
+from workers.reloading import InForce, Reloading, name_of_process
+from workers.settings import Reading
 from workers.stopping import Stop
 from workers.watching import Watch
 
@@ -26,26 +27,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     arguments.command(group, "ls", "list the living processes that hold partitions", run_ls)
 
 
-def run_run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Stop()
+def run_run(options: argparse.Namespace, reading: Reading) -> int:
+    stop, in_force = Stop(), InForce(reading.loaded().valid())
+    settings = in_force.settings
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
     with arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
         refuse_unless_ready(settings)  # after it was opened: a server that is about to start is waited for
         supervisor = worker_supervisor(settings, count=options.processes, log=printing.say)
+        in_force.tell(supervisor.take)
         watch = Watch(store, printing.say, goes_on=supervisor.release)
         supervisor.start()
         printing.say(f"workers run: {', '.join(map(str, supervisor.pids.values()))}")
         killed(supervisor.kill)
         watch.start()
-        stop.wait()
+        with Reloading(reading, in_force, who=name_of_process("worker run"), say=printing.say).running():
+            stop.wait()
         printing.say("draining")
-        clean = supervisor.stop(settings.worker.drain_s + 5)
+        clean = supervisor.stop(in_force.settings.worker.drain_s + 5)
         watch.stop()
     return 0 if clean else 10
 
 
-def run_ls(options: argparse.Namespace, settings: Settings) -> int:
-    with arguments.opened_log(settings) as log:
+def run_ls(options: argparse.Namespace, reading: Reading) -> int:
+    with arguments.opened_log(reading.loaded().valid()) as log:
         printing.rows(map(_row, living_workers(log.client, log.keyspace)), options.output, columns=COLUMNS)
         if (halt := Halting(log.client, log.keyspace).standing()) is not None:
             printing.say(halt.told)

@@ -8,7 +8,7 @@ then only (breaker.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Final
@@ -38,10 +38,7 @@ class Health:
         self._hanging: dict[str, Thread] = {}
         #: What each probe said last, whether anybody still waited for it or not.
         self._answered: dict[str, Component] = {}
-        self._breakers = {
-            name: Breaker(failures=settings.health.breaker_failures, longest_wait_s=settings.health.breaker_wait_s)
-            for name in probes
-        }
+        self._breakers = _breakers(settings, probes)
         self._since: dict[str, tuple[Status, int]] = {}
         self._lock = Lock()
         self._fresh: tuple[float, list[Component]] | None = None
@@ -57,6 +54,10 @@ class Health:
             held = self._asked_again(held)
         found = self._judged({name: (held | found)[name] for name in names})
         return [self._since_when(found[name]) for name in names]
+
+    def take(self, settings: Settings) -> None:
+        """Judges by other settings from the next look on."""
+        self._settings, self._breakers, self._fresh = settings, _breakers(settings, self._probes), None
 
     def look_shared(self) -> list[Component]:
         """As `look`, at most once in a while, however many ask."""
@@ -164,3 +165,8 @@ class Health:
         now_ms = int(time.time() * 1000)
         self._since[one.name] = one.status, now_ms
         return one if before is None else structs.replace(one, since_ms=one.since_ms or now_ms)
+
+
+def _breakers(settings: Settings, probes: Iterable[str]) -> dict[str, Breaker]:
+    health = settings.health
+    return {name: Breaker(failures=health.breaker_failures, longest_wait_s=health.breaker_wait_s) for name in probes}
