@@ -215,6 +215,10 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("monitor", "worker", "ls").rows == []
 
+    # an operator makes an archive for whoever helps
+    archive = tmp_path / "diagnostics.tar.gz"
+    assert guarded.run("operator", "diagnostics", "--to", str(archive)).rows[0]["missing"] == []
+
     # an operator has the store take no appends for a while
     assert guarded.run("operator", "read-only", "on", "--why", "a look").code == 0
     assert guarded.run("monitor", "read-only", "show").rows[0]["read_only"] is True

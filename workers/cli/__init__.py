@@ -38,6 +38,7 @@ GROUPS: Final = {
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "backup": "the truth of a store in files: create, verify, restore",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
+    "diagnostics": "one archive for whoever helps: versions, settings, health, server, lag, findings; no secrets",
     "health": "how every part is, why, since when, and what to do",
     "read-only": "have the store take no appends, and take them again",
     "stop": "stop all workers of the store on every host, safely; take that back",
@@ -100,7 +101,7 @@ _FLAGS: Final = {
     "serve.port": "serve_port",
 }
 #: Groups that work whatever is wrong with the settings, or read them again: they are given what to read them from.
-_READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain", "serve", "worker"})
+_READ_THEMSELVES: Final = frozenset({"config", "diagnostics", "doctor", "explain", "serve", "worker"})
 
 
 class _Parser(argparse.ArgumentParser):

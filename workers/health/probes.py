@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import structs
 from redis import ResponseError
 
-from domain.log import Connecting, Spool, connect
-from domain.log.connection import connection_error, raised, send
-from domain.log.keys import Keyspace
+from domain.log import Spool
+from domain.log.connection import connection_error
 from domain.log.protocol import APPEND_FUNCTION
 from domain.log.read_only import parsed
-from domain.log.store import open_commands, parse_info, parse_open
+from domain.log.store import parse_info
 from projections.lag import STUCK, lag
 from projections.lease import Leases
 from projections.own.publishing import Publications
@@ -28,6 +26,8 @@ from projections.own.store import OwnStore
 from projections.projection import without_class
 from projections.scrub import summed, verified
 from projections.store import ProjectionStore
+from workers.glance import asking as _client
+from workers.glance import opened_store as _store
 from workers.halting import Halting
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
@@ -334,33 +334,6 @@ READY: Final = ("redis", "log")
 DEEP: Final[dict[str, Probe]] = {"configuration": configuration}
 #: What can be seen without the server of the store.
 WITHOUT_REDIS: Final = frozenset({"redis", "spool", "disk"})
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[ProjectionStore]:
-    """The store, opened for one look: nothing is tried twice. Raises the typed error."""
-    connecting = quick(settings)
-    client = connect(connecting)
-    try:
-        asked = open_commands(settings.environment, settings.namespace)
-        replies = send(client, asked, connecting, wrote=False, once=True)
-        told = [raised(reply) for reply in replies]
-        identity, _ = parse_open(told, settings.environment, settings.namespace, settings.partitions)
-        yield ProjectionStore(client, Keyspace(settings.environment, settings.namespace, identity.partitions))
-    finally:
-        client.close()
-
-
-@contextmanager
-def _client(connecting: Connecting) -> Iterator[Callable[..., list[Any]]]:
-    """Asks a server commands, each once. Raises the typed error of the first that is refused."""
-    client = connect(connecting)
-    try:
-        yield lambda *commands: [
-            raised(reply) for reply in send(client, list(commands), connecting, wrote=False, once=True)
-        ]
-    finally:
-        client.close()
 
 
 def _parked(store: ProjectionStore) -> int:
