@@ -215,7 +215,8 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
         assert worker.wait(60) == 0
     assert guarded.run("monitor", "worker", "ls").rows == []
 
-    # an operator makes an archive for whoever helps
+    # an operator looks at everything at once, and makes an archive of it for whoever helps
+    assert guarded.run("operator", "top").rows[0]["unseen"] == {}
     archive = tmp_path / "diagnostics.tar.gz"
     assert guarded.run("operator", "diagnostics", "--to", str(archive)).rows[0]["missing"] == []
 

@@ -42,6 +42,7 @@ GROUPS: Final = {
     "health": "how every part is, why, since when, and what to do",
     "read-only": "have the store take no appends, and take them again",
     "stop": "stop all workers of the store on every host, safely; take that back",
+    "top": "server, fleet, lag, hot sessions, memory by kind of key, slow commands; live",
     "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
     "config": "show, check and describe the settings; whether the server is fit for them",
     "explain": "say what an error code, or an error's text, means and what to do",
