@@ -231,6 +231,7 @@ REGISTRY: dict[str, Entry] = {
     "NOT_A_FORK": Entry(NotFound, "compare it with any session: `muster session diff ID --from A --with OTHER`"),
     "TIME_UNKNOWN": Entry(NotFound, "ask for a time at or after the session's first commit"),
     "NOTHING_LOST": Entry(NotFound, "nothing: the epoch stays as it is"),
+    "NOT_STOPPED": Entry(NotFound, "nothing: workers run as they are started"),
     "CODE_UNKNOWN": Entry(NotFound, "copy the code from the error or the finding"),
     "FILE_UNREADABLE": Entry(NotFound, "check the path and its permissions"),
     # -- try again ---------------------------------------------------------------------------------------------------
@@ -250,6 +251,10 @@ REGISTRY: dict[str, Entry] = {
         Unavailable,
         "append again later; operators: archive (MUSTER_ARCHIVE__URL) or raise maxmemory: docs/runbooks/memory-full.md",
     ),
+    "READ_ONLY": Entry(
+        Unavailable,
+        "wait, or ask who closed it; `muster read-only off` opens it. Reads, views and verification go on",
+    ),
     "SERVER_OUT_OF_MEMORY": Entry(Unavailable, "raise maxmemory or free memory; reads still work"),
     "SERVER_CANNOT_PERSIST": Entry(Unavailable, "free disk space on the server; it refuses writes until it can save"),
     "CLUSTER_DOWN": Entry(
@@ -267,6 +272,14 @@ REGISTRY: dict[str, Entry] = {
     ),
     "NAME_UNRESOLVED": Entry(Unavailable, "check the host's name in redis.url, and the resolver of this machine"),
     "WORKERS_MISSING": Entry(Unavailable, "start worker processes: `muster worker run`"),
+    "FLEET_STOPPED": Entry(
+        Unavailable, "when the work it was for is done: `muster stop --cancel`; workers then go on by themselves"
+    ),
+    "STOP_UNFINISHED": Entry(
+        DeadlineExceeded,
+        "run `muster stop` again, which goes on waiting; a process that hangs may be killed on its host by its pid: "
+        "its batch is read again",
+    ),
     "PROJECTION_BEHIND": Entry(
         Unavailable, "look at `muster projection lag`: who holds the partition, and which session waits"
     ),
@@ -275,6 +288,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "DISK_NEARLY_FULL": Entry(Unavailable, "make room on the disk: never by deleting what the server wrote"),
     "FEED_LONG": Entry(Unavailable, "start workers: what is applied is trimmed by them, and nothing else may trim it"),
+    "SCHEDULE_LATE": Entry(
+        Unavailable, "look at `muster job ls` and the workers' logs; workers need MUSTER_JOBS__URL to take jobs"
+    ),
     "JOB_FAILED": Entry(Unavailable, "read why: `muster job show TASK`; then ask for it again"),
     "SERVER_LACKS_REPLICAS": Entry(Unavailable, "bring replicas back; the server refuses writes without them"),
     "SERVER_ERROR": Entry(Unavailable, "look at the server's log; its own words are in the cause"),
@@ -338,6 +354,9 @@ REGISTRY: dict[str, Entry] = {
     "SPOOL_DIFFERS": Entry(Misconfigured, "use another path; what this one holds can be had by `muster spool export`"),
     "SETTING_UNKNOWN": Entry(Misconfigured, "correct the name; the cause suggests the nearest one"),
     "SETTING_INVALID": Entry(Misconfigured, "give the setting the type and the range the cause names"),
+    "SETTING_FIXED": Entry(
+        Misconfigured, "restart the process to change it; `muster config show` says which settings change without"
+    ),
     "SETTING_RISKY": Entry(Misconfigured, "see `muster config check`: it says why, and what to set instead"),
     "NOT_READY": Entry(Misconfigured, "mend what `muster config check --live` names as errors"),
     "SLOT_MOVED": Entry(
@@ -530,6 +549,7 @@ CAUSES: dict[str, str] = {
     "SERVER_CUT_OFF": "The server is a replica that has lost its primary",
     "SERVER_READ_ONLY": "The server is a replica, so it takes no writes",
     "MEMORY_HIGH": "So much of the server's memory is used that workers have it refuse appends (memory.refuse)",
+    "READ_ONLY": "An operator, or a component that is critical, has the store take no appends",
     "SERVER_OUT_OF_MEMORY": "The server has reached its maxmemory and refuses what would need more",
     "SERVER_CANNOT_PERSIST": "The server could not write its file or its snapshot, and refuses writes until it can",
     "CLUSTER_DOWN": "The server is a node of a Redis Cluster that does not serve all slots",
@@ -539,10 +559,14 @@ CAUSES: dict[str, str] = {
     "SERVER_SILENT": "The server takes connections and answers nothing in time",
     "NAME_UNRESOLVED": "The resolver knows no address for the host",
     "WORKERS_MISSING": "No worker process gives signs of life, or partitions are held by none",
+    "FLEET_STOPPED": "Somebody stopped all workers of the store, and the stop stands",
+    "STOP_UNFINISHED": "Not everybody had stopped within the time that was allowed",
+    "NOT_STOPPED": "A stop of the fleet was to be taken back, and none stands",
     "PROJECTION_BEHIND": "Events have waited for longer than the threshold to be in the views",
     "SPOOL_WAITING": "Commits wait in the outage spool of this host",
     "DISK_NEARLY_FULL": "The disk of the spool, or of the working directory, is nearly full",
     "FEED_LONG": "The feeds hold more entries than the threshold, because nobody applies and trims them",
+    "SCHEDULE_LATE": "What recurs, such as verification, was not begun when it was due",
     "JOB_FAILED": "A job ended with an error lately",
     "SERVER_LACKS_REPLICAS": "The server has fewer replicas in touch than it is told to need for writes",
     "SERVER_ERROR": "The server, or the client library, says something that Muster has no code for",
@@ -568,6 +592,7 @@ CAUSES: dict[str, str] = {
     "SPOOL_DIFFERS": "The spool holds commits of another store",
     "SETTING_UNKNOWN": "A setting was given that there is not",
     "SETTING_INVALID": "A setting was given that it cannot be, or that contradicts another",
+    "SETTING_FIXED": "Settings were to be reloaded, and one differs that a process takes at its start alone",
     "SETTING_RISKY": "A setting is valid, and will lead to trouble",
     "NOT_READY": "Settings or server are not fit for the profile production",
     "SLOT_MOVED": "The server is a node of a Redis Cluster, and another node holds the key",

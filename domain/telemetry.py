@@ -145,6 +145,11 @@ _SERVED: Final = (
         *("muster_probe_duration_seconds", "gauge", "seconds", "How long the probe of a component took"),
         labels=("component",),
     ),
+    Metric(
+        *("muster_probe_suspended", "gauge", "", "Whether the probe of a component waits, because it kept failing"),
+        labels=("component",),
+    ),
+    Metric("muster_alert_active", "gauge", "", "Whether an alert fires", ("alert", "severity")),
     Metric("muster_redis_up", "gauge", "", "Whether the server answers"),
     Metric("muster_redis_latency_seconds", "gauge", "seconds", "How long a PING took"),
     Metric("muster_redis_clients", "gauge", "", "Clients connected to the server"),
@@ -157,6 +162,7 @@ _SERVED: Final = (
     Metric("muster_sessions", "gauge", "", "Sessions in the registry"),
     Metric("muster_sessions_by_state", "gauge", "", "Sessions by the state of their views", ("state",)),
     Metric("muster_losses", "gauge", "", "Reports of lost commits that nobody accepted yet"),
+    Metric("muster_read_only", "gauge", "", "Whether the store takes no appends, by hand or by itself"),
     Metric("muster_feed_entries", "gauge", "", "Entries the feeds hold"),
     Metric(
         *("muster_events_projected_total", "counter", "", "Events applied to the views of a projection"),
@@ -182,6 +188,7 @@ _SERVED: Final = (
     Metric("muster_partitions", "gauge", "", "Partitions of the store"),
     Metric("muster_partitions_held", "gauge", "", "Partitions that a worker holds"),
     Metric("muster_jobs_open", "gauge", "", "Jobs that have not ended"),
+    Metric("muster_schedule_age_seconds", "gauge", "seconds", "How long ago what recurs was last begun"),
     Metric("muster_spool_commits", "gauge", "", "Commits that wait in the outage spool of this host"),
     Metric("muster_spool_bytes", "gauge", "bytes", "Bytes of commits in the outage spool of this host"),
     Metric(

@@ -46,6 +46,8 @@ _COMMANDS: Final = {
     "STORE_MISSING": "muster init",
     "FUNCTIONS_MISSING": "muster init",
     "WORKERS_MISSING": "muster worker run",
+    "FLEET_STOPPED": "muster stop --cancel",
+    "READ_ONLY": "muster read-only off",
     "SESSION_PARKED": "muster parked retry --all",
     "DRIFT_FOUND": "muster recover apply",
     "LOSS_REPORTED": "muster epoch show",

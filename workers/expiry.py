@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from domain.events import EXPIRING
 from domain.log import SessionLog
+from domain.log.protocol import refused
 from domain.session import OPEN_GATE, Session
 from projections import session_view
 from projections.store import ProjectionStore
@@ -138,4 +139,6 @@ class Expiry:
         known = f"{view.seq} {view.digest}"
         commit = own_commit(self._log, view.session, type, data, expected=view.seq, known=known)
         reply: Any = self._log.client.fcall("muster_state_1", len(names), *names, *commit)
+        if reply[:2] == [b"REFUSED", b"READ_ONLY"]:
+            raise refused(view.session, *(part.decode() for part in reply[1:]))
         return bool(reply[0] == b"APPENDED")

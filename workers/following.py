@@ -26,6 +26,7 @@ from projections.own.store import OwnStore
 from projections.projection import Definition
 from projections.store import ProjectionStore
 from workers.feed import QUEUE, FeedBroker, declare_project_actor
+from workers.halting import Halt
 from workers.hindrances import Hindrances
 from workers.leasing import LeaseKeeper
 from workers.partitions import HeldPartitions
@@ -59,6 +60,7 @@ class Following:
         about: dict[str, str] | None = None,
         is_paused: Callable[[], bool] = lambda: False,
         server_ms: Callable[[], int],
+        halted: Callable[[Halt], None] = lambda _: None,
     ) -> None:
         self.store = store
         self.label = f"{store.name}@{store.version}"
@@ -73,6 +75,7 @@ class Following:
             lease_ttl_ms=settings.worker.lease_ttl_ms,
             beat_ms=settings.worker.beat_ms,
             is_paused=is_paused,
+            halted=halted,
         )
         self._project = project
         # An own projection that fails to merge its views stands still alone; what fails to fold is parked anyway.

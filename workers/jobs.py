@@ -34,7 +34,7 @@ from projections.projection import Definition
 from projections.scrub import Scrub
 from projections.store import ProjectionStore
 from workers.recovery import Recovery, plan_of, rebuild_own
-from workers.settings import Settings
+from workers.settings import JobSettings, Settings
 from workers.tasks import CANCELLED, DONE, ENDED, FAILED, LEASE_TTL_MS, Task, Tasks
 from workers.telemetry.counting import count
 
@@ -174,6 +174,10 @@ class JobQueue:
             middleware=[Retries(max_retries=0)],
         )
         self.broker.declare_queue(QUEUE)
+
+    def take(self, jobs: JobSettings) -> None:
+        """What rounds of scrubbing read and repair, from the next one on."""
+        self._jobs = jobs
 
     def ask(self, kind: str, who: str, *, partitions: list[int] | None = None, **options: Any) -> Task:
         """Asks for a job; returns its task, which is written down before anything is sent.

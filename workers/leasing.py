@@ -19,6 +19,7 @@ from domain.log.keys import Keyspace
 from domain.telemetry import LEASES_LOST
 from projections.lease import Leases
 from projections.store import ProjectionStore
+from workers.halting import FIELDS, Halt, halt_of
 from workers.hindrances import Hindrances
 from workers.partitions import HeldPartitions
 from workers.telemetry.counting import count
@@ -37,7 +38,7 @@ class LeaseKeeper:
     """Keeps the leases of one projection, beside its Dramatiq worker, and while that drains, until all is given back.
 
     `about` is what the process says of itself; only the keeper of the built-in projection says it. While the projection
-    is paused, this process holds nothing of it.
+    is paused, this process holds nothing of it. `halted` is told on each beat on which the fleet is found stopped.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LeaseKeeper:
         lease_ttl_ms: int,
         beat_ms: int,
         is_paused: Callable[[], bool] = lambda: False,
+        halted: Callable[[Halt], None] = lambda _: None,
     ) -> None:
         self._client = store.client
         self._keyspace = store.keyspace
@@ -58,6 +60,7 @@ class LeaseKeeper:
         self._about = about
         self._living = self._keyspace.workers if about is not None else self._keyspace.workers_of(store.owned)
         self._is_paused = is_paused
+        self._halted = halted
         self._leases = Leases(store.client, store.keyspace, worker, owned=store.owned)
         self._lease_ttl_ms = lease_ttl_ms
         self._beat_ms = beat_ms
@@ -68,6 +71,10 @@ class LeaseKeeper:
 
     def start(self) -> None:
         self._thread.start()
+
+    def pace(self, *, lease_ttl_ms: int, beat_ms: int) -> None:
+        """How long leases last and how often there is a beat, from the next beat on."""
+        self._lease_ttl_ms, self._beat_ms = lease_ttl_ms, beat_ms
 
     def look_now(self) -> None:
         """A lease was seen taken: the next beats come soon, so that a partition that a recovery held for a moment is
@@ -118,10 +125,12 @@ class LeaseKeeper:
             about = {"action": "lease.lost", "partition": partition}
             logger.info("the lease of partition %d was taken over", partition, extra=about)
             self._partitions.drop(partition, tokens[partition])
-        living = self._sign_of_life(sorted(self._partitions.tokens()))
+        living, halt = self._sign_of_life(sorted(self._partitions.tokens()))
         about = {"action": "lease.beat", "held": len(tokens), "workers": len(living)}
         logger.debug("%d leases are kept, %d workers live", len(tokens), len(living), extra=about)
-        if self._partitions.is_closed or self._is_paused():
+        if halt is not None:
+            self._halted(halt)
+        if halt is not None or self._partitions.is_closed or self._is_paused():
             # What is idle goes at once; what is in flight is kept until it is done.
             self._release(self._partitions.leave(len(tokens)))
             return
@@ -133,16 +142,19 @@ class LeaseKeeper:
             self._partitions.stay()
             self._claim(-surplus)
 
-    def _sign_of_life(self, held: list[int]) -> list[str]:
-        """Says that this process lives and what it holds; returns all that live, by name."""
+    def _sign_of_life(self, held: list[int]) -> tuple[list[str], Halt | None]:
+        """Says that this process lives and what it holds; returns all that live, by name, and the stop that stands."""
         keys, fields = [self._living], list[str]()
         if self._about is not None:
             keys.append(self._keyspace.worker(self._worker))
             about = {**self._about, "partitions": ",".join(map(str, held))}
             fields = [part for pair in about.items() for part in pair]
         lifetime_ms = MISSED_BEATS * self._beat_ms
-        living = self._client.fcall("muster_live_1", len(keys), *keys, self._worker, lifetime_ms, *fields)
-        return sorted(name.decode() for name in living)
+        pipe = self._client.pipeline(transaction=False)
+        pipe.fcall("muster_live_1", len(keys), *keys, self._worker, lifetime_ms, *fields)
+        pipe.hmget(self._keyspace.halt, *FIELDS)
+        living, halt = pipe.execute()
+        return sorted(name.decode() for name in living), halt_of(halt)
 
     def _release(self, tokens: dict[int, str]) -> None:
         for partition, token in tokens.items():

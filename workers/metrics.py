@@ -30,14 +30,15 @@ def samples(components: Iterable[Component]) -> list[Sample]:
         label = (("component", one.name),)
         found.append(Sample("muster_component_status", int(one.status), label))
         found.append(Sample("muster_probe_duration_seconds", one.took_s, label))
+        found.append(Sample("muster_probe_suspended", not one.is_asked, label))
         found.extend(one.samples)
     return found
 
 
-def exposition(components: Iterable[Component]) -> str:
-    """What a look measured. Raises KeyError for a metric that is not declared."""
+def exposition(components: Iterable[Component], more: Iterable[Sample] = ()) -> str:
+    """What a look measured, and more. Raises KeyError for a metric that is not declared."""
     by_metric: dict[str, list[Told]] = {metric.name: [] for metric in METRICS if metric.teller == "serve"}
-    for sample in samples(components):
+    for sample in (*samples(components), *more):
         by_metric[sample.metric].append(Told(sample.value, sample.labels))
     return text((metric, by_metric.get(metric.name, [])) for metric in METRICS)
 

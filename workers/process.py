@@ -2,7 +2,8 @@
 
 Started by `muster worker run`, `dev` and `demo` as `python -m workers.process`, with its settings in the
 environment. SIGTERM or SIGINT ends it in phases (workers/shutdown.py): the batches in flight are finished, the leases
-given back, exit 0; past the deadline it is forced, exit 10. A second signal ends it at once.
+given back, exit 0; past the deadline it is forced, exit 10. A second signal ends it at once. A stop of the whole fleet
+(workers/halting.py) ends it in the same phases, exit 75.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from projections.rebuild import Rebuild
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from workers import logs
-from workers.absence import Absences
 from workers.archiving.choosing import Keeping
 from workers.archiving.recurring import Archiving
-from workers.expiry import Expiry
 from workers.following import Following, follow_own
+from workers.halting import DRAINING, FORCED, HALTED_EXIT, STOPPED, Halt, Halting
 from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.memory import MemoryWatch, Watermarks
 from workers.partitions import HeldPartitions
 from workers.registered import registered
+from workers.reloading import FOLLOWS, InForce, follow_stdin
 from workers.schedule import Schedule
 from workers.settings import Settings, load
 from workers.shutdown import Shutdown
+from workers.silences import Silences
 from workers.stopping import Stop
 from workers.telemetry.counting import tell_held
 from workers.telemetry.telling import Telemetry
-from workers.vigil import Vigil
 
 #: By its own name: the process runs it as __main__.
 logger = logging.getLogger("workers.process")
@@ -107,8 +108,11 @@ class Projector:
         return None
 
 
-def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> int:
-    """Runs a worker until `stop` is set, then drains it; returns the exit code: 0, or 10 if it was forced."""
+def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> int:
+    """Runs a worker until `stop` is set or the fleet is stopped, then drains it; returns the exit code: 0, 10 if it was
+    forced, 75 if the fleet is stopped.
+    """
+    settings = in_force.settings
     worker_id = f"{platform.node()}:{os.getpid()}:{os.urandom(3).hex()}"
     telemetry = Telemetry.begin(settings, worker_id)  # first: what is opened from here on tells it
     log = SessionLog.open(
@@ -120,10 +124,22 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
     )
     with log:
         store = ProjectionStore(log.client, log.keyspace)
+        halted = Halted(Halting(log.client, log.keyspace), worker_id, stop)
+        if halted.is_told():
+            return HALTED_EXIT
         about = {"pid": str(os.getpid()), "host": platform.node()}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
-        sessions = Following(store, partitions, project, worker_id, settings, about=about, server_ms=log.clock.now)
+        sessions = Following(
+            store,
+            partitions,
+            project,
+            worker_id,
+            settings,
+            about=about,
+            halted=halted,
+            server_ms=log.clock.now,
+        )
         own = [follow_own(log, definition, worker_id, settings) for definition in definitions]
         following = [sessions, *own]
         tell_held(lambda: {one.label: len(one.partitions.tokens()) for one in following})
@@ -133,7 +149,7 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
         # Beside the wait for the signal: a server that is away must not hold the shutdown up.
         marks = settings.memory
         memory = MemoryWatch(store, log.identity, Watermarks(marks.early, marks.slow, marks.refuse))
-        housekeeping = (log, sessions, own, worker_id, settings, memory, stop)
+        housekeeping = (log, sessions, own, worker_id, in_force, memory, stop)
         Thread(target=look_after, args=housekeeping, name="housekeeper", daemon=True).start()
         if settings.archive.url is not None and settings.archive.write:
             keeping = Keeping(settings.archive.hot_events, settings.archive.after_end_s)
@@ -145,25 +161,69 @@ def run(settings: Settings, definitions: Sequence[Definition], stop: Event) -> i
                 every_s=settings.archive.every_s,
                 is_short=lambda: memory.is_short,
             ).start(stop)
-        deadline_s = settings.worker.batch_deadline_s
-        Thread(target=end_if_stuck, args=(following, deadline_s, stop), name="deadline", daemon=True).start()
+        Thread(target=end_if_stuck, args=(following, in_force, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
         jobs.start()
+        in_force.tell(lambda changed: take(changed, following, jobs))
         stop.wait()
         jobs.stop_soon()
-        shutdown = Shutdown(*(one.partitions for one in following), drain_s=settings.worker.drain_s, say=say)
+        shutdown = Shutdown(*(one.partitions for one in following), drain_s=in_force.settings.worker.drain_s, say=say)
         drained = shutdown.drain()
         shutdown.clean_up(lambda: sum(one.keeper.give_back() for one in following))
         code = shutdown.complete()
         if not drained:
+            halted.note(FORCED)
             # A thread cannot be ended from outside, only with its process.
             sys.stderr.flush()
             os._exit(code)
         for one in following:
             one.worker.stop(timeout=STOP_TIMEOUT_MS)
         jobs.stop()
+        halted.note(STOPPED)
     telemetry.close()
-    return code
+    return HALTED_EXIT if halted.halt is not None else code
+
+
+def take(settings: Settings, following: Sequence[Following], jobs: Jobs) -> None:
+    """Settings changed: what asks for them at each turn has them already, these are told."""
+    for one in following:
+        one.keeper.pace(lease_ttl_ms=settings.worker.lease_ttl_ms, beat_ms=settings.worker.beat_ms)
+    jobs.take(settings)
+
+
+class Halted:
+    """What this process does about a stop of the fleet: it stops, and says how far it is."""
+
+    def __init__(self, halting: Halting, worker_id: str, stop: Event) -> None:
+        self._halting = halting
+        self._worker_id = worker_id
+        self._stop = stop
+        self.halt: Halt | None = None
+
+    def is_told(self) -> bool:
+        """Whether the fleet is stopped now; says so."""
+        halt = self._halting.standing()
+        if halt is not None:
+            say(str(halt.error()))
+        return halt is not None
+
+    def __call__(self, halt: Halt) -> None:
+        """The keeper of the leases saw it."""
+        if self.halt is None:
+            self.halt = halt
+            say(halt.told)
+            self.note(DRAINING)
+            self._stop.set()
+
+    def note(self, phase: str) -> None:
+        """Says how far this process is, to whoever waits for it."""
+        if self.halt is None:
+            return
+        try:
+            self._halting.note(self._worker_id, phase)
+        except (redis.RedisError, OSError) as error:
+            about = {"action": "worker.halt_untold", "phase": phase}
+            logger.warning("that this worker is %s could not be said: %s", phase, error, extra=about)
 
 
 class Jobs:
@@ -181,6 +241,12 @@ class Jobs:
             self._runner.start()
             self._schedule.start()
 
+    def take(self, settings: Settings) -> None:
+        """Settings of jobs changed."""
+        if self._runner is not None:
+            self._runner.queue.take(settings.jobs)
+            self._schedule.verify_every(settings.jobs.verify_every_s)
+
     def stop_soon(self) -> None:
         """Has running jobs stop after the partition they are in."""
         if self._runner is not None:
@@ -197,14 +263,15 @@ def say(line: str) -> None:
     logger.info("%s", line, extra={"action": "worker.shutdown"})
 
 
-def end_if_stuck(following: Sequence[Following], deadline_s: float, stop: Event) -> None:
+def end_if_stuck(following: Sequence[Following], in_force: InForce, stop: Event) -> None:
     """Ends the process when a batch does not get further, until it is stopped: then the drain has its own deadline.
 
     As hard as if it were killed, so that the leases run out and it counts as a death: whoever comes next is careful. A
     thread of its own, because whatever asks the server may wait for it. It cannot help where a library never gives the
     interpreter back; then the leases run out too, because their keeper is held up as well.
     """
-    while not stop.wait(min(1.0, deadline_s / 4)):
+    while not stop.wait(min(1.0, in_force.settings.worker.batch_deadline_s / 4)):
+        deadline_s = in_force.settings.worker.batch_deadline_s
         for one in following:
             one.end_if_overdue(deadline_s)
 
@@ -214,43 +281,37 @@ def look_after(
     sessions: Following,
     own: Sequence[Following],
     worker_id: str,
-    settings: Settings,
+    in_force: InForce,
     memory: MemoryWatch,
     stop: Event,
 ) -> None:
     """What a worker does now and then beside its batches, until it is stopped."""
     next_trim = time.monotonic() + TRIM_EVERY_S
     publications, hindrances = Publications(log.client, log.keyspace), Hindrances(logger)
-    vigil, ends = Vigil(), settings.sessions
-    absences = Absences(log, sessions.store, vigil, grace_s=settings.worker.absence_grace_s)
-    expiry = Expiry(log, sessions.store, idle_s=ends.idle_s, grace_s=ends.grace_s)
+    silences = Silences(log, sessions.store, in_force)
     caught_up: dict[OwnStore, dict[int, int] | None] = {one.store: {} for one in own if isinstance(one.store, OwnStore)}
     while not stop.wait(SERVER_LOOK_S):
         try:
             look_at_server(log)
             memory.look(sessions.partitions.tokens())
-            if time.monotonic() >= next_trim:
-                next_trim = time.monotonic() + TRIM_EVERY_S
-                keep = {"keep_s": settings.worker.feed_keep_s, "pin_s": settings.worker.feed_pin_s}
-                trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
             for store, totals in caught_up.items():
                 if totals is not None:
                     caught_up[store] = publications.offer(store, worker_id, totals)
-            now = sessions.store.server_ms()
-            log.clock.learn(now)
-            vigil.look(now, list(sessions.partitions.tokens()))
-            absences.look(now)
-            if ends.expire:
-                expiry.look(now, vigil)
-        except (redis.RedisError, OSError) as error:
-            vigil.broke()
+            silences.look(list(sessions.partitions.tokens()))
+            if time.monotonic() >= next_trim:
+                next_trim = time.monotonic() + TRIM_EVERY_S
+                worker = in_force.settings.worker
+                keep = {"keep_s": worker.feed_keep_s, "pin_s": worker.feed_pin_s}
+                trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
+        except (MusterError, redis.RedisError, OSError) as error:
+            silences.broke()
             hindrances.met(
                 "worker.chores_hindered",
                 "feeds cannot be trimmed, projections published, nor what idles be ended",
                 error,
             )
         except Exception:
-            vigil.broke()
+            silences.broke()
             logger.exception("looking after the server failed", extra={"action": "worker.chores_failed"})
 
 
@@ -265,29 +326,32 @@ def look_at_server(log: SessionLog) -> None:
 
 def main() -> int:
     """The process's entry point; returns its exit code."""
-    stop = Stop()
+    stop, was_told = Stop(), Stop()
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set():
+        if was_told.is_set():
             os._exit(128 + number)
+        was_told.set()  # `stop` may be set already, by a stop of the fleet
         stop.set()
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     logs.switch_on_signal(signal.SIGUSR1)
     try:
-        settings = load(os.environ)
+        in_force = InForce(load(os.environ))
     except MusterError as error:
         print(f"worker: {error}", file=sys.stderr)  # how lines are to look is not known either
         return error.exit_code
-    with logs.logging_as(settings):
-        return run_or_say_why_not(settings, stop)
+    with logs.logging_as(in_force.settings):
+        return run_or_say_why_not(in_force, stop)
 
 
-def run_or_say_why_not(settings: Settings, stop: Event) -> int:
+def run_or_say_why_not(in_force: InForce, stop: Event) -> int:
     """As `run`; what keeps it from running is logged."""
     try:
-        return run(settings, registered(settings), stop)
+        if FOLLOWS in sys.argv[1:]:
+            follow_stdin(in_force, say)
+        return run(in_force, registered(in_force.settings), stop)
     except (MusterError, redis.RedisError, OSError) as error:
         # A server that goes away while this process starts is an outage; whoever keeps it alive starts it again.
         typed = error if isinstance(error, MusterError) else connection_error(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
@@ -19,6 +20,9 @@ from workers.jobs import JobQueue
 
 logger = logging.getLogger(__name__)
 
+#: What recurs.
+SWEEP: Final = "sweep"
+SCRUB: Final = "scrub"
 #: How often tasks are looked for that nobody works on, in seconds.
 SWEEP_EVERY_S: Final = 2.0
 #: A message that nobody acted on for so long is sent again, in ms.
@@ -33,9 +37,19 @@ class Schedule:
         self._client = client
         self._keyspace = keyspace
         self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
-        self._add("sweep", SWEEP_EVERY_S, self.sweep)
-        if verify_every_s is not None:
-            self._add("scrub", verify_every_s, lambda: self._queue.ask_scrub("schedule"))
+        self._add(SWEEP, SWEEP_EVERY_S, self.sweep)
+        self._verify_every_s: float | None = None
+        self.verify_every(verify_every_s)
+
+    def verify_every(self, every_s: float | None) -> None:
+        """How often a round of scrubbing is asked for, from now on; None: never."""
+        if every_s == self._verify_every_s:
+            return
+        if self._verify_every_s is not None:
+            self._scheduler.remove_job(SCRUB)
+        self._verify_every_s = every_s
+        if every_s is not None:
+            self._add(SCRUB, every_s, lambda: self._queue.ask_scrub("schedule"))
 
     def start(self) -> None:
         self._scheduler.start()
@@ -54,7 +68,11 @@ class Schedule:
 
     def _add(self, name: str, every_s: float, action: Callable[[], Any]) -> None:
         # Looked at more often than it recurs, so that each tick is met, however the clocks of processes differ.
-        self._scheduler.add_job(self._once, "interval", seconds=every_s / 2, args=(name, every_s, action), id=name)
+        # At once, too: who looks whether ticks come in time need not wait for the first.
+        begin = datetime.now(UTC)
+        self._scheduler.add_job(
+            self._once, "interval", seconds=every_s / 2, args=(name, every_s, action), id=name, next_run_time=begin
+        )
 
     def _once(self, name: str, every_s: float, action: Callable[[], Any]) -> None:
         try:
@@ -68,5 +86,13 @@ class Schedule:
         """Whether this process is the first to ask in this tick."""
         seconds, micros = self._client.time()
         every_ms = max(1, int(every_s * 1000))
-        tick = (int(seconds) * 1000 + int(micros) // 1000) // every_ms
-        return bool(self._client.set(self._keyspace.tick(name, tick), "1", nx=True, px=every_ms * 2))
+        now = int(seconds) * 1000 + int(micros) // 1000
+        is_first = self._client.set(self._keyspace.tick(name, now // every_ms), "1", nx=True, px=every_ms * 2)
+        if is_first:
+            self._client.hset(self._keyspace.ticked, name, now)
+        return bool(is_first)
+
+
+def ticked(client: Any, keyspace: Keyspace) -> dict[str, int]:
+    """When what recurs was last begun, in server ms."""
+    return {name.decode(): int(at) for name, at in client.hgetall(keyspace.ticked).items()}

@@ -16,6 +16,7 @@ import ipaddress
 import json
 import socket
 import sys
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import BoundedSemaphore
@@ -55,12 +56,7 @@ class GuardedServer(ThreadingHTTPServer):
     request_queue_size = 2 * MOST_AT_A_TIME
 
     def __init__(self, serve: ServeSettings, *, section: str = "serve") -> None:
-        if serve.token is None and not is_loopback(serve.host):
-            raise Misconfigured(
-                "SETTING_INVALID",
-                f"{section}.host {serve.host} is reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
-                key="serve.token",
-            )
+        _check_token(serve, section)
         self.token = serve.token
         self._free = BoundedSemaphore(MOST_AT_A_TIME)
         self.names = frozenset({"localhost", "127.0.0.1", "::1", serve.host})
@@ -107,9 +103,25 @@ class GuardedServer(ThreadingHTTPServer):
 class HealthServer(GuardedServer):
     """Tells health and metrics."""
 
-    def __init__(self, settings: Settings, health: Health | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health | None = None,
+        *,
+        more_samples: Callable[[], Iterable[Sample]] = lambda: (),
+    ) -> None:
         super().__init__(settings.serve)
         self.health = health or Health(settings)
+        self._more_samples = more_samples
+
+    def check(self, settings: Settings) -> None:
+        """Raises Misconfigured (SETTING_INVALID) where the token would be taken away that this address needs."""
+        _check_token(settings.serve)
+
+    def take(self, settings: Settings) -> None:
+        """Asks for another token, and judges by other settings, from now on."""
+        self.token = settings.serve.token
+        self.health.take(settings)
 
     def answer(self, path: str) -> tuple[int, str, str]:
         if path == "/livez":
@@ -136,7 +148,7 @@ class HealthServer(GuardedServer):
             case "/health/sessions":
                 return as_json(200, _sessions(components))
             case "/metrics":
-                return 200, CONTENT_TYPE, exposition(components)
+                return 200, CONTENT_TYPE, exposition(components, self._more_samples())
         return as_json(404, {"schema": "muster.error/1", "code": "USAGE", "cause": f"there is nothing at {path}"})
 
 
@@ -179,6 +191,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: a probe a second would fill the log, and a request may hold what is nobody's business."""
+
+
+def _check_token(serve: ServeSettings, section: str = "serve") -> None:
+    if serve.token is None and not is_loopback(serve.host):
+        raise Misconfigured(
+            "SETTING_INVALID",
+            f"{section}.host {serve.host} is reached from elsewhere: set serve.token (MUSTER_SERVE__TOKEN_FILE)",
+            key="serve.token",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -36,6 +36,9 @@ NOT_SETTINGS: Final = frozenset(
 #: Kinds of findings that may be repaired without being asked.
 REPAIRABLE: Final = ("view", "checkpoint", "agent", "index", "head", "cursor", "registry")
 
+#: Components that may close the store for appends. Not redis: while it is down nobody can be told.
+CLOSING: Final = ("memory", "log", "feed", "projections", "verification", "workers", "jobs", "spool", "disk")
+
 SettingPath: TypeAlias = tuple[str, ...]
 Profile: TypeAlias = Literal["development", "staging", "production"]
 Positive = Annotated[int, Meta(ge=1)]
@@ -186,8 +189,56 @@ class HealthSettings(Struct, frozen=True, forbid_unknown_fields=True):
     #: How many entries the feeds hold.
     feed_warning: Positive = 1_000_000
     feed_critical: Positive = 10_000_000
+    #: So many failures in a row have a component's probe wait, up to so long, in seconds, before it is asked again.
+    breaker_failures: Positive = 3
+    breaker_wait_s: Seconds = 10.0
     #: How far the clocks of server and client may be apart, in seconds.
     clock_skew_s: Seconds = 2.0
+
+
+class ReadOnlySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """When `muster serve` has the store take no appends by itself."""
+
+    #: Components that close it while they are critical or down, separated by commas: memory, log, disk, …; none: never.
+    on_critical: str = ""
+    #: How long it stays closed after the last look that found them so, in seconds; longer than `serve.look_every_s`.
+    lapse_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+
+    @property
+    def components(self) -> list[str]:
+        """The components that `on_critical` names. Raises Misconfigured (SETTING_INVALID)."""
+        return _closing_components(self.on_critical)
+
+
+#: What is alerted about where nobody says otherwise.
+ALERT_RULES: Final = "; ".join(
+    (
+        "redis: redis is critical for 30s as critical",
+        "appends: log is critical for 30s as critical",
+        "memory: memory is critical for 60s as critical",
+        "views: projections is critical for 60s as critical",
+        "drift: verification is critical as critical",
+        "workers: workers is down for 60s as critical",
+        "disk: disk is critical for 60s as critical",
+    )
+)
+
+
+class AlertsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `muster serve` alerts about, and whom."""
+
+    #: `NAME: COMPONENT is STATUS` or `NAME: METRIC > NUMBER`, then `for 60s`, `as warning`; separated by `;`.
+    rules: str = ALERT_RULES
+    #: A URL that is sent each alert as JSON by POST (http or https); None: only log and metrics tell.
+    webhook: str | None = None
+    #: What it is sent as `Authorization: Bearer …`.
+    token: str | None = None
+    #: How long an alert is tried again that it does not take, in seconds.
+    retry_for_s: Seconds = 300.0
+
+    def __repr__(self) -> str:
+        hidden = {name: None if getattr(self, name) is None else "***" for name in ("webhook", "token")}
+        return f"AlertsSettings({self.rules!r}, {hidden}, retry_for_s={self.retry_for_s})"
 
 
 class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,9 +250,12 @@ class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8420
     #: What who asks must send as `Authorization: Bearer …`, for all but /livez and /readyz.
     token: Annotated[str, Meta(min_length=16)] | None = None
+    #: How often it looks at all components by itself, for what follows from it (`read_only`), in seconds.
+    look_every_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
 
     def __repr__(self) -> str:
-        return f"ServeSettings({self.host!r}, {self.port}, token={None if self.token is None else '***'})"
+        token = None if self.token is None else "***"
+        return f"ServeSettings({self.host!r}, {self.port}, token={token}, look_every_s={self.look_every_s})"
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -253,6 +307,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     serve: ServeSettings = ServeSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    read_only: ReadOnlySettings = ReadOnlySettings()
+    alerts: AlertsSettings = AlertsSettings()
 
     @property
     def connecting(self) -> Connecting:
@@ -282,12 +338,39 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
+#: Settings that a running `worker run` or `serve` takes when they change (workers/reloading.py), as names and as whole
+#: sections. All others are fixed at its start.
+RELOADABLE_SECTIONS: Final = ("sessions", "health", "alerts", "read_only")
+_RELOADABLE: Final = frozenset(
+    {
+        "worker.lease_ttl_ms",
+        "worker.beat_ms",
+        "worker.drain_s",
+        "worker.batch_deadline_s",
+        "worker.feed_keep_s",
+        "worker.feed_pin_s",
+        "worker.absence_grace_s",
+        "jobs.verify_every_s",
+        "jobs.verify_events",
+        "jobs.auto_repair",
+        "serve.token",
+        "serve.look_every_s",
+    }
+)
+
 #: Settings that are shown to nobody, and those that are addresses with a secret in them.
-SECRETS: Final = frozenset({"redis.password", "redis.sentinel_password", "serve.token", "archive.secret"})
+SECRETS: Final = frozenset(
+    {
+        *("redis.password", "redis.sentinel_password", "serve.token", "archive.secret"),
+        *("alerts.webhook", "alerts.token"),
+    }
+)
 ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
-_MAY_BE_EMPTY: Final = frozenset({"projections", "jobs.auto_repair", "log.debug"})
+_MAY_BE_EMPTY: Final = frozenset(
+    {"projections", "jobs.auto_repair", "log.debug", "read_only.on_critical", "alerts.rules"}
+)
 
 
 class Loaded(Struct, frozen=True):
@@ -317,15 +400,43 @@ class Reading(NamedTuple):
         """
         return _Reader(self).read()
 
+    def files(self) -> list[Path]:
+        """The files that settings come from, whether they are there or not."""
+        named = {
+            name: text
+            for name, text in self.environ.items()
+            if name.startswith(PREFIX) and name not in NOT_SETTINGS and _names_a_file(name)
+        }
+        return [self.toml_path, *(Path(text) for _, text in sorted(named.items()))]
+
+    @property
+    def toml_path(self) -> Path:
+        """Where `muster.toml` is looked for."""
+        return self.toml or Path(self.environ.get("MUSTER_CONFIG", "muster.toml"))
+
 
 def load(environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, toml: Path | None = None) -> Settings:
     """The settings in force. Raises Misconfigured (SETTING_UNKNOWN, SETTING_INVALID)."""
     return Reading(environ, flags or {}, toml).loaded().valid()
 
 
+def values(settings: Settings) -> dict[str, Any]:
+    """Every setting by its name, secrets too."""
+    return {".".join(path): value for path, value in _leaves(msgspec.to_builtins(settings))}
+
+
 def shown(settings: Settings) -> dict[str, Any]:
     """Every setting by its name, as it may be shown."""
-    return {".".join(path): _masked(".".join(path), value) for path, value in _leaves(msgspec.to_builtins(settings))}
+    return {name: masked(name, value) for name, value in values(settings).items()}
+
+
+def masked(name: str, value: Any) -> Any:
+    """A setting's value as it may be shown."""
+    if value is None:
+        return None
+    if name in SECRETS:
+        return "***"
+    return without_password(value) if name in ADDRESSES else value
 
 
 def schema() -> dict[str, Any]:
@@ -382,11 +493,10 @@ class _Reader:
         return Loaded(settings if not self._problems else None, origins, self._problems)
 
     def _from_toml(self) -> Iterator[_Given]:
-        environ, toml = self._reading.environ, self._reading.toml
-        named = toml or (Path(environ["MUSTER_CONFIG"]) if "MUSTER_CONFIG" in environ else None)
-        path = named or Path("muster.toml")
+        path = self._reading.toml_path
+        is_named = self._reading.toml is not None or "MUSTER_CONFIG" in self._reading.environ
         try:
-            if named is None and not path.exists():
+            if not is_named and not path.exists():
                 return
             tree = tomllib.loads(path.read_text("utf-8"))
         # ValueError: no UTF-8, no TOML, or a path that can be none; RecursionError: brackets without end.
@@ -404,7 +514,7 @@ class _Reader:
             if not name.startswith(PREFIX) or name in NOT_SETTINGS:
                 continue
             path, value, origin = tuple(name[len(PREFIX) :].lower().split("__")), text, f"environment {name}"
-            if path[-1].endswith("_file") and path not in _fields():  # redis.tls_ca_file is a file's name itself
+            if _names_a_file(name):
                 path = (*path[:-1], path[-1].removesuffix("_file"))
                 try:
                     value, origin = Path(text).read_text("utf-8").strip(), f"{origin} ({text})"
@@ -522,6 +632,31 @@ def _check_endpoint(text: str) -> None:
         raise Misconfigured("SETTING_INVALID", why)
 
 
+def _closing_components(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in CLOSING]:
+        raise Misconfigured(
+            "SETTING_INVALID", f"read_only.on_critical names {unknown[0]!r}; there are: {', '.join(CLOSING)}"
+        )
+    return names
+
+
+def _check_rules(text: str) -> None:
+    from workers.alerting.rules import parsed  # only where somebody gives rules: it needs much else
+
+    parsed(text)
+
+
+def _check_webhook(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise Misconfigured("SETTING_INVALID", "alerts.webhook is no URL that begins with http:// or https://")
+
+
 #: What a text must be, beside not empty; each raises Misconfigured.
 _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "redis.url": lambda text: _check_address(text, "redis.url"),
@@ -530,6 +665,9 @@ _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "namespace": lambda text: check_keyspace("dev", text),
     "durability": parse_durability,
     "jobs.auto_repair": _repaired_kinds,
+    "read_only.on_critical": _closing_components,
+    "alerts.rules": _check_rules,
+    "alerts.webhook": _check_webhook,
     "projections": _check_projections,
     "log.debug": parse_topics,
     "telemetry.otlp_endpoint": _check_endpoint,
@@ -555,6 +693,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "memory.slow", f"{why}: what comes first must not be above what comes later"
     if settings.archive.key_id is not None and settings.archive.secret is None:
         yield "archive.key_id", "archive.key_id names a key whose secret is missing (archive.secret)"
+    if settings.read_only.lapse_s <= settings.serve.look_every_s:
+        why = f"{settings.read_only.lapse_s:g} s, but it is looked every {settings.serve.look_every_s:g} s"
+        yield "read_only.lapse_s", f"{why} (serve.look_every_s): the store would open between two looks"
     for name in ("lag_{}_s", "memory_{}", "disk_{}", "spool_{}", "latency_{}_s", "feed_{}"):
         low, high = (name.format(level) for level in ("warning", "critical"))
         if getattr(health, low) > getattr(health, high):
@@ -600,6 +741,12 @@ def _tree(values: Mapping[SettingPath, Any]) -> dict[str, Any]:
     return tree
 
 
+def _names_a_file(name: str) -> bool:
+    """Whether a variable names a file with the value; redis.tls_ca_file is a file's name itself."""
+    path = tuple(name[len(PREFIX) :].lower().split("__"))
+    return path[-1].endswith("_file") and path not in _fields()
+
+
 def _is_text(kind: Any) -> bool:
     told = msgspec.json.schema(kind)
     return any(one.get("type") == "string" or "enum" in one for one in told.get("anyOf", [told]))
@@ -623,14 +770,6 @@ def _unit_hint(name: str) -> str:
     return next((f", in {unit}" for suffix, unit in units.items() if name.endswith(suffix)), "")
 
 
-def _masked(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name in SECRETS:
-        return "***"
-    return without_password(value) if name in ADDRESSES else value
-
-
 def _has_password(url: Any) -> bool:
     try:
         return parse_address(url).password is not None
@@ -642,3 +781,7 @@ def _printable(text: str) -> str:
     """Foreign text as an error may repeat it: in one line, not for ever."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= 100 else f"{shown[:100]}…"
+
+
+#: Every setting that a running process takes when it changes.
+RELOADABLE: Final = _RELOADABLE | {".".join(path) for path in _fields() if path[0] in RELOADABLE_SECTIONS}

@@ -20,15 +20,25 @@ SERVER_STOP_S = 8.0
 
 
 class Stack:
-    """An embedded server and its workers. `settings` are the stack's own, with the server's address in them."""
+    """An embedded server and its workers. `settings` are the stack's own, with the server's address in them.
+
+    `server_ended` is called when somebody told the server to shut down: it is not started again then.
+    """
 
     def __init__(
-        self, server: EmbeddedServer, settings: Settings, *, log: Callable[[str], None], workers: int | None = None
+        self,
+        server: EmbeddedServer,
+        settings: Settings,
+        *,
+        log: Callable[[str], None],
+        workers: int | None = None,
+        server_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.server = server
         self.settings = settings
         self._log = log
         self._count = workers
+        self._server_ended = server_ended
         self._keeper: Supervisor | None = None
         self.workers: Supervisor | None = None
         self._stopped: bool | None = None
@@ -51,7 +61,12 @@ class Stack:
             )
         finally:
             client.close()
-        self._keeper = Supervisor({"server": self.server.launch}, log=self._log)
+        self._keeper = Supervisor(
+            {"server": self.server.launch},
+            log=self._log,
+            stay_down={0: "it was told to shut down"},
+            went_down=self._server_ended,
+        )
         self._keeper.start()
         self.workers = worker_supervisor(self.settings, count=self._count, log=self._log)
         self.workers.start()
@@ -68,6 +83,11 @@ class Stack:
             namespace=self.settings.namespace,
             archive=self.settings.archive.opened(),
         )
+
+    def release_workers(self) -> None:
+        """Starts workers again that ended because the fleet was stopped."""
+        if self.workers is not None:
+            self.workers.release()
 
     def kill_workers(self) -> None:
         """Ends the workers at once."""

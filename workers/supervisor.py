@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from signal import Signals
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
 
 #: How often children are looked at, in seconds.
@@ -50,6 +50,7 @@ class _Slot:
         self.started_at = 0.0
         self.restart_at = 0.0
         self.quick_deaths = 0
+        self.stays_down = False
         self.exit_code: int | None = None
 
 
@@ -59,14 +60,25 @@ class Supervisor:
     `slots` maps a name to a function that starts the slot's program and returns at once, without waiting until it is
     ready: one watcher looks after all slots. `log` gets one line for every death and every restart, from its thread.
     A child that lived `settled_after_s` has settled: its death is taken for an accident, not for the next of a row.
+
+    One that ends with a code of `stay_down`, which says why, is not started again before `release`; `went_down` is
+    called then, from the watcher's thread.
     """
 
     def __init__(
-        self, slots: Mapping[str, Callable[[], Child]], *, log: Callable[[str], None], settled_after_s: float = 5.0
+        self,
+        slots: Mapping[str, Callable[[], Child]],
+        *,
+        log: Callable[[str], None],
+        settled_after_s: float = 5.0,
+        stay_down: Mapping[int, str] = MappingProxyType({}),
+        went_down: Callable[[], None] = lambda: None,
     ) -> None:
         self._slots = [_Slot(name, start) for name, start in slots.items()]
         self._log = log
         self._settled_after_s = settled_after_s
+        self._stay_down = stay_down
+        self._went_down = went_down
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._clean = True
@@ -110,7 +122,7 @@ class Supervisor:
                         slot.child.kill()
                     slot.exit_code = slot.child.wait()
                     slot.child = None
-                    self._clean = self._clean and slot.exit_code in (0, -Signals.SIGTERM)
+                    self._clean = self._clean and slot.exit_code in (0, -Signals.SIGTERM, *self._stay_down)
         return self._clean
 
     def kill(self) -> None:
@@ -120,6 +132,11 @@ class Supervisor:
         """
         for child in self._children():
             child.kill()
+
+    def release(self) -> None:
+        """Starts the children again that ended so that they stay down."""
+        for slot in self._slots:
+            slot.stays_down = False
 
     @property
     def pids(self) -> dict[str, int]:
@@ -150,7 +167,7 @@ class Supervisor:
             for slot in self._slots:
                 if slot.child is not None:
                     self._notice_death(slot, slot.child)
-                elif time.monotonic() >= slot.restart_at:
+                elif not slot.stays_down and time.monotonic() >= slot.restart_at:
                     self._start_again(slot)
 
     def _notice_death(self, slot: _Slot, child: Child) -> None:
@@ -158,8 +175,14 @@ class Supervisor:
         if code is None:
             return
         lived_s = time.monotonic() - slot.started_at
-        slot.child = None
         slot.exit_code = code
+        if code in self._stay_down:
+            slot.stays_down, slot.restart_at, slot.quick_deaths = True, 0.0, 0
+            slot.child = None
+            self._say(f"{slot.name} (pid {child.pid}) {_ending(code)}, and stays down: {self._stay_down[code]}")
+            self._went_down()
+            return
+        slot.child = None
         wait_s = self._schedule(slot, quick=lived_s < self._settled_after_s)
         self._say(
             f"{slot.name} (pid {child.pid}) {_ending(code)} after {lived_s:.1f} s; starting it again in {wait_s:.1f} s"

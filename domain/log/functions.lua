@@ -6,7 +6,7 @@
 -- Keys (all of one partition, so of one slot):
 --   meta      hash    store, epoch, partition, partitions, total (running number of events), at (server ms of the last of them),
 --                     max_events, max_bytes; while memory is short: pressure ("<until server ms> <ms to wait between appends>", or
---                     "<until server ms> full")
+--                     "<until server ms> full"); read_only "<until, server ms, or 0> <since, server ms> <JSON: who, why>", or ""
 --   sessions  zset    every session, score 0
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
@@ -141,7 +141,7 @@ end
 -- The store here, or an error reply: none, another one, or at another epoch.
 local function open_store(key, store, epoch)
   local stored = redis.call('HMGET', key, 'store', 'epoch', 'partition', 'partitions', 'total', 'max_events', 'max_bytes',
-    'at', 'pressure')
+    'at', 'pressure', 'read_only')
   if not stored[1] then
     return nil, redis.error_reply('STORE_MISSING there is no store here')
   elseif stored[1] ~= store then
@@ -157,6 +157,7 @@ local function open_store(key, store, epoch)
     max_bytes = setting(stored[7]),
     at = whole(stored[8]) or 0,
     pressure = stored[9],
+    read_only = stored[10],
   }
   if not (meta.partition and meta.partitions and meta.partitions > 0 and meta.max_events and meta.max_bytes) then
     return nil, redis.error_reply('STORE_DAMAGED ' .. key .. ' lacks a number')
@@ -167,6 +168,17 @@ end
 local function of_another_store(meta, store)
   if redis.call('HGET', meta, 'store') ~= store then
     return redis.error_reply('STORE_CHANGED the store here is another one')
+  end
+end
+
+-- The refusal of a partition that is closed for appends; nil if it takes them. What was closed by itself lapses.
+local function closed(meta, now)
+  if not meta.read_only or meta.read_only == '' then
+    return nil
+  end
+  local until_ms, since, reason = string.match(meta.read_only, '^(%d+) (%d+) (.*)$')
+  if not until_ms or until_ms == '0' or now < tonumber(until_ms) then
+    return { 'REFUSED', 'READ_ONLY', since or '0', until_ms or '0', reason or '' }
   end
 end
 
@@ -352,6 +364,10 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
   end
   if call.wait == 'full' then
     return { 'REFUSED', 'MEMORY_HIGH' }
+  end
+  local refusal = closed(meta, now) -- what Muster states is refused too: read-only is no word more
+  if refusal then
+    return refusal
   end
   if not head then
     local why
@@ -656,8 +672,8 @@ local function gone(keys, args)
       return replies
     end
   end
-  -- Of a session that is damaged it is said later, when that is mended.
-  if replies[1][1] ~= 'DAMAGED' then
+  -- Of a session that is damaged it is said later, when that is mended; so it is of a partition that is closed.
+  if replies[1][1] ~= 'DAMAGED' and replies[1][2] ~= 'READ_ONLY' then
     redis.call('ZREM', keys[7], member)
   end
   return replies[1]
@@ -795,6 +811,31 @@ local function press(keys, args)
     redis.call('HSET', keys[1], 'pressure', integer(server_ms() + tonumber(args[2])) .. ' ' .. args[3])
   end
   return 'OK'
+end
+
+-- muster_read_only_1: closes a partition for appends, or opens it. With a lapse it is by itself, and leaves what a person said.
+--   KEYS meta   ARGV store lapse_ms (0: a person's word) reason (JSON; "" opens)   Reply 1 if that is news, else 0
+local function read_only(keys, args)
+  local problem = miscounted(keys, args, 1, 3) or of_another_store(keys[1], args[1])
+  if problem then
+    return problem
+  elseif not whole(args[2]) then
+    return redis.error_reply('ARGUMENTS_INVALID a lapse is a time in ms')
+  end
+  local now, lapse = server_ms(), tonumber(args[2])
+  local stands = closed({ read_only = redis.call('HGET', keys[1], 'read_only') }, now)
+  if stands and stands[4] == '0' and lapse > 0 then
+    return 0
+  end
+  local text = ''
+  if args[3] ~= '' then
+    local since = stands and lapse > 0 and stands[3] or integer(now)
+    text = integer(lapse > 0 and now + lapse or 0) .. ' ' .. since .. ' ' .. args[3]
+  elseif not stands then
+    return 0
+  end
+  redis.call('HSET', keys[1], 'read_only', text)
+  return stands and lapse > 0 and text ~= '' and 0 or 1
 end
 
 -- muster_report_1: keeps what a witness knows of a session that lost commits, until an operator accepts the loss.
@@ -1417,7 +1458,7 @@ local function fork(keys, args)
     return redis.error_reply('ARGUMENTS_INVALID the step does not end where the fork does')
   end
   local is_audited = has_skips or mark ~= '' and who ~= ''
-  local denial = may_not_fork(keys, is_audited, has_skips)
+  local denial = may_not_fork(keys, is_audited, has_skips) or closed(meta, server_ms())
   if denial then
     return denial
   end
@@ -1729,6 +1770,7 @@ redis.register_function { function_name = 'muster_state_1', callback = state }
 redis.register_function { function_name = 'muster_init_1', callback = init }
 redis.register_function { function_name = 'muster_touch_1', callback = touch }
 redis.register_function { function_name = 'muster_press_1', callback = press, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_read_only_1', callback = read_only, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_report_1', callback = report, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_raise_1', callback = raise, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_lease_1', callback = lease }

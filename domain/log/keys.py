@@ -102,6 +102,8 @@ KEYS: Final = (
     Key("{store}:workers", "zset", KeyClass.EPHEMERAL, "entries until their heartbeat's deadline"),
     Key("{store}:worker:<worker>", "hash", KeyClass.EPHEMERAL, "seconds after the last heartbeat"),
     Key("{store}:works:<projection>@<version>", "zset", KeyClass.EPHEMERAL, "as `workers`: who works on it"),
+    Key("{store}:halt", "hash", KeyClass.CONTROL, "until taken back; who stopped the fleet, why, when"),
+    Key("{store}:halted", "hash", KeyClass.EPHEMERAL, "a day; how far with stopping each worker is"),
     Key("{store}:projections", "zset", KeyClass.CONTROL, "until dropped; the user's own, scores the published version"),
     Key("{store}:projection:<projection>", "hash", KeyClass.CONTROL, "until dropped; its versions, which are paused"),
     Key("{store}:subscriptions", "zset", KeyClass.CONTROL, "until dropped; names of durable subscriptions, scores 0"),
@@ -118,6 +120,7 @@ KEYS: Final = (
     Key("{store}:taskowner:<task>", "hash", KeyClass.CONTROL, "as the task; its lease"),
     Key("{store}:taskcursor:<task>", "hash", KeyClass.CONTROL, "as the task; how many partitions are done"),
     Key("{store}:tick:<job>:<tick>", "string", KeyClass.EPHEMERAL, "two ticks; who was first in this one"),
+    Key("{store}:ticked", "hash", KeyClass.EPHEMERAL, "for ever; when what recurs was last due and begun"),
     Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
 )
 
@@ -237,6 +240,9 @@ class Keyspace:
         self.workers = f"{store}:workers"
         self.projections = f"{store}:projections"
         self.audit = f"{store}:audit"
+        self.ticked = f"{store}:ticked"
+        self.halt = f"{store}:halt"
+        self.halted = f"{store}:halted"
         self._worker = f"{store}:worker:"
         self._works = f"{store}:works:"
         self._projection = f"{store}:projection:"

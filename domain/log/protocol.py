@@ -11,6 +11,7 @@ Appends of one list that belong to one partition travel in one call of the appen
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -427,9 +428,37 @@ def fork_answer(session: str, reply: list[Any]) -> ForkAnswer | MusterError:
     raise AssertionError(f"unknown answer {word!r}")
 
 
-def refused(session: str, code: str, *rest: str) -> Refused | Unavailable:
+class Reason(Struct, frozen=True):
+    """Who closed the store for appends, and why."""
+
+    who: str
+    why: str
+
+
+def read_only(session: str, since_ms: int, until_ms: int, reason: str) -> Unavailable:
+    """The store is closed for appends."""
+    told = msgspec.json.decode(reason, type=Reason)
+    lapse = f", for now until {_time(until_ms)}" if until_ms else ""
+    return Unavailable(
+        "READ_ONLY",
+        f"session {session}: the store takes no appends since {_time(since_ms)}{lapse}, by {told.who}: {told.why}",
+        session=session,
+        who=told.who,
+        why=told.why,
+        since_ms=since_ms,
+        until_ms=until_ms or None,
+    )
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def refused(session: str, code: str, *rest: str) -> MusterError:
     """What the append function refuses, from its words."""
     match code:
+        case "READ_ONLY":
+            return read_only(session, int(rest[0]), int(rest[1]), rest[2])
         case "MEMORY_HIGH":
             return Unavailable(code, f"the server is short of memory: nothing is appended to session {session} now")
         case "GATE_REFUSED":

@@ -220,6 +220,18 @@ class Dev:
         self._process = None
         return code
 
+    def ended(self) -> int:
+        """The exit code of a process that ends by itself. Nothing of it may be left afterwards."""
+        assert self._process is not None
+        family = descendants(self._process.pid)
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        code = self._process.wait(PATIENCE_S)
+        assert all(map(has_ended, family))
+        self._process = None
+        return code
+
     @property
     def out(self) -> str:
         return self._out.read_text()

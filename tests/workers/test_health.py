@@ -20,21 +20,25 @@ import pytest
 from msgspec import structs
 
 from domain import Misconfigured
-from domain.log import Spool, create_store
+from domain.log import Spool, connect, create_store
 from domain.telemetry import METRICS
 from tests.conftest import ENVIRONMENT, Store
 from tests.own_server import OwnServer
 from tests.projections.world import World, foreign_append, notes, run_cli
 from tests.waiting import wait_until
+from workers.alerting.alerts import Alerts
+from workers.alerting.rules import parsed
 from workers.child_process import start_child
+from workers.health.breaker import Breaker
 from workers.health.component import Component, Status, overall
 from workers.health.looking import Health
 from workers.health.probes import DEEP, PROBES, WITHOUT_REDIS
 from workers.metrics import exposition
 from workers.serving import MOST_AT_A_TIME, HealthServer, is_loopback
-from workers.settings import HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
+from workers.settings import ALERT_RULES, HealthSettings, RedisSettings, ServeSettings, Settings, SpoolSettings
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
+JOBS_DB: Final = 11
 TOKEN: Final = "a-token-of-the-test"
 
 
@@ -188,7 +192,7 @@ def test_a_server_that_is_gone_hides_the_rest_and_makes_it_no_worse(own: OwnServ
     found = Health(settings_of(own)).look()
 
     assert statuses(found) == {
-        name: "down" if name == "redis" else "healthy" if name in {*WITHOUT_REDIS, "jobs"} else "unknown"
+        name: "down" if name == "redis" else "healthy" if name in {*WITHOUT_REDIS, "jobs", "schedule"} else "unknown"
         for name in PROBES
     }
     assert by_name(found)["redis"].code == "UNREACHABLE"
@@ -237,6 +241,132 @@ def test_a_probe_that_hangs_or_fails_is_its_own_trouble(own: OwnServer) -> None:
     finally:
         release.set()
     wait_until(lambda: statuses(health.look(["hangs"])) == {"hangs": "healthy"})
+
+
+def test_a_store_that_is_missing_is_the_trouble_of_the_log_alone(own: OwnServer) -> None:
+    """What there is none of cannot be seen, and looks no worse for it."""
+    with own.client() as client:
+        client.flushall()
+
+    found = Health(settings_of(own)).look()
+
+    assert {name for name, word in statuses(found).items() if word == "down"} == {"log"}
+    assert by_name(found)["log"].code == "STORE_MISSING"
+    assert {by_name(found)[name].reason for name in ("feed", "projections", "verification", "workers")} == {
+        "it cannot be seen while log is down"
+    }
+
+
+def test_one_broken_key_is_the_trouble_of_one_part(own: OwnServer) -> None:
+    """A key of another type keeps nobody from seeing the log, the workers and the rest."""
+    with own.client() as client:
+        client.set("{dev:main:store}:workers", "no list of workers")
+
+    found = Health(settings_of(own)).look()
+
+    assert {name for name, word in statuses(found).items() if word != "healthy"} == {"workers"}
+    assert by_name(found)["workers"].code == "KEY_DAMAGED"
+
+
+def test_a_breaker_opens_waits_and_tries_once() -> None:
+    """After so many failures in a row; each try in vain doubles the wait, up to the longest; success closes it."""
+    clock = [0.0]
+    breaker = Breaker(failures=3, longest_wait_s=3, monotonic=lambda: clock[0])
+    silent = Component("x", Status.DOWN, "no answer", "SERVER_SILENT", is_failure=True)
+
+    waits: list[float] = []
+    for number in range(6):
+        assert not breaker.is_open
+        breaker.failed(silent)
+        if number < 2:
+            continue
+        began = clock[0]
+        assert breaker.is_open
+        told = breaker.held()
+        assert (told.status, told.code, told.is_asked) == (Status.DOWN, "SERVER_SILENT", False)
+        assert told.reason.startswith(f"no answer; asked {number + 1} times in vain, again in ")
+        while breaker.is_open:
+            clock[0] += 0.5
+        waits.append(clock[0] - began)
+
+    assert waits == [1, 2, 3, 3]
+    breaker.answered()
+    breaker.failed(silent)
+    assert not breaker.is_open, "it counts from the beginning again"
+
+
+def test_a_probe_that_keeps_failing_is_not_hammered_and_hides_nothing(own: OwnServer) -> None:
+    """Looked at again and again it is asked now and then; it stays down since the first time, until it is well."""
+    asked, well = [], Event()
+
+    def fails(settings: Settings) -> Component:
+        asked.append(1)
+        if not well.is_set():
+            raise ConnectionError("gone")
+        return Component("fails", Status.HEALTHY, "well")
+
+    settings = structs.replace(settings_of(own), health=HealthSettings(timeout_s=0.5, breaker_failures=2))
+    health = Health(settings, {"redis": PROBES["redis"], "fails": fails})
+    looks = [by_name(health.look()) for _ in range(50)]
+
+    assert 2 <= len(asked) < 10
+    assert {look["fails"].status for look in looks} == {Status.DOWN}
+    assert {look["redis"].status for look in looks} == {Status.HEALTHY}
+    assert len({look["fails"].since_ms for look in looks[1:]}) == 1
+    last = looks[-1]["fails"]
+    assert (last.is_asked, "in vain, again in" in last.reason) == (False, True)
+    assert 'muster_probe_suspended{component="fails"} 1\n' in exposition(list(looks[-1].values()))
+    well.set()
+    wait_until(lambda: by_name(health.look())["fails"].status is Status.HEALTHY, message="it is asked again")
+
+
+def test_what_was_held_for_redis_alone_is_asked_when_redis_answers(own: OwnServer) -> None:
+    """No part stays unknown for longer than the server is away."""
+    settings = structs.replace(settings_of(own), health=HealthSettings(timeout_s=0.5, breaker_failures=1))
+    health = Health(settings)
+    own.kill()
+    for _ in range(3):
+        assert by_name(health.look())["feed"].status is Status.UNKNOWN
+    own.start()
+    with own.client() as client:
+        create_store(client, environment="dev", namespace="main", partitions=2)
+
+    wait_until(lambda: by_name(health.look())["redis"].status is Status.HEALTHY, message="redis is asked again")
+    found = by_name(health.look())
+
+    assert {found[name].status for name in ("log", "feed", "projections")} == {Status.HEALTHY}
+
+
+@pytest.fixture
+def jobs_world(world: World) -> Iterator[World]:
+    """Jobs have a database of their own."""
+    world.jobs_url = f"{world.store.url.rpartition('/')[0]}/{JOBS_DB}"
+    yield world
+    with connect(RedisSettings(world.jobs_url)) as client:
+        client.flushdb()
+
+
+def test_what_recurs_is_watched(jobs_world: World) -> None:
+    """In time while a worker takes jobs; late when what is due was not begun; unknown where no worker lives."""
+    world, url = jobs_world, jobs_world.jobs_url
+    settings = world.settings(jobs_url=url, verify_every_s=3600)
+
+    def found() -> Component:
+        (one,) = Health(settings).look(["schedule"])
+        return one
+
+    assert found().status is Status.UNKNOWN
+    with world.workers(1):  # it takes no jobs
+        wait_until(lambda: found().status is not Status.UNKNOWN, message="it lives")
+        assert (found().code, "does a worker take jobs" in found().reason) == ("SCHEDULE_LATE", True)
+    with world.workers(1, jobs_url=url, verify_every_s=3600):
+        wait_until(lambda: found().status is Status.HEALTHY, message="both are begun at once")
+        ages = {dict(one.labels)["job"] for one in found().samples}
+        assert ages == {"sweep", "scrub"}
+        world.redis.hincrby(world.keyspace.ticked, "scrub", -4 * 3_600_000)
+        late = found()
+        assert (late.status, late.code) == (Status.WARNING, "SCHEDULE_LATE")
+        assert "scrub is due every 3600 s" in late.reason
 
 
 @pytest.mark.parametrize(
@@ -403,7 +533,7 @@ def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
     world.log.append("s-1", notes(2, actor="agent-1"))
     world.project()
 
-    text = exposition(Health(world.settings()).look())
+    text = exposition(Health(world.settings()).look(), Alerts(parsed(ALERT_RULES)).samples())
 
     names = [metric.name for metric in METRICS if metric.teller == "serve"]
     for line in text.splitlines():  # as the format has it
@@ -415,8 +545,12 @@ def test_metrics_are_declared_once_and_name_their_unit(world: World) -> None:
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     exposed = {re.split(r"[{ ]", line)[0] for line in samples}
     assert exposed <= set(names)
-    assert set(names) - exposed == {"muster_jobs_open", "muster_spool_commits", "muster_spool_bytes"}  # which are off
-    assert {label for line in samples for label in re.findall(r'(\w+)="', line)} == {"component", "projection", "state"}
+    assert set(names) - exposed == {  # which are off
+        *("muster_jobs_open", "muster_schedule_age_seconds", "muster_spool_commits", "muster_spool_bytes")
+    }
+    assert {label for line in samples for label in re.findall(r'(\w+)="', line)} == {
+        *("component", "projection", "state", "alert", "severity")
+    }
     assert "s-1" not in text
     assert "agent-1" not in text
     assert "\nmuster_events_appended_total 2\n" in text

@@ -28,7 +28,7 @@ from tests.own_server import OwnServer
 from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.health.probes import PROBES
-from workers.settings import PROFILES, Settings, shown
+from workers.settings import PROFILES, RELOADABLE, RELOADABLE_SECTIONS, Settings, shown
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 RUNBOOKS: Final = sorted(path.stem for path in (DOCS / "runbooks").glob("*.md"))
@@ -167,6 +167,8 @@ SYMPTOMS: Final[dict[str, tuple[Callable[[Ill], Any], Callable[[Ill], Any]]]] = 
     "server-evicts": (lambda ill: ill.config("maxmemory-policy", "allkeys-lru"), nothing),
     "persistence-off": (lambda ill: ill.config("appendonly", "no"), nothing),
     "functions-missing": (lambda ill: ill.command("FUNCTION", "FLUSH"), nothing),
+    "read-only": (lambda ill: ill.ran("muster read-only on --why 'a look'"), nothing),
+    "fleet-stopped": (lambda ill: ill.ran("muster stop --why 'a new release'"), nothing),
     "no-workers": (nothing, Ill.work),
     "parked-sessions": (parked, nothing),
     "drift": (drifted, nothing),
@@ -209,6 +211,10 @@ def test_the_page_lists_what_there_is() -> None:
         "component",
         *PROBES,
     ]
+    taken = page.split("Taken at run time are")[1].split(";")[0]
+    sections = {f"{section}.*" for section in RELOADABLE_SECTIONS}
+    names = {name for name in RELOADABLE if name.partition(".")[0] not in RELOADABLE_SECTIONS}
+    assert set(re.findall(r"`([a-z_.*]+)`", taken)) == sections | names
     assert f"| | {' | '.join(PROFILES)} |" in page
     for preset in PROFILES.values():
         for setting, value in preset.items():

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, NoReturn
 
-#: Group → what it is for. The module of a group is `workers.cli.<group>`.
+#: Group → what it is for. The module of a group is `workers.cli.<group>`, with _ for -.
 GROUPS: Final = {
     "init": "make a store on a server, or load the functions into it again",
     "dev": "run an embedded server and workers in the foreground",
@@ -39,7 +39,11 @@ GROUPS: Final = {
     "backup": "the truth of a store in files: create, verify, restore",
     "archive": "what left the server's memory: archive now, verify what is kept",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
+    "diagnostics": "one archive for whoever helps: versions, settings, health, server, lag, findings; no secrets",
     "health": "how every part is, why, since when, and what to do",
+    "read-only": "have the store take no appends, and take them again",
+    "stop": "stop all workers of the store on every host, safely; take that back",
+    "top": "server, fleet, lag, hot sessions, memory by kind of key, slow commands; live",
     "serve": "health and metrics over HTTP: /livez /readyz /health /metrics",
     "config": "show, check and describe the settings; whether the server is fit for them",
     "explain": "say what an error code, or an error's text, means and what to do",
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from workers.settings import Reading
 
     parser = _Parser(prog=f"muster {group}", description=GROUPS[group])
-    import_module(f"workers.cli.{group}").configure(parser)
+    import_module(f"workers.cli.{group.replace('-', '_')}").configure(parser)
     options = parser.parse_args(arguments[1:])
     try:
         flags = {name: getattr(options, option, None) for name, option in _FLAGS.items()}
@@ -98,8 +102,8 @@ _FLAGS: Final = {
     "serve.host": "serve_host",
     "serve.port": "serve_port",
 }
-#: Groups that work whatever is wrong with the settings: they are given what to read them from.
-_READ_THEMSELVES: Final = frozenset({"config", "doctor", "explain"})
+#: Groups that work whatever is wrong with the settings, or read them again: they are given what to read them from.
+_READ_THEMSELVES: Final = frozenset({"config", "diagnostics", "doctor", "explain", "serve", "worker"})
 
 
 class _Parser(argparse.ArgumentParser):

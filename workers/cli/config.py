@@ -13,7 +13,7 @@ from domain.errors import MusterError
 from workers.advice import SCHEMA, Advice
 from workers.cli import arguments, printing
 from workers.readiness import ready
-from workers.settings import Reading, allowed, schema, shown
+from workers.settings import RELOADABLE, Reading, allowed, schema, shown
 from workers.validation import judge
 
 COLUMNS: Final = ("setting", "value", "origin")
@@ -39,6 +39,7 @@ def run_show(options: argparse.Namespace, reading: Reading) -> int:
             "value": str(value) if value == float("inf") else value,
             "origin": loaded.origins[name],
             "allowed": allowed(name),
+            "reloadable": name in RELOADABLE,
         }
         for name, value in values.items()
     )

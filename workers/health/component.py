@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
@@ -24,6 +24,12 @@ class Status(IntEnum):
     @property
     def word(self) -> str:
         return self.name.lower()
+
+
+#: Every component by name, in the order they are told.
+NAMES: Final = (
+    *("redis", "memory", "log", "feed", "projections", "verification", "workers", "jobs", "schedule", "spool", "disk"),
+)
 
 
 class Sample(NamedTuple):
@@ -48,6 +54,10 @@ class Component(Struct, frozen=True):
     samples: tuple[Sample, ...] = ()
     #: How long the probe took, in seconds.
     took_s: float = 0.0
+    #: False: it was not asked, because its probe kept failing; this is what was found last.
+    is_asked: bool = True
+    #: Whether the probe itself failed: it raised, or was silent.
+    is_failure: bool = False
 
     @property
     def remedy(self) -> str | None:
@@ -70,13 +80,14 @@ class Component(Struct, frozen=True):
                 {"metric": one.metric, "value": one.value, **({"labels": dict(one.labels)} if one.labels else {})}
                 for one in self.samples
             ],
+            "asked": self.is_asked,
             "took_s": round(self.took_s, 4),
         }
 
 
 def failed(name: str, error: MusterError) -> Component:
     """A part that answers with an error is down."""
-    return Component(name, Status.DOWN, error.cause, error.code)
+    return Component(name, Status.DOWN, error.cause, error.code, is_failure=True)
 
 
 def overall(components: list[Component]) -> Status:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import structs
 from redis import ResponseError
 
-from domain.log import Connecting, Spool, connect
-from domain.log.connection import connection_error, raised, send
-from domain.log.keys import Keyspace
+from domain.log import Spool
+from domain.log.connection import connection_error
 from domain.log.protocol import APPEND_FUNCTION
-from domain.log.store import open_commands, parse_info, parse_open
+from domain.log.read_only import parsed
+from domain.log.store import parse_info
 from projections.indexing import readable_statistics
 from projections.lag import STUCK, lag
 from projections.lease import Leases
@@ -29,15 +28,21 @@ from projections.projection import without_class
 from projections.scrub import summed, verified
 from projections.searching import STATES
 from projections.store import ProjectionStore
+from workers.glance import asking as _client
+from workers.glance import opened_store as _store
+from workers.halting import Halting
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
 from workers.readiness import quick, ready
+from workers.schedule import SCRUB, SWEEP, SWEEP_EVERY_S, ticked
 from workers.settings import Settings
 from workers.tasks import FAILED, Tasks
 
 Probe: TypeAlias = Callable[[Settings], Component]
 #: Of so many jobs, the newest, it is looked whether they failed.
 JOBS_LOOKED_AT: Final = 20
+#: After so many ticks without what was due it is late.
+LATE_TICKS: Final = 3
 #: How often it is looked whether a partition found its next worker, in seconds.
 LOOK_AGAIN_S: Final = 0.1
 
@@ -111,18 +116,24 @@ def log(settings: Settings) -> Component:
             pipe.hget(keys.meta, "total")
             pipe.zcard(keys.sessions)
             pipe.hlen(keys.lost)
-        replies = pipe.execute()
-    totals, sessions, lost = (replies[n::3] for n in range(3))
+            pipe.hget(keys.meta, "read_only")
+        replies, now = pipe.execute(), store.server_ms()
+    totals, sessions, lost, read_only = (replies[n::4] for n in range(4))
+    closed = next((found for text in read_only if (found := parsed(text, now)) is not None), None)
     events, count, losses = sum(int(total or 0) for total in totals), sum(sessions), sum(lost)
     measured = (
         Sample("muster_events_appended_total", events),
         Sample("muster_sessions", count),
         Sample("muster_losses", losses),
+        Sample("muster_read_only", closed is not None),
         Sample("muster_partitions", len(partitions)),
     )
     if losses:
         reason = f"{losses} reports of lost commits wait for somebody's word"
         return Component("log", Status.CRITICAL, reason, "LOSS_REPORTED", samples=measured)
+    if closed is not None:
+        reason = f"it takes no appends, by {closed.who}: {closed.why}"
+        return Component("log", Status.CRITICAL, reason, "READ_ONLY", closed.since_ms, measured)
     return Component("log", Status.HEALTHY, f"{events} events of {count} sessions", samples=measured)
 
 
@@ -200,10 +211,14 @@ def workers(settings: Settings) -> Component:
         count, leases = store.keyspace.count, Leases(store.client, store.keyspace, "", owned=store.owned)
         # A partition changes hands within a second or so: one that nobody holds for a moment is no trouble.
         until = time.monotonic() + settings.health.timeout_s / 2
-        while (held := _held(store, leases)) < count and living and time.monotonic() < until:
+        halt = Halting(store.client, store.keyspace).standing()
+        while (held := _held(store, leases)) < count and living and halt is None and time.monotonic() < until:
             time.sleep(LOOK_AGAIN_S)
     measured = (Sample("muster_workers", len(living)), Sample("muster_partitions_held", held))
     reason = f"{len(living)} processes hold {held} of {count} partitions"
+    if halt is not None:
+        status = Status.WARNING if living else Status.DOWN
+        return Component("workers", status, f"{halt.told}; {reason}", "FLEET_STOPPED", halt.at_ms, measured)
     if not living:
         return Component("workers", Status.DOWN, "no worker process lives", "WORKERS_MISSING", samples=measured)
     status, code = (Status.HEALTHY, None) if held == count else (Status.WARNING, "WORKERS_MISSING")
@@ -225,6 +240,35 @@ def jobs(settings: Settings) -> Component:
         reason = f"{failed[0].kind} {failed[0].id} failed: {failed[0].error}"
         return Component("jobs", Status.WARNING, reason, "JOB_FAILED", failed[0].ended, measured)
     return Component("jobs", Status.HEALTHY, f"{open_jobs} open", samples=measured)
+
+
+def schedule(settings: Settings) -> Component:
+    """Whether what recurs is begun in time by the workers that take jobs."""
+    if settings.jobs.url is None:
+        return Component("schedule", Status.HEALTHY, "off: no database for jobs is named")
+    with _store(settings) as store:
+        living, last, now = living_workers(store.client, store.keyspace), ticked(store.client, store.keyspace), 0
+        now = store.server_ms()
+    if not living:
+        return Component("schedule", Status.UNKNOWN, "it cannot be seen while no worker lives")
+    every = {SWEEP: SWEEP_EVERY_S}
+    if settings.jobs.verify_every_s is not None:
+        every[SCRUB] = settings.jobs.verify_every_s
+    measured = tuple(
+        Sample("muster_schedule_age_seconds", (now - last[name]) / 1000, (("job", name),))
+        for name in every
+        if name in last
+    )
+    for name, every_s in every.items():
+        if name not in last:
+            reason = f"{name} was never begun: does a worker take jobs (MUSTER_JOBS__URL)?"
+            return Component("schedule", Status.WARNING, reason, "SCHEDULE_LATE", samples=measured)
+        late_s = (now - last[name]) / 1000 - LATE_TICKS * every_s
+        if late_s > 0:
+            since_ms = last[name] + int(every_s * 1000)
+            reason = f"{name} is due every {every_s:g} s and was begun {(now - last[name]) / 1000:.0f} s ago"
+            return Component("schedule", Status.WARNING, reason, "SCHEDULE_LATE", since_ms, measured)
+    return Component("schedule", Status.HEALTHY, f"{', '.join(every)}: in time", samples=measured)
 
 
 def spool(settings: Settings) -> Component:
@@ -286,6 +330,7 @@ PROBES: Final[dict[str, Probe]] = {
     "verification": verification,
     "workers": workers,
     "jobs": jobs,
+    "schedule": schedule,
     "spool": spool,
     "disk": disk,
 }
@@ -295,33 +340,6 @@ READY: Final = ("redis", "log")
 DEEP: Final[dict[str, Probe]] = {"configuration": configuration}
 #: What can be seen without the server of the store.
 WITHOUT_REDIS: Final = frozenset({"redis", "spool", "disk"})
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[ProjectionStore]:
-    """The store, opened for one look: nothing is tried twice. Raises the typed error."""
-    connecting = quick(settings)
-    client = connect(connecting)
-    try:
-        asked = open_commands(settings.environment, settings.namespace)
-        replies = send(client, asked, connecting, wrote=False, once=True)
-        told = [raised(reply) for reply in replies]
-        identity, _ = parse_open(told, settings.environment, settings.namespace, settings.partitions)
-        yield ProjectionStore(client, Keyspace(settings.environment, settings.namespace, identity.partitions))
-    finally:
-        client.close()
-
-
-@contextmanager
-def _client(connecting: Connecting) -> Iterator[Callable[..., list[Any]]]:
-    """Asks a server commands, each once. Raises the typed error of the first that is refused."""
-    client = connect(connecting)
-    try:
-        yield lambda *commands: [
-            raised(reply) for reply in send(client, list(commands), connecting, wrote=False, once=True)
-        ]
-    finally:
-        client.close()
 
 
 def _parked(store: ProjectionStore) -> int:

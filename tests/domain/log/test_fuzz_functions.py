@@ -152,6 +152,11 @@ class Functions:
             "muster_report_1": lambda: Call(
                 "muster_report_1", [self.keys.meta, self.keys.lost], [self._identity[0], "s1", "witness", "{}"]
             ),
+            "muster_read_only_1": lambda: Call(
+                "muster_read_only_1",
+                [self.keys.meta],
+                [self._identity[0], 1, self._any_of('{"who":"a","why":"b"}', "")],
+            ),
             "muster_raise_1": lambda: Call(
                 "muster_raise_1", [self.keys.meta, self.keys.lost, self.keys.audit], [*self._identity, "operator"]
             ),
