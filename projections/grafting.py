@@ -241,7 +241,7 @@ class Grafting:
         head = readable_head(packed)
         code, horizon, digest = hold
         base = Position(0, genesis(session))
-        if head is not None and "a" in head.flags and horizon and digest:
+        if horizon and digest:
             base = Position(int(horizon), digest.decode())
         known = session_view.readable(view if isinstance(view, bytes) else None, session)
         return _Stored(

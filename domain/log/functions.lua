@@ -12,11 +12,11 @@
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
 --                     of a fork that is being made: fork_parent, fork_seq, fork_digest
---   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 --   beats     zset    "<session> <agent>", score: the server ms from which on the agent counts as silent
+--   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 
 local DIGEST_LENGTH = 20
 -- What stands before a session in the entry that says it is quarantined (projections/indexing.py).
@@ -1451,9 +1451,10 @@ local function graft(keys, args)
 
   -- Where the log begins.
   local head = read_head(keys[5])
-  local begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
-  if head and has(head, 'a') then
-    begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  local begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  local is_archived = begins[1] and begins[2]
+  if not is_archived then
+    begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
   end
   if args[4] ~= begins[1] or args[5] ~= begins[2] then
     return { 'MOVED' }
@@ -1551,6 +1552,7 @@ local function graft(keys, args)
   end
   head.seq, head.digest, head.gate, head.ms = step.seq, step.digest, gate, math.max(head.ms, end_ms)
   with_flag(head, 'q', false)
+  with_flag(head, 'a', is_archived)
   with_flag(head, 'c', false) -- cold: nothing came since it was archived
   redis.call('SET', keys[5], pack_head(head))
   redis.call('HDEL', keys[6], 'code', 'first_bad_seq')

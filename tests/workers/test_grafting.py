@@ -612,8 +612,9 @@ def test_the_gate_is_as_it_was(built: World, tmp_path: Path, last: str) -> None:
     assert_clean(built)
 
 
-def test_a_log_that_begins_at_a_horizon_is_completed_from_there(built: World, tmp_path: Path) -> None:
-    """What is archived stays in the archive."""
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_log_that_begins_at_a_horizon_is_completed_from_there(built: World, tmp_path: Path, has_head: bool) -> None:
+    """What is archived stays in the archive; also where the head is lost, which says so too."""
     keys, whole, source = built.keyspace.of("s-1"), entries(built), archive(built, tmp_path / "a")
     head = built.log.head("s-1")
     assert head is not None
@@ -625,6 +626,8 @@ def test_a_log_that_begins_at_a_horizon_is_completed_from_there(built: World, tm
     built.redis.xdel(keys.log("s-1"), *(entry_id for entry_id, _ in whole if int(entry_id.split(b"-")[0]) <= 54))
     kept = entries(built)
     built.redis.xdel(keys.log("s-1"), "57-1")
+    if not has_head:
+        damages.head_missing(built)
 
     (graft,) = Grafting(built.projections, built.log, source_of(built, source), who="ann").apply(["s-1"])
 
