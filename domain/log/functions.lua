@@ -12,11 +12,11 @@
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
 --                     of a fork that is being made: fork_parent, fork_seq, fork_digest
+--   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
 --   lost      hash    "<session> <witness>" -> what it knows of commits that were lost
 --   beats     zset    "<session> <agent>", score: the server ms from which on the agent counts as silent
---   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 
 local DIGEST_LENGTH = 20
 -- What stands before a session in the entry that says it is quarantined (projections/indexing.py).
