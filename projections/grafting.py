@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from msgspec import Struct
 
 from domain.codec import Commit, genesis
-from domain.errors import Conflict, Damaged, NotFound
+from domain.errors import Damaged, NotFound
 from domain.invariants import gate_of, is_chained, is_dense
 from domain.log import SessionLog
 from domain.log.contract import Head, Position
@@ -149,7 +149,7 @@ class Grafting:
                 yield merged if isinstance(merged, Unfit) else _told(held.session, merged)
 
     def apply(self, sessions: Collection[str]) -> Iterator[Graft | Unfit]:
-        """Grafts these sessions; one that is whole by now is left out. Raises Conflict (LOG_MOVED)."""
+        """Grafts these sessions; one that is whole by now is left out."""
         left = set(sessions)
         for held in self._source.held():
             if held.session in left:
@@ -179,7 +179,7 @@ class Grafting:
             if self._written(held.session, merged):
                 yield _told(held.session, merged)
                 return
-        raise Conflict("LOG_MOVED", f"session {held.session} changed all the while", session=held.session)
+        yield Unfit(held.session, 1, "the session changed all the while: run the command again")
 
     # -- what fits ---------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Grafting:
         head = readable_head(packed)
         code, horizon, digest = hold
         base = Position(0, genesis(session))
-        if head is not None and "a" in head.flags and horizon and digest:
+        if horizon and digest:
             base = Position(int(horizon), digest.decode())
         known = session_view.readable(view if isinstance(view, bytes) else None, session)
         return _Stored(

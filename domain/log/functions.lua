@@ -1626,9 +1626,10 @@ local function graft(keys, args)
 
   -- Where the log begins.
   local head = read_head(keys[5])
-  local begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
-  if head and has(head, 'a') then
-    begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  local begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
+  local is_archived = begins[1] and begins[2]
+  if not is_archived then
+    begins = { '0', string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH) }
   end
   if args[4] ~= begins[1] or args[5] ~= begins[2] then
     return { 'MOVED' }
@@ -1726,6 +1727,7 @@ local function graft(keys, args)
   end
   head.seq, head.digest, head.gate, head.ms = step.seq, step.digest, gate, math.max(head.ms, end_ms)
   with_flag(head, 'q', false)
+  with_flag(head, 'a', is_archived)
   with_flag(head, 'c', false) -- cold: nothing came since it was archived
   redis.call('SET', keys[5], pack_head(head))
   redis.call('HDEL', keys[6], 'code', 'first_bad_seq')

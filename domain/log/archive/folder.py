@@ -41,9 +41,12 @@ class Folder:
                 raise NotFound("ARCHIVE_MISSING", f"{self.described()} has no segment {name}", name=name) from None
 
     def names(self, folder: str) -> Iterator[str]:
-        with self._asked():
-            found = list(_files(self._of(folder) if folder else self._path))
-        for path in found:
+        found = _files(self._of(folder) if folder else self._path)
+        while True:
+            with self._asked():
+                path = next(found, None)
+            if path is None:
+                return
             yield path.relative_to(self._path).as_posix()
 
     def described(self) -> str:
