@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from domain import Append, Conflict, OutcomeUnknown, SessionLog
-from domain.log import Connecting, create_store
+from domain.log import Connecting, create_store, observing
 from domain.log.observing import Observer
 from tests.conftest import Store
 from tests.domain.log.logs import note
@@ -101,6 +107,34 @@ def test_what_is_quick_is_told_only_in_detail(store: Store, caplog: pytest.LogCa
         log.append("s-1", note())
     (record,) = caplog.records
     assert (record.levelname, vars(record)["action"], vars(record)["sessions"]) == ("DEBUG", "log.append", "s-1")
+
+
+@pytest.mark.parametrize(("roots", "flags", "spans"), [(1, None, 1), (0, None, 0), (0, 1, 1), (1, 0, 0)])
+def test_an_append_is_traced_as_its_producers_work_is(
+    monkeypatch: pytest.MonkeyPatch, store: Store, roots: float, flags: int | None, spans: int
+) -> None:
+    """In a trace that is sampled; where there is none, a few begin one. The span's context travels with the commit."""
+    monkeypatch.setattr(observing, "ROOTS", roots)
+    exported = InMemorySpanExporter()
+    tracers = TracerProvider(ALWAYS_ON, shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exported))
+    log = store.open()
+    log._observer = Observer(1.0, tracers)
+    with ExitStack() as work:
+        if flags is not None:
+            current = NonRecordingSpan(SpanContext(7, 8, False, TraceFlags(flags)))
+            work.enter_context(use_span(current))
+        log.append("s-1", note())
+        log.append_many([Append("s-2", (note(), note()))])
+
+    found = exported.get_finished_spans()
+    assert [span.name for span in found] == ["muster.append"] * 2 * spans
+    for span, session, events in zip(found, ("s-1", "s-2"), (1, 2), strict=False):
+        (commit,) = log.read(session)
+        assert span.context is not None
+        assert f"{span.context.span_id:016x}" in str(commit.traceparent)
+        assert dict(span.attributes or {}) == {"muster.session": session, "muster.commits": 1, "muster.events": events}
+        assert (span.parent.trace_id if span.parent else None) == (None if flags is None else 7)
 
 
 def test_without_a_provider_nothing_is_traced_or_counted() -> None:
