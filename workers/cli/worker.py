@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any
 
 from projections.session_view import rfc3339
-from workers import logs
 from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.leasing import living_workers
@@ -31,6 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(options: argparse.Namespace, settings: Settings) -> int:
+    from workers import logs  # here, since `worker ls` says nothing that would have to be rendered
+
     stop, say = Stop(), logs.saying(settings)
     # Opened before anything is started: a server that cannot be used is an error now, not a restart every few seconds.
     with logs.logging_as(settings), arguments.opened(settings) as (_, store), until_stopped(stop) as killed:
