@@ -44,7 +44,7 @@ APPEND_SECONDS: Final = Metric(
         "muster_producer_append_seconds",
         "histogram",
         "seconds",
-        "How long calls took that append, of one commit or many",
+        "How long calls took that append; of very many a fair sample",
     ),
     teller="producer",
 )

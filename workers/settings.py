@@ -624,9 +624,14 @@ def _repaired_kinds(text: str) -> list[str]:
 
 
 def _check_endpoint(text: str) -> None:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise Misconfigured("SETTING_INVALID", "telemetry.otlp_endpoint is no address such as http://collector:4318")
+    wrong = Misconfigured("SETTING_INVALID", "telemetry.otlp_endpoint is no address such as http://collector:4318")
+    try:
+        parts = urlsplit(text)
+        has_port = parts.port != 0
+    except ValueError:
+        raise wrong from None  # its text would show the address, which may hold a password
+    if parts.scheme not in ("http", "https") or not (parts.hostname and has_port) or parts.query or parts.fragment:
+        raise wrong
     if parts.username is not None or parts.password is not None:
         why = "telemetry.otlp_endpoint holds a password: give it by OTEL_EXPORTER_OTLP_HEADERS"
         raise Misconfigured("SETTING_INVALID", why)

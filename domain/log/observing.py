@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: Of appends that are in no trace, this part begins one, if the sampler agrees.
 ROOTS: Final = 0.01
-#: How many times are handed over at once.
-TIMES: Final = 64
+#: How many times are kept until the SDK asks; of more, which is thousands of appends a second, these are a fair sample.
+TIMES: Final = 1024
 #: How many sessions a line names.
 NAMED: Final = 3
 
@@ -133,8 +133,8 @@ class Observer:
 
 
 class Measures:
-    """What a producer counts. An SDK takes long over each measurement: so numbers are counted here and told when it
-    asks, times are handed over many at once, and commits that travel together are one measurement.
+    """What a producer counts. An SDK takes long over each measurement, so numbers are counted here and told when it
+    asks; so are times, as many as are kept; and commits that travel together are one.
     """
 
     def __init__(self, meters: metrics.MeterProvider) -> None:
@@ -142,6 +142,7 @@ class Measures:
         self._lock = Lock()
         self._commits = self._events = 0
         self._times: list[float] = []
+        self._calls = 0
         self._errors: dict[str, int] = {}
         self._seconds = meter.create_histogram(
             APPEND_SECONDS.name, "s", APPEND_SECONDS.meaning, explicit_bucket_boundaries_advisory=LATENCIES
@@ -155,14 +156,20 @@ class Measures:
 
     def sent(self, answers: Sequence[Any], seconds: float) -> None:
         """Counts what one call came to."""
-        receipts = [answer for answer in answers if isinstance(answer, Receipt)]
+        commits = events = 0
+        for answer in answers:
+            if isinstance(answer, Receipt):
+                commits += 1
+                events += answer.appended
         with self._lock:
-            self._commits += len(receipts)
-            self._events += sum([receipt.appended for receipt in receipts])
-            self._times.append(seconds)
-        if len(self._times) >= TIMES:
-            self._hand_over()
-        if len(receipts) < len(answers):
+            self._commits += commits
+            self._events += events
+            self._calls += 1
+            if self._calls <= TIMES:
+                self._times.append(seconds)
+            elif (at := int(random.random() * self._calls)) < TIMES:
+                self._times[at] = seconds
+        if commits < len(answers):
             self.failed(answers)
 
     def failed(self, answers: Sequence[Any]) -> None:
@@ -174,9 +181,10 @@ class Measures:
 
     def _hand_over(self) -> None:
         with self._lock:
-            times, self._times = self._times, []
+            times, self._times, self._calls = self._times, [], 0
+        record = self._seconds.record
         for seconds in times:
-            self._seconds.record(seconds)
+            record(seconds)
 
     def _commits_and_times(self) -> list[metrics.Observation]:
         self._hand_over()  # whoever asks is given all there is

@@ -159,6 +159,12 @@ def test_the_schema_describes_every_setting() -> None:
         ('[jobs]\nurl = "redis://localhost:6379/0"\n[redis]\nurl = "redis://localhost/0"\n', "jobs.url", "another one"),
         ("[health]\nlag_warning_s = 90\n", "health.lag_warning_s", "above health.lag_critical_s"),
         ('[serve]\ntoken = "short"\n', "serve.token", "with a length from 16"),
+        ('[log]\ndebug = "lease, fed"\n', "log.debug", "did you mean 'feed'"),
+        ('[telemetry]\notlp_endpoint = "collector:4318"\n', "telemetry.otlp_endpoint", "such as http://collector:4318"),
+        ('[telemetry]\notlp_endpoint = "http://h:x"\n', "telemetry.otlp_endpoint", "such as http://collector:4318"),
+        ('[telemetry]\notlp_endpoint = "http://[h"\n', "telemetry.otlp_endpoint", "such as http://collector:4318"),
+        ('[telemetry]\notlp_endpoint = "http://a:b@h"\n', "telemetry.otlp_endpoint", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("[telemetry]\nsample = 1.5\n", "telemetry.sample", "a number from 0 up to 1"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file_the_key_and_what_is_allowed(

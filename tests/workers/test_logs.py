@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 from workers import logs
 from workers.child_process import ChildProcess, start_child
 from workers.settings import JobSettings, LogSettings, RedisSettings, ServeSettings, Settings
-from workers.topics import TOPICS, parse_topics, set_debug_topics, topic_of
+from workers.topics import TOPICS, parse_topics, set_debug_topics, switch_all, topic_of
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -269,6 +269,8 @@ def test_topics_are_switched_on_and_off_while_a_worker_runs(world: World, tmp_pa
         wait_until(lambda: told("feed.batch") > batches, message="the topic of the settings is still on")
         world.wait_until_caught_up()
         assert told("lease.beat") - beats <= 1, "at most the one that was being told"
+    switched = [line["topics"] for line in lines(output) if line["action"] == "worker.topics"]
+    assert switched == [",".join(TOPICS), "feed"]
 
 
 def test_who_keeps_workers_logs_as_they_do_and_passes_the_signal_on(world: World, tmp_path: Path) -> None:
@@ -309,6 +311,10 @@ def test_topics_are_quiet_unless_they_are_named() -> None:
         on = {topic: logging.getLogger(names[0]).isEnabledFor(logging.DEBUG) for topic, names in TOPICS.items()}
         assert [topic for topic, is_on in on.items() if is_on] == ["lease"]
         assert not logging.getLogger("domain.log.exchange").isEnabledFor(logging.DEBUG)
+        assert switch_all() == tuple(TOPICS)
+        assert logging.getLogger("workers.jobs").isEnabledFor(logging.DEBUG)
+        assert switch_all() == ("lease",)
+        assert not logging.getLogger("workers.jobs").isEnabledFor(logging.DEBUG)
         set_debug_topics(["log"])
         assert logging.getLogger("domain.log.exchange").isEnabledFor(logging.DEBUG)
         assert not logging.getLogger("domain.log.spooling.draining").isEnabledFor(logging.DEBUG)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any
 
 from projections.session_view import rfc3339
-from workers import logs
 from workers.cli import arguments, printing
 from workers.fleet import until_stopped, worker_supervisor
 from workers.halting import Halting
@@ -33,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_run(options: argparse.Namespace, reading: Reading) -> int:
+    from workers import logs  # here, since `worker ls` says nothing that would have to be rendered
+
     stop, in_force = Stop(), InForce(reading.loaded().valid())
     settings = in_force.settings
     say = logs.saying(settings)

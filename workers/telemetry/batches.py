@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 
+from domain import session
 from domain.codec import Commit
 from domain.errors import MusterError
 from domain.log.connection import connection_error
@@ -39,14 +40,15 @@ from domain.telemetry import (
     WRITE_SPAN,
 )
 from projections.catchup import Batch, Projected
-from workers.telemetry.counting import Counting, count, now
+from workers.telemetry.counting import Counting, count, key_of, now
 
 logger = logging.getLogger(__name__)
 
 #: A batch is linked to so many commits at most: as many links as a span holds.
 MOST_LINKS: Final = 128
-#: What the statistics of a session gain → what is counted of it.
-_GAINS: Final = (("sessions", CREATED), ("state completed", COMPLETED), ("breaks", BREAKS))
+#: How the statistics call sessions in that state.
+COMPLETED_STATE: Final = f"state {session.COMPLETED}"
+_CREATED, _COMPLETED, _BREAKS, _CHECKPOINTS = map(key_of, (CREATED, COMPLETED, BREAKS, CHECKPOINTS))
 
 
 class Batches:
@@ -56,8 +58,14 @@ class Batches:
         self, projection: str, *, slow_s: float, sample: float, tracers: trace.TracerProvider | None = None
     ) -> None:
         self._projection = projection
-        self._labels = (("projection", projection),)
-        self._phases = {name: (*self._labels, ("phase", name)) for name in ("load", "fold", "write")}
+        self._batch = key_of(BATCH_SECONDS, projection=projection)
+        self._load, self._fold, self._write = (
+            key_of(PHASE_SECONDS, projection=projection, phase=phase) for phase in ("load", "fold", "write")
+        )
+        self._visible = key_of(VISIBLE_SECONDS, projection=projection)
+        self._events = key_of(WORKER_EVENTS, projection=projection)
+        self._commits = key_of(WORKER_COMMITS, projection=projection)
+        self._parked = key_of(WORKER_PARKED, projection=projection)
         self._tracer = (tracers or trace.get_tracer_provider()).get_tracer(SCOPE)
         self._slow_s = slow_s
         self._sample = sample
@@ -101,20 +109,32 @@ class Batches:
         logger.log(logging.WARNING if is_slow else logging.DEBUG, text, *size, extra=about)
 
     def _count(self, counting: Counting, projected: Projected, brought: Brought, took: float, server_ms: int) -> None:
-        labels, phases = self._labels, projected.phases
-        counting.record(BATCH_SECONDS, took, labels)
-        counting.record(PHASE_SECONDS, phases.load, self._phases["load"])
-        counting.record(PHASE_SECONDS, phases.fold, self._phases["fold"])
-        counting.record(PHASE_SECONDS, phases.write, self._phases["write"])
+        created = completed = breaks = checkpoints = 0
+        for outcome in projected.outcomes:
+            gains = outcome.sums
+            created += gains.get("sessions", 0)
+            completed += max(0, gains.get(COMPLETED_STATE, 0))  # one that is reopened is no completion less
+            breaks += gains.get("breaks", 0)
+            checkpoints += len(outcome.checkpoints)
+        phases = projected.phases
+        times = [
+            (self._batch, took),
+            (self._load, phases.load),
+            (self._fold, phases.fold),
+            (self._write, phases.write),
+        ]
         if brought.commits:
-            counting.record(VISIBLE_SECONDS, max(0, server_ms - brought.oldest_ms) / 1000, labels)
-        counting.count(WORKER_EVENTS, projected.events, labels)
-        counting.count(WORKER_COMMITS, brought.commits, labels)
-        counting.count(WORKER_PARKED, projected.parked, labels)
-        for name, metric in _GAINS:
-            gains = [outcome.sums[name] for outcome in projected.outcomes if name in outcome.sums]
-            counting.count(metric, sum([gain for gain in gains if gain > 0]), ())
-        counting.count(CHECKPOINTS, sum([len(outcome.checkpoints) for outcome in projected.outcomes]), ())
+            times.append((self._visible, max(0, server_ms - brought.oldest_ms) / 1000))
+        numbers = [
+            (self._events, projected.events),
+            (self._commits, brought.commits),
+            (self._parked, projected.parked),
+            (_CREATED, created),
+            (_COMPLETED, completed),
+            (_BREAKS, breaks),
+            (_CHECKPOINTS, checkpoints),
+        ]
+        counting.add(numbers, times)
 
     def _trace(self, batch: Batch, projected: Projected, links: Sequence[Link]) -> None:
         phases = projected.phases

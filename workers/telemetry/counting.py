@@ -7,7 +7,7 @@ the same (workers/telemetry/otlp.py).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from pathlib import Path
 from resource import getpagesize
@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 from domain.telemetry import HELD, LATENCIES, METRICS, PROCESS_MEMORY, Metric
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
+#: A metric with its labels.
+Key: TypeAlias = tuple[str, Labels]
 
 
 class Latencies:
@@ -30,8 +32,10 @@ class Latencies:
     def add(self, seconds: float) -> None:
         self.inside[bisect_left(LATENCIES, seconds)] += 1
         self.sum += seconds
-        self.least = min(self.least, seconds)
-        self.most = max(self.most, seconds)
+        if seconds < self.least:
+            self.least = seconds
+        if seconds > self.most:
+            self.most = seconds
 
 
 class Series(NamedTuple):
@@ -50,21 +54,21 @@ class Counting:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._counters: dict[tuple[str, Labels], int] = {}
-        self._latencies: dict[tuple[str, Labels], Latencies] = {}
+        self._counters: dict[Key, int] = {}
+        self._latencies: dict[Key, Latencies] = {}
         self.held: Callable[[], dict[str, int]] = dict
 
-    def count(self, metric: Metric, amount: int, labels: Labels) -> None:
-        key = metric.name, labels
+    def add(self, numbers: Sequence[tuple[Key, int]], times: Sequence[tuple[Key, float]] = ()) -> None:
+        """Adds to counters and to histograms, all at once: an event may be waiting for it."""
         with self._lock:
-            self._counters[key] = self._counters.get(key, 0) + amount
-
-    def record(self, metric: Metric, seconds: float, labels: Labels) -> None:
-        key = metric.name, labels
-        with self._lock:
-            if key not in self._latencies:
-                self._latencies[key] = Latencies()
-            self._latencies[key].add(seconds)
+            for key, number in numbers:
+                if number > 0:
+                    self._counters[key] = self._counters.get(key, 0) + number
+            for key, seconds in times:
+                found = self._latencies.get(key)
+                if found is None:
+                    found = self._latencies[key] = Latencies()
+                found.add(seconds)
 
     def told(self) -> Iterator[tuple[Metric, list[Series]]]:
         """Every metric of a worker that has a value. A counter without labels has one from the start: 0."""
@@ -103,14 +107,13 @@ def now() -> Counting | None:
 
 def count(metric: Metric, amount: int = 1, **labels: str) -> None:
     """Adds to a counter."""
-    if amount and _now is not None:
-        _now.count(metric, amount, tuple(labels.items()))
-
-
-def record(metric: Metric, seconds: float, **labels: str) -> None:
-    """Adds to a histogram."""
     if _now is not None:
-        _now.record(metric, seconds, tuple(labels.items()))
+        _now.add([(key_of(metric, **labels), amount)])
+
+
+def key_of(metric: Metric, **labels: str) -> Key:
+    """A metric with its labels, for whoever adds to it time and again."""
+    return metric.name, tuple(labels.items())
 
 
 def tell_held(held: Callable[[], dict[str, int]]) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from domain import Append, Conflict, OutcomeUnknown, SessionLog
-from domain.log import Connecting, create_store
+from domain.log import Connecting, create_store, observing
 from domain.log.observing import Observer
 from tests.conftest import Store
 from tests.domain.log.logs import note
@@ -101,6 +109,63 @@ def test_what_is_quick_is_told_only_in_detail(store: Store, caplog: pytest.LogCa
         log.append("s-1", note())
     (record,) = caplog.records
     assert (record.levelname, vars(record)["action"], vars(record)["sessions"]) == ("DEBUG", "log.append", "s-1")
+
+
+@pytest.mark.parametrize(("roots", "flags", "spans"), [(1, None, 1), (0, None, 0), (0, 1, 1), (1, 0, 0)])
+def test_an_append_is_traced_as_its_producers_work_is(
+    monkeypatch: pytest.MonkeyPatch, store: Store, roots: float, flags: int | None, spans: int
+) -> None:
+    """In a trace that is sampled; where there is none, a few begin one. The span's context travels with the commit."""
+    monkeypatch.setattr(observing, "ROOTS", roots)
+    exported = InMemorySpanExporter()
+    tracers = TracerProvider(ALWAYS_ON, shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exported))
+    log = store.open()
+    log._observer = Observer(1.0, tracers)
+    with ExitStack() as work:
+        if flags is not None:
+            current = NonRecordingSpan(SpanContext(7, 8, False, TraceFlags(flags)))
+            work.enter_context(use_span(current))
+        log.append("s-1", note())
+        log.append_many([Append("s-2", (note(), note()))])
+
+    found = exported.get_finished_spans()
+    assert [span.name for span in found] == ["muster.append"] * 2 * spans
+    for span, session, events in zip(found, ("s-1", "s-2"), (1, 2), strict=False):
+        (commit,) = log.read(session)
+        assert span.context is not None
+        assert f"{span.context.span_id:016x}" in str(commit.traceparent)
+        assert dict(span.attributes or {}) == {"muster.session": session, "muster.commits": 1, "muster.events": events}
+        assert (span.parent.trace_id if span.parent else None) == (None if flags is None else 7)
+
+
+def test_what_is_measured_is_bounded_and_what_is_counted_exact(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """Of more calls than are kept between two looks, as many as are kept; commits, events and errors all."""
+    monkeypatch.setattr(observing, "TIMES", 8)
+    reader = InMemoryMetricReader()
+    log = store.open()
+    log._observer = Observer(1.0, None, MeterProvider([reader], shutdown_on_exit=False))
+
+    def looked() -> dict[str, Any]:
+        data = reader.get_metrics_data()
+        assert data is not None
+        (scope,) = data.resource_metrics[0].scope_metrics
+        return {metric.name: metric.data.data_points[0] for metric in scope.metrics if metric.data.data_points}
+
+    for number in range(5):
+        log.append("s", note(), expected=number)
+    first = looked()
+    for number in range(5, 25):
+        log.append("s", [note(), note()], expected=5 + 2 * (number - 5))
+    with pytest.raises(Conflict):
+        log.append("s", note(), expected=1)
+    second = looked()
+    assert (first["muster_producer_append_seconds"].count, first["muster_producer_commits_total"].value) == (5, 5)
+    assert second["muster_producer_append_seconds"].count == 5 + 8
+    assert second["muster_producer_commits_total"].value == 25
+    assert second["muster_producer_events_total"].value == 45
+    errors = second["muster_producer_errors_total"]
+    assert (errors.value, dict(errors.attributes)) == (1, {"code": "SEQ_CONFLICT"})
 
 
 def test_without_a_provider_nothing_is_traced_or_counted() -> None:

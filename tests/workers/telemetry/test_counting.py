@@ -18,7 +18,7 @@ from workers.jobs import JobRunner
 from workers.partitions import HeldPartitions
 from workers.settings import JobSettings
 from workers.telemetry import counting
-from workers.telemetry.counting import Counting
+from workers.telemetry.counting import Counting, key_of
 from workers.telemetry.telling import exposition
 
 JOBS_DB = 8
@@ -46,7 +46,6 @@ def test_nothing_is_counted_while_nobody_listens() -> None:
     """It costs a look."""
     assert counting.now() is None
     counting.count(LEASES_LOST)
-    counting.record(BATCH_SECONDS, 1.0, projection="p")
 
 
 def test_a_counter_without_labels_is_there_from_the_start(counted: Counting) -> None:
@@ -62,7 +61,7 @@ def test_a_counter_without_labels_is_there_from_the_start(counted: Counting) -> 
 def test_a_histogram_counts_each_value_once_and_tells_it_up_to_every_bound(counted: Counting) -> None:
     """A value at a bound is below it, as Prometheus has it."""
     for seconds in (LATENCIES[0], 0.003, 400.0):
-        counting.record(BATCH_SECONDS, seconds, projection="p")
+        counted.add([], [(key_of(BATCH_SECONDS, projection="p"), seconds)])
     told = lines(counted)
     name = "muster_worker_batch_seconds"
     assert {

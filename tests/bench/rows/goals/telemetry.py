@@ -34,6 +34,8 @@ from workers.telemetry.counting import Counting
 
 SESSIONS = 64
 OFF, ON = "off", "on"
+#: Neither is always the one that comes after the other.
+TURNS = (OFF, ON, ON, OFF)
 
 
 class Nowhere(SpanExporter):
@@ -66,7 +68,7 @@ def appending(arena: Arena) -> Measure:
     def measure() -> dict[str, float]:
         taken: dict[str, list[float]] = {OFF: [], ON: []}
         for number in range(2 * blocks):
-            which = (OFF, ON)[number % 2]
+            which = TURNS[number % 4]
             log._observer = observers[which]
             began = time.perf_counter()
             for name in names:
@@ -101,7 +103,7 @@ def projecting(what: str, size: int) -> Callable[[Arena], Measure]:
         def measure() -> dict[str, float]:
             taken: dict[str, list[float]] = {OFF: [], ON: []}
             for number in range(2 * rounds):
-                which = (OFF, ON)[number % 2]
+                which = TURNS[number % 4]
                 counting.begin(counted if which == ON else None)
                 for name in names[:size]:
                     log.append_many([Append(name, (event(),))])
