@@ -33,6 +33,7 @@ from domain.events import Event
 from domain.log.connection import ConnectionState, Line, connection_error, raised
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
+from domain.log.following import Following
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
 from domain.log.protocol import Call, Command, Flow, Protocol, RangeRequest, Request, with_ids
@@ -143,6 +144,7 @@ class Exchanges:
         wait_ms: int,
         line: Line,
         spool: Spool | None,
+        following_s: float | None = None,
     ) -> None:
         self.keyspace = keyspace
         self.identity = identity
@@ -163,6 +165,8 @@ class Exchanges:
         self._name = new_id()[:12]
         self._line = line
         self.spool = spool
+        #: Where moved sessions are; None where this log follows none.
+        self._following = None if following_s is None else Following(identity.store, following_s)
 
     @property
     def connection(self) -> ConnectionState:
@@ -184,7 +188,22 @@ class Exchanges:
     def _draining(self, spool: Spool) -> Steps[Pass]:
         """Sends a page of what waits in the spool."""
         acknowledge = self._all_acknowledged
-        return drain_steps(spool, self.witness.known, acknowledge, limits=self.limits, epoch=self.identity.epoch)
+        return drain_steps(spool, self._known, acknowledge, limits=self.limits, epoch=self.identity.epoch)
+
+    def _known(self, session: str) -> Position | None:
+        """The last position known of a session, wherever it is."""
+        return self._witness_of(session).known(session)
+
+    def _witness_of(self, session: str) -> Witness:
+        """Who remembers what was told of a session."""
+        return self.witness
+
+    def _hand_over(self, session: str, witness: Witness) -> None:
+        """What was told of a session is remembered with its new place: here it would count as lost."""
+        known = self.witness.known(session)
+        if known is not None:
+            witness.saw(session, known)
+            self.witness.forget([session])
 
     def is_spooled(self, session: str) -> bool:
         """Whether commits of a session wait in the spool."""
@@ -203,7 +222,7 @@ class Exchanges:
             return structs.replace(append, token=token, traceparent=trace)
         given = tuple([event.id for event in append.events if event.id])
         events = with_ids(append.events, new_id.many)
-        known = append.known if append.known is not None else self.witness.known(append.session)
+        known = append.known if append.known is not None else self._known(append.session)
         doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted

@@ -407,9 +407,13 @@ def fork_answer(session: str, reply: list[Any]) -> ForkAnswer | MusterError:
     raise AssertionError(f"unknown answer {word!r}")
 
 
-def refused(session: str, code: str, *rest: str) -> Refused:
+def refused(session: str, code: str, *rest: str) -> MusterError:
     """What the append function refuses, from its words."""
     match code:
+        case "MOVED_TO":
+            return moved_to(session, rest[0])
+        case "SESSION_ARRIVING":
+            return arriving(session, rest[0])
         case "GATE_REFUSED":
             return gate_refused(session, int(rest[0]), rest[1], int(rest[2]))
         case "TOO_LATE":
@@ -433,6 +437,18 @@ def pack_position(known: Position | None) -> str:
     if known is None:
         return ""
     return str(known.seq) if known.digest is None else f"{known.seq} {known.digest}"
+
+
+def moved_to(session: str, place: str) -> Conflict:
+    """The session was moved: its writers append at the place."""
+    return Conflict("MOVED_TO", f"session {session} was moved to {place}", session=session, place=place)
+
+
+def arriving(session: str, place: str) -> Unavailable:
+    """The session is on its way here, and its writers append where it comes from until it is whole."""
+    return Unavailable(
+        "SESSION_ARRIVING", f"session {session} is on its way here from {place}", session=session, place=place
+    )
 
 
 def unknown_session(session: str) -> NotFound:

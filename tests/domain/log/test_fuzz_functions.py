@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from domain import Append, Damaged, MusterError, Receipt, SessionLog
-from domain.codec import genesis
+from domain.codec import chain, genesis
 from domain.log.contract import Position
 from domain.log.store import library_source
 from projections.lease import Leases
@@ -70,7 +70,8 @@ _JUNK: Final[list[Argument]] = [
 #: workers and operators, whose keys are what they say.
 _CHECKS_KEYS: Final = (
     *("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1", "muster_fork_1"),
-    "muster_state_1",
+    *("muster_state_1", "muster_seal_1", "muster_unseal_1", "muster_stage_1", "muster_open_1", "muster_bring_1"),
+    "muster_drop_1",
 )
 
 
@@ -165,6 +166,12 @@ class Functions:
             "muster_quarantine_1": self._quarantine,
             "muster_repair_1": self._repair,
             "muster_fork_1": self._fork,
+            "muster_seal_1": self._seal,
+            "muster_unseal_1": self._unseal,
+            "muster_stage_1": self._stage,
+            "muster_open_1": self._open,
+            "muster_bring_1": self._bring,
+            "muster_drop_1": self._drop,
         }
 
     def _any_of(self, *values: Argument) -> Argument:
@@ -277,6 +284,62 @@ class Functions:
         for _ in range(commits):
             arguments += [1, any_body(self._chance), self._any_of("", "00-1-2-01"), self._any_of("", "", "1")]
         return Call("muster_fork_1", names, arguments)
+
+    def _moved(self, function: str, session: str, kinds: str, *more: Argument) -> Call:
+        names = [self.keys.meta]
+        for kind in kinds.split():
+            key: Any = getattr(self.keys, kind)
+            names.append(key if isinstance(key, str) else key(session))
+        return Call(function, names, [*self._identity, session, "task", *more])
+
+    def _seal(self) -> Call:
+        session = f"s{self._chance.randrange(4)}"
+        return self._moved("muster_seal_1", session, "log head hold", "by", self._any_of("to", "from"), "a place")
+
+    def _unseal(self) -> Call:
+        return self._moved("muster_unseal_1", f"s{self._chance.randrange(4)}", "log head hold", "by")
+
+    def _copied(self, session: str, seq: int, digest: str) -> list[Argument]:
+        """Commits as they would follow there."""
+        found: list[Argument] = []
+        for _ in range(self._chance.randrange(1, 4)):
+            body, at_ms = any_body(self._chance), self._chance.randrange(10**13)
+            digest = chain(digest, session, seq + 1, 1, at_ms, body)
+            seq += 1
+            found += [1, at_ms, digest, body, self._any_of("", "00-1-2-01")]
+        return found
+
+    def _arriving(self, session: str) -> tuple[int, str]:
+        client = cast("Any", self.store.client)
+        seq, digest = client.hmget(self.keys.hold(session), "moved_seq", "moved_digest")
+        return (int(seq), digest.decode()) if seq is not None else (0, genesis(session))
+
+    def _stage(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        at = self._arriving(session)
+        commits = self._copied(session, *at) if self._chance.random() < 0.7 else []
+        return self._moved("muster_stage_1", session, "sessions head hold arriving", "by", "a place", *at, *commits)
+
+    def _open(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        kinds = "sessions feed log head hold arriving skips audit"
+        about: list[Argument] = [*self._arriving(session), "o", 10**13, "-", "any", self._any_of("", "ann"), "1-t"]
+        skips = self._any_of("", '[{"from_seq":1,"to_seq":1,"digest":"d","who":"w","why":"y","at":1}]')
+        return self._moved("muster_open_1", session, kinds, "by", *about, 1000, 1000, 1, skips, "who")
+
+    def _bring(self) -> Call:
+        session = self._any_of("s1", "s2", "y1", "y2")
+        head = self.log.head(str(session))
+        seq, digest = (head.seq, head.digest) if head else (0, genesis(str(session)))
+        commits = self._copied(str(session), seq, digest)
+        kinds = "sessions feed log head hold"
+        place = self._any_of("a place", "")
+        return self._moved("muster_bring_1", str(session), kinds, place, seq, digest, "o", *commits)
+
+    def _drop(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        kinds = "sessions log head hold arriving skips audit"
+        return self._moved("muster_drop_1", session, kinds, *self._arriving(session), self._any_of("", "there"), "who")
 
 
 @pytest.fixture(params=["valkey", "redis7"])
