@@ -106,7 +106,7 @@ def apply(
             continue
         outcome = fold_span(log, span, stored, new, store.checkpoints)
         goes_on()
-        if outcome is not None:
+        if outcome is not None and not (outcome.parked is not None and was_taken_back(store, span.session)):
             outcomes.append(outcome)
     events = (batch.cursor_to or 0) - (batch.cursor_from or 0)
     store.step(
@@ -123,6 +123,12 @@ def apply(
         sum(outcome.parked is not None for outcome in outcomes),
         {outcome.session: outcome.position for outcome in outcomes},
     )
+
+
+def was_taken_back(store: ProjectionStore, session: str) -> bool:
+    """Whether a session was here for a while, and is where it came from again: the feed still tells of it."""
+    (head,) = store.heads([session])
+    return head is not None and head.seq == 0 and head.is_elsewhere
 
 
 def fold_span(

@@ -327,8 +327,10 @@ class ProjectionStore:
 
     def flags(self, session: str) -> str:
         """The flags of a head that is lost, by what they point at."""
-        code, policy = self.client.hmget(self.keyspace.of(session).hold(session), "code", "policy")
-        return ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "") or "-"
+        hold = self.keyspace.of(session).hold(session)
+        code, policy, to, source = self.client.hmget(hold, "code", "policy", "moved_to", "moved_from")
+        letters = ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "")
+        return letters + ("m" if to or source else "") or "-"
 
     def member_pages(self, partition: int, *, agents: bool = False, after: str | None = None) -> Iterator[list[str]]:
         """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id.

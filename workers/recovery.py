@@ -210,6 +210,10 @@ class Recovery:
             self._partition(PartitionPlan(partition, [], whole=True), quarantine=False)
         return self.repaired
 
+    def forget(self, partition: int, sessions: Sequence[str]) -> None:
+        """Takes away what derives from sessions of a partition whose logs were taken from here on purpose."""
+        self._under_lease(partition, lambda rebuild: rebuild.forget(sessions), quarantine=False)
+
     def undo(self, session: str) -> None:
         """Puts the view of a session back that recovery replaced. Raises NotFound (NOTHING_REPLACED) and Conflict
         (VIEW_MOVED).

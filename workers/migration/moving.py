@@ -19,11 +19,13 @@ from msgspec import Struct, structs
 
 from domain.errors import Conflict, MusterError, Unavailable
 from workers.migration import calls, record
+from workers.migration.comparing import Comparing, Problem
 from workers.migration.copying import Copied, Copying
 from workers.migration.cutting import BATCH, CuttingOver, Moved, Waiting
 from workers.migration.ends import Ends
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import pages, selected
+from workers.migration.undoing import Undoing
 from workers.pacing import Pace
 
 #: How much longer than its lease a dead process is waited for, in seconds.
@@ -41,6 +43,15 @@ class Done(Struct):
     events: int = 0
     failed: int = 0
     gone: int = 0
+
+
+class Verified(Struct):
+    """What was compared, and everything that was found."""
+
+    sessions: int = 0
+    commits: int = 0
+    events: int = 0
+    problems: list[Problem] = []
 
 
 class Moving:
@@ -150,6 +161,38 @@ class Moving:
         if _is_elsewhere(error):
             return Move("elsewhere", error=error.cause)
         return Move("failed", error=_told(error))
+
+    def verify(self, sessions: Iterable[str] | None = None) -> Verified:
+        """Reads every session that was begun with on both sides, and compares. Raises Unavailable."""
+        comparing = Comparing(self.ends, self.migration, self._token, self._pace)
+        chosen = None if sessions is None else set(sessions)
+        done = Verified()
+        for page in pages(self._migrations.moves(self.migration.id)):
+            moves: dict[str, Move] = {}
+            for session, move in page:
+                if move.state not in ("copied", "sealing", "moved") or (chosen is not None and session not in chosen):
+                    continue
+                compared = comparing.session(session, move)
+                done.problems += compared.problems
+                done.sessions, done.commits = done.sessions + 1, done.commits + compared.commits
+                done.events += compared.events
+                is_lost = any(one.code == "COPY_DIFFERS" and one.seq == 1 for one in compared.problems)
+                moves[session] = structs.replace(
+                    move,
+                    verified=not compared.problems,
+                    state="sealing" if move.state == "moved" and is_lost else move.state,
+                    error=compared.problems[0].cause if compared.problems else None,
+                )
+            self._put(moves)
+        return done
+
+    def rollback(self, sessions: Iterable[str] | None = None, *, carry_back: bool = False) -> Done:
+        """Undoes what this migration did. Raises as `Undoing.undo`."""
+        undoing = Undoing(
+            self.ends, self.migration, by=self._token, who=self._who, carry_back=carry_back, say=self._say
+        )
+        back, failed = undoing.undo(None if sessions is None else list(sessions))
+        return Done(sessions=back, failed=failed)
 
     # -- what phases share -------------------------------------------------------------------------------------------
 
