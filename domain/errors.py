@@ -206,6 +206,9 @@ REGISTRY: dict[str, Entry] = {
         Conflict, "leave these sessions out, or take the target's away first: what a target holds is never overwritten"
     ),
     "MIGRATION_BUSY": Entry(Conflict, "wait until the other process ends, or see who it is: `muster migrate status`"),
+    "MIGRATION_UNFINISHED": Entry(
+        Conflict, "`muster migrate rollback` brings the sessions back, `muster migrate retire` leaves them moved"
+    ),
     "MIGRATION_OVER": Entry(Conflict, "begin another one: `muster migrate copy` without --task"),
     "ROLLBACK_REFUSED": Entry(
         Conflict, "carry what was appended since back to the source: `muster migrate rollback --carry-back`"
@@ -598,6 +601,7 @@ CAUSES: dict[str, str] = {
     "MIGRATION_CONFLICT": "The target of a migration holds other sessions under the same ids",
     "MIGRATION_BUSY": "Another process works on the migration",
     "MIGRATION_OVER": "The migration has ended",
+    "MIGRATION_UNFINISHED": "Sessions were sealed or moved by the migration that is to be ended",
     "MIGRATION_UNKNOWN": "There is no migration of this id on the target",
     "SEAL_UNPROVED": "A server does not prove in time that what was sealed stays sealed",
     "ROLLBACK_REFUSED": "Events were appended on the target since the sessions were moved",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from domain.errors import Refused
 from domain.log import Connecting, SessionLog
@@ -14,6 +14,7 @@ from domain.log.connection import connection_error, send
 from domain.log.place import Place
 from domain.log.protocol import Command, parse_time
 from projections.store import ProjectionStore
+from workers.settings import Settings
 
 
 class Address(Struct, frozen=True):
@@ -22,6 +23,30 @@ class Address(Struct, frozen=True):
     connecting: Connecting
     environment: str
     namespace: str
+
+
+def address(
+    side: str,
+    settings: Settings,
+    *,
+    url: str | None = None,
+    environment: str | None = None,
+    namespace: str | None = None,
+) -> Address:
+    """How an end (`from`, `to`) is reached, by the settings and what is said beyond them. Raises Refused (USAGE) where
+    no server is named.
+    """
+    migrate = settings.migrate
+    named = url or getattr(migrate, f"{side}_url")
+    if named is None:
+        raise Refused("USAGE", f"no server is named: --{side} URL, or MUSTER_MIGRATE__{side.upper()}_URL")
+    connecting = structs.replace(
+        settings.redis,
+        url=named,
+        username=getattr(migrate, f"{side}_username") or settings.redis.username,
+        password=getattr(migrate, f"{side}_password") or settings.redis.password,
+    )
+    return Address(connecting, environment or settings.environment, namespace or settings.namespace)
 
 
 class End:

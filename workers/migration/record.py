@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from domain.errors import Conflict, NotFound
+from domain.log import SessionLog
 from workers.migration.ends import End
 
 #: States of a migration. From those in ENDED nothing leads on.
@@ -119,14 +120,17 @@ class Migrations:
         is_held = worker is not None and int(deadline or 0) > self._target.now_ms()
         return msgspec.convert(record | {"holder": worker.decode() if is_held else None}, Migration)
 
+    @staticmethod
+    def source_of(log: SessionLog, id: str) -> str:
+        """The place a migration's sessions come from. Raises NotFound (MIGRATION_UNKNOWN)."""
+        stored: Any = log.client.hget(log.keyspace.migration(id), "record")
+        if stored is None:
+            raise NotFound("MIGRATION_UNKNOWN", f"the target knows no migration {id}", task=id)
+        return str(msgspec.json.decode(stored, type=Migration).source)
+
     def all(self) -> list[Migration]:
         """All of them, the newest first."""
         return [self.get(id.decode()) for id in self._client.zrange(self._keyspace.migrations, 0, -1, desc=True)]
-
-    def open_one(self, source_store: str) -> Migration | None:
-        """The newest from a source that has not ended."""
-        found = (one for one in self.all() if one.source_store == source_store and one.state not in ENDED)
-        return next(found, None)
 
     def note(self, id: str, **fields: Any) -> None:
         """Writes fields of a migration, each by itself."""

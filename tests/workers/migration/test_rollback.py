@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domain import Conflict
+from domain import Conflict, Event
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, history, note, refused
 from workers.migration import calls
@@ -106,18 +106,12 @@ def test_a_session_that_completed_on_the_target_is_completed_when_it_is_back(sce
     log, target = scene.source.open(), scene.target.open()
     fill(log, ["s"])
     migration = scene.moved()
-    target.append("s", _event("completed"))
+    target.append("s", Event.of("completed", actor="ann"))
 
     rolled_back(scene, migration, carry_back=True)
 
     with refused("GATE_REFUSED"):
         log.append("s", note())
-
-
-def _event(type: str) -> object:
-    from domain import Event
-
-    return Event.of(type, actor="ann")
 
 
 @pytest.mark.parametrize("projected", ["all of it", "none of it"])

@@ -122,9 +122,10 @@ def test_an_event_that_was_added_is_found(scene: Scene) -> None:
 
     def add(session: str) -> None:
         key = scene.target.keyspace.of(session).arriving(session)
-        (_, fields), *_ = scene.target.client.xrevrange(key, count=1)  # type: ignore[misc]
+        client: Any = scene.target.client
+        ((_, fields),) = client.xrevrange(key, count=1)
         digest = chain(fields[b"d"].decode(), session, 9, 1, 10**13, fields[b"b"])
-        scene.target.client.xadd(key, {"t": 10**13, "d": digest, "b": fields[b"b"]}, id="9-1")
+        client.xadd(key, {"t": 10**13, "d": digest, "b": fields[b"b"]}, id="9-1")
 
     found = problems(scene, moves=False, damage=add)
 
