@@ -1430,6 +1430,11 @@ local function keys_of_move(keys, session, names)
   return of
 end
 
+-- Whether a text may stand for a place, or a task: producers and people are told it.
+local function is_told(text)
+  return #text <= 500 and string.find(text, '^[\32-\126]+$') ~= nil
+end
+
 -- An error reply unless the caller may do all of these writes.
 local function may_not(writes)
   for _, write in ipairs(writes) do
@@ -1453,7 +1458,7 @@ end
 --         task to from opened_by opened_seq opened_digest}; {ABSENT}; DAMAGED code ...
 local function seal(keys, args)
   local of, problem = keys_of_move(keys, args[3] or '', { 'log', 'head', 'hold' })
-  if not of or #args ~= 7 or (args[6] ~= 'to' and args[6] ~= 'from') or args[4] == '' or args[7] == '' then
+  if not of or #args ~= 7 or (args[6] ~= 'to' and args[6] ~= 'from') or not (is_told(args[4]) and is_told(args[7])) then
     return problem or redis.error_reply('ARGUMENTS_INVALID a seal has a task, a direction and a place')
   end
   local meta, why = open_store(keys[1], args[1], args[2])
@@ -1546,7 +1551,7 @@ end
 local function stage(keys, args)
   local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'head', 'hold', 'arriving' })
   local count = (#args - 8) / 5
-  if not of or count < 0 or count ~= math.floor(count) or not whole(args[7]) or args[4] == '' or args[6] == '' then
+  if not of or count < 0 or count ~= math.floor(count) or not whole(args[7]) or not (is_told(args[4]) and is_told(args[6])) then
     return problem or redis.error_reply('ARGUMENTS_INVALID it takes 5 keys, 8 arguments, and 5 for each commit')
   end
   local meta, why = open_store(keys[1], args[1], args[2])
@@ -1633,7 +1638,7 @@ local function open(keys, args)
   end
   local last = redis.call('XREVRANGE', of.arriving, '+', '-', 'COUNT', 1)[1]
   if hold[2] ~= args[6] or hold[3] ~= args[7] or not last or string.match(last[1], '^%d+') ~= args[6]
-    or field(last, 'd') ~= args[7] then
+    or field(last, 'd') ~= args[7] or field(last, 't') ~= args[9] then
     return { 'STANDS', hold[2], hold[3] }
   end
   local skips = args[17] ~= '' and cjson.decode(args[17]) or {}
@@ -1693,7 +1698,8 @@ end
 local function bring(keys, args)
   local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'feed', 'log', 'head', 'hold' })
   local count = (#args - 8) / 5
-  if not of or count < 0 or count ~= math.floor(count) or not whole(args[6]) or not GATE[args[8]] or args[4] == '' then
+  if not of or count < 0 or count ~= math.floor(count) or not whole(args[6]) or not GATE[args[8]]
+    or not is_told(args[4]) or args[5] ~= '' and not is_told(args[5]) then
     return problem or redis.error_reply('ARGUMENTS_INVALID it takes 6 keys, 8 arguments, and 5 for each commit')
   end
   local meta, why = open_store(keys[1], args[1], args[2])
@@ -1765,7 +1771,7 @@ end
 --   Reply {DROPPED}, also if there is none; {STANDS seq digest}; {TAKEN ...} if it is none of this task's
 local function drop(keys, args)
   local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'log', 'head', 'hold', 'arriving', 'skips', 'audit' })
-  if not of or #args ~= 8 or not whole(args[5]) or args[4] == '' then
+  if not of or #args ~= 8 or not whole(args[5]) or not is_told(args[4]) or args[7] ~= '' and not is_told(args[7]) then
     return problem or redis.error_reply('ARGUMENTS_INVALID it takes 8 keys and 8 arguments')
   end
   local meta, why = open_store(keys[1], args[1], args[2])
@@ -1781,7 +1787,7 @@ local function drop(keys, args)
   end
   local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_digest', 'moved_to', 'opened_by')
   local is_left = head.seq == 0 and has(head, 'm') and hold[4] and not hold[2]
-  if is_left and hold[1] == task then
+  if is_left and hold[1] == task or head.seq == 0 and head.flags == '-' then
     return { 'DROPPED' }
   end
   local is_staged = has(head, 'm') and hold[1] == task and hold[2]
@@ -1793,23 +1799,26 @@ local function drop(keys, args)
   if seq ~= args[5] or digest ~= args[6] then
     return { 'STANDS', seq, digest }
   end
-  problem = may_not({ { 'DEL', of.arriving }, { 'DEL', of.log }, { 'DEL', of.head }, { 'DEL', of.hold }, { 'SET', of.head, '' },
-    { 'HSET', of.hold, 'moved_to', '' }, { 'ZREM', of.sessions, '' }, { 'HDEL', of.skips, '' }, { 'XADD', of.audit, '*', 'who', '' } })
+  problem = may_not({ { 'DEL', of.arriving }, { 'RENAME', of.log, of.arriving }, { 'SET', of.head, '' }, { 'HDEL', of.hold, '' },
+    { 'HSET', of.hold, 'moved_to', '' }, { 'ZREM', of.sessions, '' }, { 'HDEL', of.skips, '' },
+    { 'XADD', of.audit, '*', 'who', '' } })
   if problem then
     return problem
   end
   redis.call('ZCARD', of.sessions)
   redis.call('HLEN', of.skips)
   redis.call('XLEN', of.audit)
-  redis.call('DEL', of.arriving, of.hold, of.head)
   if is_back then
-    redis.call('DEL', of.log)
+    -- Nobody who moves sessions may delete a log: it is a copy again first, as it was before it was opened.
+    redis.call('RENAME', of.log, of.arriving)
     redis.call('ZREM', of.sessions, session)
     redis.call('HDEL', of.skips, session)
   end
+  redis.call('DEL', of.arriving)
+  redis.call('HDEL', of.hold, unpack(redis.call('HKEYS', of.hold)))
+  local left = head_at(0, string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH), 'o', 0, args[7] ~= '' and 'm' or '-')
+  redis.call('SET', of.head, pack_head(left))
   if args[7] ~= '' then
-    local left = head_at(0, string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH), 'o', 0, 'm')
-    redis.call('SET', of.head, pack_head(left))
     redis.call('HSET', of.hold, 'moved_to', args[7], 'moved_task', task, 'moved_at', integer(server_ms()))
   end
   redis.call('XADD', of.audit, '*', 'who', args[8], 'what', is_back and 'moved session taken back' or 'arriving session dropped',

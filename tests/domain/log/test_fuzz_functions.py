@@ -66,6 +66,8 @@ _JUNK: Final[list[Argument]] = [
 ]
 
 
+#: When commits were written that come from elsewhere: in the future, so that times grow.
+_LATER_MS: Final = 5 * 10**12
 #: The functions that producers call: they take the keys of the session that is named, and no others. The rest are for
 #: workers and operators, whose keys are what they say.
 _CHECKS_KEYS: Final = (
@@ -303,7 +305,7 @@ class Functions:
         """Commits as they would follow there."""
         found: list[Argument] = []
         for _ in range(self._chance.randrange(1, 4)):
-            body, at_ms = any_body(self._chance), self._chance.randrange(10**13)
+            body, at_ms = any_body(self._chance), _LATER_MS
             digest = chain(digest, session, seq + 1, 1, at_ms, body)
             seq += 1
             found += [1, at_ms, digest, body, self._any_of("", "00-1-2-01")]
@@ -323,7 +325,7 @@ class Functions:
     def _open(self) -> Call:
         session = f"x{self._chance.randrange(3)}"
         kinds = "sessions feed log head hold arriving skips audit"
-        about: list[Argument] = [*self._arriving(session), "o", 10**13, "-", "any", self._any_of("", "ann"), "1-t"]
+        about: list[Argument] = [*self._arriving(session), "o", _LATER_MS, "-", "any", self._any_of("", "ann"), "1-t"]
         skips = self._any_of("", '[{"from_seq":1,"to_seq":1,"digest":"d","who":"w","why":"y","at":1}]')
         return self._moved("muster_open_1", session, kinds, "by", *about, 1000, 1000, 1, skips, "who")
 

@@ -154,8 +154,8 @@ def test_a_cancelled_migration_leaves_nothing(scene: Scene, run: Run) -> None:
     cancelled = run("cancel")
 
     assert (cancelled.code, cancelled.told["state"]) == (0, "cancelled")
-    names = scene.target.keys()
-    assert not [key for key in names if b"arriving" in key or b":head:" in key]
+    assert not [key for key in scene.target.keys() if b"arriving" in key or b":hold:" in key]  # noqa: SIM118
+    assert scene.target.open().append("a", note()).first_seq == 1  # its name is free
     assert log.append("a", note()).appended == 1
 
 
