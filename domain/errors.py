@@ -205,6 +205,9 @@ REGISTRY: dict[str, Entry] = {
     "MIGRATION_CONFLICT": Entry(
         Conflict, "leave these sessions out, or take the target's away first: what a target holds is never overwritten"
     ),
+    "SYNC_CONFLICT": Entry(
+        Conflict, "decide which side counts: `muster migrate sync --policy source|target|keep-both --session ID`"
+    ),
     "MIGRATION_BUSY": Entry(Conflict, "wait until the other process ends, or see who it is: `muster migrate status`"),
     "MIGRATION_UNFINISHED": Entry(
         Conflict, "`muster migrate rollback` brings the sessions back, `muster migrate retire` leaves them moved"
@@ -599,6 +602,7 @@ CAUSES: dict[str, str] = {
     "MOVED_TO": "The session was moved to another store, and its writers append there",
     "SESSION_ARRIVING": "The session is being moved here and is not whole yet",
     "MIGRATION_CONFLICT": "The target of a migration holds other sessions under the same ids",
+    "SYNC_CONFLICT": "A session was written on both sides of a standby",
     "MIGRATION_BUSY": "Another process works on the migration",
     "MIGRATION_OVER": "The migration has ended",
     "MIGRATION_UNFINISHED": "Sessions were sealed or moved by the migration that is to be ended",

@@ -1421,11 +1421,13 @@ local function keys_of_move(keys, session, names)
     return nil, redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
   end
   for index, name in ipairs(names) do
-    local is_own = name == 'log' or name == 'head' or name == 'hold' or name == 'arriving'
-    if keys[index + 1] ~= tag .. name .. (is_own and ':' .. session or '') then
+    local is_own, key = name == 'log' or name == 'head' or name == 'hold' or name == 'arriving', keys[index + 1]
+    local aside = name == 'aside' and string.match(key, '}:damaged:%d+:(.*)$')
+    if name == 'aside' and (aside ~= session or string.sub(key, 1, #tag) ~= tag)
+      or name ~= 'aside' and key ~= tag .. name .. (is_own and ':' .. session or '') then
       return nil, redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
     end
-    of[name] = keys[index + 1]
+    of[name] = key
   end
   return of
 end
@@ -1724,6 +1726,8 @@ local function bring(keys, args)
   local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_to')
   if not is_new and head.seq == 0 and has(head, 'm') and hold[3] and not hold[2] and args[5] ~= '' then
     is_new = true -- the name that a rollback left behind
+  elseif not is_new and head.seq == 0 and head.flags == '-' and args[5] ~= '' and redis.call('EXISTS', of.hold) == 0 then
+    is_new = true -- one that nothing was ever appended to
   elseif not is_new and (not has(head, 'm') or hold[1] ~= args[4] or hold[2]) then
     return taken(head, of.hold)
   end
@@ -1762,6 +1766,54 @@ local function bring(keys, args)
     feed(of.meta, of.feed, meta.total, chain.seq - seq, at, cmsgpack.pack({ { session, first, chain.seq, chain.bytes } }))
   end
   return { 'BROUGHT', integer(chain.seq), chain.digest }
+end
+
+-- muster_yield_1: puts the log of a session aside that a task keeps equal with another place, and that went another way: it is to be
+-- brought from there again, from its beginning. What derived from it is a recovery's.
+--   KEYS meta sessions log head hold aside skips audit   ARGV store epoch session task seq digest who
+--   Reply {YIELDED}; {STANDS seq digest}; {TAKEN ...} if it is none of this task's; {ABSENT}
+local function yield(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'log', 'head', 'hold', 'aside', 'skips', 'audit' })
+  if not of or #args ~= 7 or not whole(args[5]) or not is_told(args[4]) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 8 keys and 7 arguments')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session = args[3]
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    return { 'ABSENT' }
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_from', 'moved_seq')
+  if not has(head, 'm') or hold[1] ~= args[4] or not hold[2] or hold[3] then
+    return taken(head, of.hold)
+  elseif head.seq ~= whole(args[5]) or head.digest ~= args[6] or head.seq == 0 then
+    return { 'STANDS', integer(head.seq), head.digest }
+  end
+  problem = may_not({ { 'RENAME', of.log, of.aside }, { 'SET', of.head, '' }, { 'ZREM', of.sessions, '' }, { 'HDEL', of.skips, '' },
+    { 'XADD', of.audit, '*', 'who', '' } })
+  if problem then
+    return problem
+  end
+  -- All that can fail, before anything is written.
+  redis.call('ZCARD', of.sessions)
+  redis.call('HLEN', of.skips)
+  redis.call('XLEN', of.audit)
+  if redis.call('EXISTS', of.aside) == 1 or redis.call('EXISTS', of.log) == 0 then
+    return redis.error_reply('ARGUMENTS_INVALID there is no log, or one was put aside under this name before')
+  end
+  redis.call('RENAME', of.log, of.aside)
+  redis.call('ZREM', of.sessions, session)
+  redis.call('HDEL', of.skips, session)
+  redis.call('XADD', of.audit, '*', 'who', args[7], 'what', 'log put aside for another', 'session', session, 'task', args[4], 'seq',
+    args[5], 'digest', args[6], 'aside', of.aside)
+  local begun = head_at(0, string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH), 'o', 0, head.flags)
+  redis.call('SET', of.head, pack_head(begun))
+  return { 'YIELDED' }
 end
 
 -- muster_drop_1: takes away the copy of a session that a task made, and that stands where it was seen: one that was not opened; or
@@ -1831,6 +1883,7 @@ redis.register_function { function_name = 'muster_unseal_1', callback = unseal, 
 redis.register_function { function_name = 'muster_stage_1', callback = stage }
 redis.register_function { function_name = 'muster_open_1', callback = open }
 redis.register_function { function_name = 'muster_bring_1', callback = bring }
+redis.register_function { function_name = 'muster_yield_1', callback = yield }
 redis.register_function { function_name = 'muster_drop_1', callback = drop, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_fork_1', callback = fork }
 redis.register_function { function_name = 'muster_repair_1', callback = repair }

@@ -80,6 +80,14 @@ def drop(end: End, session: str, task: str, at: Position, place: str, who: str) 
     return _call(end, "muster_drop_1", session, keys, [task, at.seq, at.digest, place, who])
 
 
+def yield_(end: End, session: str, task: str, at: Position, at_ms: int, who: str) -> Command:
+    """Puts the log of a session aside that went another way than where it is kept equal with."""
+    keys = end.keyspace.of(session)
+    names = [keys.meta, keys.sessions, keys.log(session), keys.head(session), keys.hold(session)]
+    names += [keys.damaged(at_ms, session), keys.skips, keys.audit]
+    return ["FCALL", "muster_yield_1", len(names), *names, *end.identity, session, task, at.seq, at.digest, who]
+
+
 def _call(end: End, function: str, session: str, kinds: Sequence[str], arguments: list[Any]) -> Command:
     keys = end.keyspace.of(session)
     names = [keys.meta]
@@ -108,7 +116,7 @@ def answered(session: str, reply: Any) -> Sealed | Standing | MusterError:
             return Sealed(
                 int(seq), digest, gate, int(at_ms), flags, policy, holder, token, int(left), int(ttl), int(counter)
             )
-        case "DROPPED":
+        case "DROPPED" | "YIELDED":
             return Standing(word, Position(0))
         case "OPEN" | "STAGED" | "STANDS" | "OPENED" | "BROUGHT":
             return Standing(word, Position(int(rest[0]), rest[1]))

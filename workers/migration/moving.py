@@ -6,30 +6,24 @@ the servers decides.
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from threading import Event, Thread
+from contextlib import contextmanager
 from typing import Any, Final
 
-import redis
 from msgspec import Struct, structs
 
-from domain.errors import Conflict, MusterError, Unavailable
-from workers.migration import calls, record
+from domain.errors import MusterError
+from workers.migration import calls
 from workers.migration.comparing import Comparing, Problem
 from workers.migration.copying import Copied, Copying
 from workers.migration.cutting import BATCH, CuttingOver, Moved, Waiting
 from workers.migration.ends import Ends
+from workers.migration.holding import Holding
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import pages, selected
 from workers.migration.undoing import Undoing
 from workers.pacing import Pace
 
-#: How much longer than its lease a dead process is waited for, in seconds.
-PATIENCE_S: Final = 2.0
 #: Sessions that lie so many events behind at most are sealed; the others are copied once more before.
 SMALL_TAIL: Final = 512
 #: How often the tail is copied before the seal, however fast the session grows.
@@ -68,6 +62,7 @@ class Moving:
         self._say = say
         self._batch = batch
         self._token = ""
+        self._holding = Holding(ends.target, migration, say)
         self.copying = Copying(ends, migration.id, who, pace)
 
     # -- phases ------------------------------------------------------------------------------------------------------
@@ -218,64 +213,16 @@ class Moving:
     def _put(self, moves: dict[str, Move]) -> None:
         self._migrations.put(self.migration.id, moves)
 
-    # -- the lease ---------------------------------------------------------------------------------------------------
-
     @contextmanager
     def phase(self, begins: str, ends: str | None = None) -> Iterator[None]:
-        """A phase, under the migration's lease: its state is `begins` meanwhile, and `ends` after it.
-
-        Raises Conflict (MIGRATION_BUSY) if another process works on it and lives.
-        """
-        id = self.migration.id
-        self._token = self.copying.by = self._claimed()
-        done = Event()
-        keeper = Thread(target=self._keep, args=(done,), name=f"migration-{id}", daemon=True)
-        keeper.start()
-        try:
-            now = self.ends.target.now_ms()
-            began = self.migration.began or now
-            self._migrations.note(id, state=begins, began=began, beat=now, error=None)
+        """A phase, under the migration's lease; see `Holding.phase`."""
+        with self._holding.phase(begins, ends):
+            self._token = self.copying.by = self._holding.token
             yield
-            if ends is not None:
-                over = {"ended": self.ends.target.now_ms()} if ends in record.ENDED else {}
-                self._migrations.note(id, state=ends, **over)
-        except MusterError as error:
-            self._tell(error)
-            raise
-        finally:
-            done.set()
-            keeper.join()
-            with suppress(redis.RedisError):  # else it runs out by itself
-                self._migrations.release(id, self._token)
 
     def check_held(self) -> None:
         """Raises Conflict (MIGRATION_BUSY) if another process goes on with the migration."""
-        if not self._migrations.renew(self.migration.id, self._token):
-            raise Conflict("MIGRATION_BUSY", f"another process goes on with migration {self.migration.id}")
-
-    def _claimed(self) -> str:
-        worker = f"{platform.node()}:{os.getpid()}:{time.monotonic_ns()}"
-        deadline = time.monotonic() + record.LEASE_TTL_MS / 1000 + PATIENCE_S
-        while True:
-            try:
-                return self._migrations.claim(self.migration.id, worker)
-            except Conflict as busy:
-                if time.monotonic() > deadline:
-                    raise
-                self._say(f"waiting: {busy.cause}")
-                time.sleep(min(0.25, busy.facts["left_ms"] / 1000 + 0.01))
-
-    def _keep(self, done: Event) -> None:
-        while not done.wait(record.LEASE_TTL_MS / 4000):
-            try:
-                if not self._migrations.renew(self.migration.id, self._token):
-                    return
-            except (redis.RedisError, OSError, Unavailable) as error:
-                self._say(f"the lease of migration {self.migration.id} could not be renewed: {error}")
-
-    def _tell(self, error: MusterError) -> None:
-        with suppress(redis.RedisError):  # whoever runs this is told by the error itself
-            self._migrations.note(self.migration.id, error=_told(error))
+        self._holding.check()
 
 
 def _is_elsewhere(error: MusterError) -> bool:

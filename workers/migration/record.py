@@ -26,14 +26,20 @@ MOVED: Final = "moved"
 ROLLING_BACK: Final = "rolling back"
 ROLLED_BACK: Final = "rolled back"
 SYNCING: Final = "syncing"
+IN_SYNC: Final = "in sync"
+FAILING_OVER: Final = "failing over"
+#: The standby takes appends, and the old side was not closed yet.
+UNFENCED: Final = "unfenced"
 FAILED_OVER: Final = "failed over"
 CANCELLED: Final = "cancelled"
 RETIRED: Final = "retired"
 ENDED: Final = frozenset({ROLLED_BACK, CANCELLED, RETIRED, FAILED_OVER})
 #: States in which somebody should be at work.
-AT_WORK: Final = frozenset({COPYING, CUTTING, ROLLING_BACK, SYNCING})
+AT_WORK: Final = frozenset({COPYING, CUTTING, ROLLING_BACK, SYNCING, FAILING_OVER})
 #: How long a migration stays with a process that gives no sign of life, in ms.
 LEASE_TTL_MS: Final = 3_000
+#: What stands before a partition of the source in the field that says how far its feed is gone through.
+_AT: Final = "at:"
 #: How many sessions' records are read at a time.
 PAGE: Final = 1000
 
@@ -68,7 +74,8 @@ class Migration(Struct, frozen=True):
 
 
 class Move(Struct, frozen=True, omit_defaults=True):
-    """What became of one session: `copied`, `sealing`, `moved`, `failed`, `back` or `synced`.
+    """What became of one session: `copied`, `sealing`, `moved`, `elsewhere` (it was moved before), `failed`, `back`; of
+    one of a standby: `synced`, `conflict` (from `seq` on), `kept` (the standby's counts), `opened` (by a failover).
 
     `seq` and `digest` are where its copy stands, or stood when it was opened; `down_ms` is how long nobody could append
     to it.
@@ -136,6 +143,16 @@ class Migrations:
         """Writes fields of a migration, each by itself."""
         told = {name: msgspec.json.encode(value) for name, value in fields.items()}
         self._client.hset(self._keyspace.migration(id), mapping=told)
+
+    def reached(self, id: str, partition: int, position: int) -> None:
+        """Notes up to where the feed of a source's partition was gone through."""
+        self.note(id, **{f"{_AT}{partition}": position})
+
+    def positions(self, id: str) -> dict[int, int]:
+        """Up to where the feeds of the source's partitions were gone through."""
+        fields = self._client.hgetall(self._keyspace.migration(id))
+        found = ((name.decode(), value) for name, value in fields.items())
+        return {int(name.removeprefix(_AT)): int(value) for name, value in found if name.startswith(_AT)}
 
     # -- who works on it ---------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from domain.errors import MusterError
 from projections.session_view import rfc3339
 from workers.migration.ends import Ends
 from workers.migration.moving import downtimes
-from workers.migration.record import Migration, Migrations, Move
+from workers.migration.record import UNFENCED, Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages, selected
+from workers.migration.syncing import lag_of
 
 SCHEMA: Final = "muster.migration/1"
 #: How many of what went wrong are told in full.
@@ -32,8 +33,8 @@ def status(ends: Ends, migration: Migration) -> dict[str, Any]:
     """How a migration stands, asked of both servers."""
     moves = dict(Migrations(ends.target).moves(migration.id))
     states = Counter(move.state for move in moves.values())
-    begun = [move for move in moves.values() if move.state in ("copied", "sealing", "moved", "synced")]
-    sessions, lag = _lag(ends, migration, moves)
+    begun = [move for move in moves.values() if move.state in _BEGUN]
+    sessions, lag, lag_s = _lag(ends, migration, moves)
     seals = seals_of(ends, migration, moves)
     failed = {session: move.error for session, move in sorted(moves.items()) if move.error is not None}
     events = sum(move.seq for move in begun)
@@ -53,6 +54,8 @@ def status(ends: Ends, migration: Migration) -> dict[str, Any]:
         "elsewhere": states["elsewhere"],
         "events": events,
         "lag_events": lag,
+        "lag_s": lag_s,
+        "conflicts": {session: move.seq for session, move in sorted(moves.items()) if move.state == "conflict"},
         "eta_s": _eta_s(migration, events, lag),
         "downtime_ms": downtimes(moves.values()),
         "seal_proof": migration.proof or None,
@@ -72,7 +75,8 @@ def status(ends: Ends, migration: Migration) -> dict[str, Any]:
 
 def is_well(told: dict[str, Any]) -> bool:
     """Whether nobody needs to look at it."""
-    return not (told["stuck"] or told["failed"] or told["seals"]["lost"] or (told["error"] and not told["holder"]))
+    bad = told["stuck"] or told["failed"] or told["conflicts"] or told["state"] == UNFENCED or told["seals"]["lost"]
+    return not (bad or (told["error"] and not told["holder"]))
 
 
 def seals_of(ends: Ends, migration: Migration, moves: dict[str, Move]) -> Seals:
@@ -90,8 +94,13 @@ def seals_of(ends: Ends, migration: Migration, moves: dict[str, Move]) -> Seals:
     return Seals(len(moved), lost)
 
 
-def _lag(ends: Ends, migration: Migration, moves: dict[str, Move]) -> tuple[int, int]:
-    """How many sessions are meant, and how many of their events are not on the target."""
+def _lag(ends: Ends, migration: Migration, moves: dict[str, Move]) -> tuple[int, int, float | None]:
+    """How many sessions are meant, how many of their events are not on the target; and, of a standby, how old the
+    oldest of these is, in seconds.
+    """
+    if migration.kind == "sync":
+        lagging = lag_of(ends, migration.id)
+        return len(moves), lagging.events, lagging.seconds
     count = lag = 0
     for page in pages(_meant(ends, migration, moves), PAGE):
         for session, head in zip(page, ends.source.log.heads(page), strict=True):
@@ -101,10 +110,12 @@ def _lag(ends: Ends, migration: Migration, moves: dict[str, Move]) -> tuple[int,
             count += 1
             if move.state != "moved" and head is not None:
                 lag += max(0, head.seq - move.seq)
-    return count, lag
+    return count, lag, None
 
 
 _NEW: Final = Move("new")
+#: States of a session of which there is something on the target.
+_BEGUN: Final = frozenset({"copied", "sealing", "moved", "synced", "opened"})
 
 
 def _meant(ends: Ends, migration: Migration, moves: dict[str, Move]) -> Iterator[str]:

@@ -73,7 +73,7 @@ _LATER_MS: Final = 5 * 10**12
 _CHECKS_KEYS: Final = (
     *("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1", "muster_fork_1"),
     *("muster_state_1", "muster_seal_1", "muster_unseal_1", "muster_stage_1", "muster_open_1", "muster_bring_1"),
-    "muster_drop_1",
+    *("muster_drop_1", "muster_yield_1"),
 )
 
 
@@ -174,6 +174,7 @@ class Functions:
             "muster_open_1": self._open,
             "muster_bring_1": self._bring,
             "muster_drop_1": self._drop,
+            "muster_yield_1": self._yield,
         }
 
     def _any_of(self, *values: Argument) -> Argument:
@@ -342,6 +343,15 @@ class Functions:
         session = f"x{self._chance.randrange(3)}"
         kinds = "sessions log head hold arriving skips audit"
         return self._moved("muster_drop_1", session, kinds, *self._arriving(session), self._any_of("", "there"), "who")
+
+    def _yield(self) -> Call:
+        session = f"y{self._chance.randrange(1, 3)}"
+        head = self.log.head(session)
+        seq, digest = (head.seq, head.digest) if head else (0, genesis(session))
+        keys, aside = self.keys, self.keys.damaged(self._chance.randrange(10**9), session)
+        names = [keys.meta, keys.sessions, keys.log(session), keys.head(session), keys.hold(session), aside]
+        about = [*self._identity, session, "task", seq, digest, "who"]
+        return Call("muster_yield_1", [*names, keys.skips, keys.audit], about)
 
 
 @pytest.fixture(params=["valkey", "redis7"])
