@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: A server that was away for longer than this, in seconds, is not tried by every append before it is spooled.
 BLIP_S: Final = 1.0
+#: The field of a store's meta that says which other one it replaces.
+REPLACES: Final = "replaces"
 #: How many commits without a reply a log remembers.
 REMEMBERED_DOUBTS = 1024
 
@@ -204,6 +206,12 @@ class Exchanges:
         if known is not None:
             witness.saw(session, known)
             self.witness.forget([session])
+
+    def _hand_all_over(self, other: Exchanges) -> None:
+        """All that was told of here is compared with what there is at the place that replaces this one."""
+        for session in self.witness.sessions():
+            self._hand_over(session, other.witness)
+        other._server.changed = True
 
     def is_spooled(self, session: str) -> bool:
         """Whether commits of a session wait in the spool."""
@@ -518,6 +526,13 @@ class Exchanges:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+def replaces_wire(keyspace: Keyspace) -> Wire[str | None]:
+    """The id of the store that an open one replaces since a failover; None if it replaces none."""
+    (reply,) = yield Sending([["HGET", keyspace.store_meta, REPLACES]])
+    found = raised(reply)
+    return None if found is None else str(found.decode())
 
 
 def lost_error(loss: Loss) -> Damaged:

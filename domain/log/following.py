@@ -4,7 +4,8 @@ Theory of operation. A session is moved in an instant: its source is sealed, the
 taken by one of the two or by neither. Who is told MOVED_TO sends the same request to the place that is named, if it is
 one of those this log was told of; a commit that the source has taken already is recognised by its seq, because the
 target holds the same log. Between seal and opening the target answers SESSION_ARRIVING, and is asked again. From then
-on everything about the session goes there. Does no I/O.
+on everything about the session goes there. And where the log's own server does not answer, and one of those places says
+that it replaces it (`muster failover`), all of it goes there. Does no I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PAUSE_S: Final = 0.005
 
 
 class Asking(Struct, frozen=True):
-    """Requests for a store: the log's own (None), or one that was found. Answered by their answers.
+    """Requests for a store: the log's own (None), or one that was found. Answered by their answers; by an error, where
+    there are none.
 
     `alone`: these are all there are, so what fails fails for all.
     """
@@ -47,7 +49,14 @@ class Pausing(Struct, frozen=True):
     seconds: float
 
 
-FollowingStep: TypeAlias = Asking | Finding | Pausing
+class Succeeding(Struct, frozen=True):
+    """The store that replaces the log's own, which does not answer. Answered by its id; None: there is none."""
+
+
+FollowingStep: TypeAlias = Asking | Finding | Pausing | Succeeding
+
+#: What a server comes to that does not answer: then another one may have taken its place.
+_SILENT: Final = frozenset({"UNREACHABLE", "OUTCOME_UNKNOWN"})
 
 
 class Following:
@@ -57,14 +66,16 @@ class Following:
         self._own = own
         self._patience_s = patience_s
         self._stores: dict[str, str] = {}
+        #: The store that all sessions are in since the log's own was failed over from.
+        self._successor: str | None = None
 
     def store_of(self, session: str) -> str | None:
         """The store that holds a session; None for the log's own."""
-        return self._stores.get(session)
+        return self._stores.get(session, self._successor)
 
     def is_at_home(self) -> bool:
         """No session was followed anywhere yet."""
-        return not self._stores
+        return not self._stores and self._successor is None
 
     def steps(self, requests: Sequence[Request]) -> Generator[FollowingStep, Any, list[Any]]:
         """The answers to requests, each from where its session is."""
@@ -78,7 +89,17 @@ class Following:
                 by_store.setdefault(self._store_for(requests[at]), []).append(at)
             left = []
             for store, places in by_store.items():
-                found = yield Asking(store, [requests[at] for at in places], len(places) == len(requests))
+                asking = Asking(store, [requests[at] for at in places], len(places) == len(requests))
+                found = yield asking
+                if store is None and _is_silent(found) and all(_has_session(one) for one in asking.requests):
+                    self._successor = yield Succeeding()
+                    if self._successor is not None:
+                        left += places
+                        continue
+                if asking.alone and isinstance(found, MusterError):
+                    raise found
+                if isinstance(found, MusterError):
+                    found = [found] * len(places)
                 for at, answer in zip(places, found, strict=True):
                     answers[at] = answer
                     if isinstance(answer, MusterError) and (yield from self._is_followed(store, answer, answers, at)):
@@ -114,4 +135,14 @@ class Following:
 
     def _store_for(self, request: Request) -> str | None:
         session = getattr(request, "session", None)
-        return None if session is None else self._stores.get(session)
+        return None if session is None else self.store_of(session)
+
+
+def _is_silent(answer: Any) -> bool:
+    """Whether a server did not answer at all."""
+    return isinstance(answer, MusterError) and answer.code in _SILENT
+
+
+def _has_session(request: Request) -> bool:
+    """Whether a request is about a session, and so about the same one at another place."""
+    return getattr(request, "session", None) is not None

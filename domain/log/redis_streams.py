@@ -38,8 +38,8 @@ from domain.log.connection import (
 )
 from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.durability import parse_durability
-from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id
-from domain.log.following import Asking, Finding, Following, FollowingStep
+from domain.log.exchange import Exchanges, ServerSeen, Wire, new_id, replaces_wire
+from domain.log.following import Asking, Finding, Following, FollowingStep, Succeeding
 from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
@@ -451,6 +451,8 @@ class SessionLog(Exchanges, BlockingReads):
                     found = self._asked_at(step, once)
                 elif isinstance(step, Finding):
                     found = self._find(step)
+                elif isinstance(step, Succeeding):
+                    found = self._succeed()
                 else:
                     time.sleep(step.seconds)
                 step = steps.send(found)
@@ -458,17 +460,15 @@ class SessionLog(Exchanges, BlockingReads):
             answers: list[Any] = done.value
             return answers
 
-    def _asked_at(self, step: Asking, once: bool) -> list[Any]:
+    def _asked_at(self, step: Asking, once: bool) -> list[Any] | MusterError:
         try:
             if step.store is None:
                 return self.drive(self._answering(step.requests), once)
             return self._found[step.store]._exchange(step.requests, once)
         except MusterError as error:
-            if step.alone:
-                raise
             if isinstance(error, OutcomeUnknown):
                 self._doubt(step.requests)
-            return _each(error, step.requests)
+            return error
 
     def _find(self, step: Finding) -> bool | MusterError:
         """Whether one of the places this log was told of is this one; it is opened then."""
@@ -494,6 +494,29 @@ class SessionLog(Exchanges, BlockingReads):
             return False if failure is None else failure
         self._hand_over(step.session, self._found[step.place.store].witness)
         return True
+
+    def _succeed(self) -> str | None:
+        """The store that replaces this one, if one of the places this log was told of does; it is opened then."""
+        own, keyspace = self.identity.store, self.keyspace
+        with self._finding:
+            for connecting in self._candidates:
+                try:
+                    log = SessionLog.open(
+                        connecting,
+                        environment=keyspace.environment,
+                        namespace=keyspace.namespace,
+                        limits=self.limits,
+                        durability=self._durability.word,
+                    )
+                except MusterError:
+                    continue
+                if log.drive(replaces_wire(log.keyspace)) == own:
+                    if self._found.setdefault(log.identity.store, log) is not log:
+                        log.close()
+                    self._hand_all_over(self._found[log.identity.store])
+                    return log.identity.store
+                log.close()
+        return None
 
     def _log_of(self, session: str) -> SessionLog:
         store = None if self._following is None else self._following.store_of(session)
@@ -855,6 +878,8 @@ class AsyncSessionLog(Exchanges):
                     found = await self._asked_at(step, once)
                 elif isinstance(step, Finding):
                     found = await self._find(step)
+                elif isinstance(step, Succeeding):
+                    found = await self._succeed()
                 else:
                     await asyncio.sleep(step.seconds)
                 step = steps.send(found)
@@ -862,17 +887,15 @@ class AsyncSessionLog(Exchanges):
             answers: list[Any] = done.value
             return answers
 
-    async def _asked_at(self, step: Asking, once: bool) -> list[Any]:
+    async def _asked_at(self, step: Asking, once: bool) -> list[Any] | MusterError:
         try:
             if step.store is None:
                 return await self.drive(self._answering(step.requests), once)
             return await self._found[step.store]._exchange(step.requests, once)
         except MusterError as error:
-            if step.alone:
-                raise
             if isinstance(error, OutcomeUnknown):
                 self._doubt(step.requests)
-            return _each(error, step.requests)
+            return error
 
     async def _find(self, step: Finding) -> bool | MusterError:
         failure: MusterError | None = None
@@ -896,6 +919,27 @@ class AsyncSessionLog(Exchanges):
             return False if failure is None else failure
         self._hand_over(step.session, self._found[step.place.store].witness)
         return True
+
+    async def _succeed(self) -> str | None:
+        own, keyspace = self.identity.store, self.keyspace
+        for connecting in self._candidates:
+            try:
+                log = await AsyncSessionLog.open(
+                    connecting,
+                    environment=keyspace.environment,
+                    namespace=keyspace.namespace,
+                    limits=self.limits,
+                    durability=self._durability.word,
+                )
+            except MusterError:
+                continue
+            if await log.drive(replaces_wire(log.keyspace)) == own:
+                if self._found.setdefault(log.identity.store, log) is not log:
+                    await log.close()
+                self._hand_all_over(self._found[log.identity.store])
+                return log.identity.store
+            await log.close()
+        return None
 
     def _log_of(self, session: str) -> AsyncSessionLog:
         store = None if self._following is None else self._following.store_of(session)

@@ -37,6 +37,7 @@ GROUPS: Final = {
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
     "migrate": "move sessions to another server while they live: plan, copy, verify, cutover, rollback, sync, status",
+    "failover": "have a standby take appends, and close the old side, now or when it is back",
     "backup": "the truth of a store in files: create, verify, restore",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
     "health": "how every part is, why, since when, and what to do",

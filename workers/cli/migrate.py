@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
 
-from domain.errors import Conflict, NotFound
+from domain.errors import Conflict, NotFound, Unavailable
 from workers.cli import arguments, filtering, printing
 from workers.cli.job import awaited
 from workers.jobs import JobQueue
 from workers.migration import planning, record
 from workers.migration.cutting import BATCH
-from workers.migration.ends import Ends, address, opened
+from workers.migration.ends import Address, Ends, address, opened
+from workers.migration.holding import Holding
 from workers.migration.moving import Done, Moving
 from workers.migration.record import Migration, Migrations
 from workers.migration.selecting import selection_of
+from workers.migration.syncing import POLICIES, Synced, Syncing, lag_of
 from workers.migration.telling import is_well, status
 from workers.pacing import Pace
 from workers.settings import Settings
@@ -47,6 +50,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     chosen(rollback)
     rollback.add_argument("--dry-run", action="store_true", help="say what would be undone")
     rollback.add_argument("--carry-back", action="store_true", help="with what was appended on the target since")
+
+    sync = command(group, "sync", "keep a standby equal, until it is stopped; conflicts are named", run_sync)
+    sync.add_argument("--session", action="append", default=[], metavar="ID", help="with --once: only this one; …")
+    sync.add_argument("--task", help="this standby's (default: the one from there that is open, or a new one)")
+    sync.add_argument("--once", action="store_true", help="one round, then end")
+    sync.add_argument("--every", type=float, default=1.0, metavar="S", help="how often the source is asked (1)")
+    sync.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="manual",
+        help="what becomes of a session that was written on both sides: nothing (manual); one side's history "
+        "counts; or the source's, and the standby's is kept as a fork (keep-both)",
+    )
+    sync.add_argument("--rate", type=float, metavar="N", help="at most so many events a second")
+    sync.add_argument("--dry-run", action="store_true", help="say how much there is")
 
     show = command(
         group, "status", "how a migration stands: exit 1 if it is stuck, or failed, or a seal is lost", run_status
@@ -185,6 +203,24 @@ def run_rollback(options: argparse.Namespace, settings: Settings) -> int:
         return shown(ends, migration, options, done)
 
 
+def run_sync(options: argparse.Namespace, settings: Settings) -> int:
+    """Exit 6 if a round ends with sessions that were written on both sides."""
+    with both(options, settings) as ends:
+        if options.dry_run:
+            made = planning.plan(ends, {})
+            printing.say(f"dry run: would keep {made.sessions} sessions with {made.events} events equal")
+            printing.document(planning.told(ends, made), options.output)
+            return 0
+        migration = synced(ends, options)
+        if options.once:
+            done = round_of(ends, migration, options)
+            told = status(ends, Migrations(ends.target).get(migration.id))
+            printing.document(told, options.output)
+            return 6 if told["conflicts"] else 7 if done.failed else 0
+        keep_on(ends, migration, options)
+    return 0
+
+
 def run_status(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         migrations = Migrations(ends.target)
@@ -229,23 +265,67 @@ def run_retire(options: argparse.Namespace, settings: Settings) -> int:
         return shown(ends, migration, options, Done(sessions=told["moved"]))
 
 
+# -- standbys --------------------------------------------------------------------------------------------------------
+
+
+def synced(ends: Ends, options: argparse.Namespace) -> Migration:
+    """The standby's migration: the one that is named, the open one, or a new one."""
+    if options.task is not None:
+        return found(ends, options)
+    migrations = Migrations(ends.target)
+    for one in migrations.all():
+        if one.kind == "sync" and one.source_store == ends.source.place.store and one.state not in record.ENDED:
+            return one
+    return migrations.create(ends.source, "sync", {}, arguments.who())
+
+
+def syncing(ends: Ends, migration: Migration, options: argparse.Namespace, by: str) -> Syncing:
+    pace = Pace(printing.Progress(), verb="synced", per_s=options.rate)
+    return Syncing(ends, migration, by=by, who=arguments.who(), policy=options.policy, pace=pace, say=printing.say)
+
+
+def round_of(ends: Ends, migration: Migration, options: argparse.Namespace) -> Synced:
+    """One round."""
+    holding = Holding(ends.target, migration, printing.say)
+    with holding.phase(record.SYNCING, record.IN_SYNC):
+        work = syncing(ends, migration, options, holding.token)
+        if not options.session:
+            return work.round()
+        done = Synced()
+        work.sessions(options.session, done)
+        return done
+
+
+def keep_on(ends: Ends, migration: Migration, options: argparse.Namespace) -> None:
+    """Round after round, through outages of either side, until somebody ends it."""
+    holding = Holding(ends.target, migration, printing.say)
+    progress = printing.Progress()
+    with holding.phase(record.SYNCING, record.IN_SYNC):
+        work = syncing(ends, migration, options, holding.token)
+        while True:
+            try:
+                done = work.round()
+                behind = lag_of(ends, migration.id)
+                progress(f"{behind.events} events behind, {behind.seconds:.1f} s; {done.conflicts} conflicts")
+            except Unavailable as away:
+                printing.say(f"{away.code}: {away.cause}")
+            time.sleep(options.every)
+
+
 # -- what commands share ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def both(options: argparse.Namespace, settings: Settings) -> Iterator[Ends]:
     """Both ends, as options and settings name them. Raises Refused (USAGE) where one is not named."""
-    addresses = [
-        address(
-            side,
-            settings,
-            environment=getattr(options, f"{side}_environment"),
-            namespace=getattr(options, f"{side}_namespace"),
-        )
-        for side in ("from", "to")
-    ]
-    with opened(*addresses) as ends:
+    with opened(address_of("from", options, settings), address_of("to", options, settings)) as ends:
         yield ends
+
+
+def address_of(side: str, options: argparse.Namespace, settings: Settings) -> Address:
+    """How one end is reached."""
+    names = {part: getattr(options, f"{side}_{part}") for part in ("environment", "namespace")}
+    return address(side, settings, **names)
 
 
 def wanted(options: argparse.Namespace) -> dict[str, Any]:

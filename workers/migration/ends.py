@@ -89,6 +89,13 @@ class Ends(Struct, frozen=True):
 
 
 @contextmanager
+def one_end(at: Address) -> Iterator[End]:
+    """Opens one of them alone."""
+    with _log(at) as log:
+        yield End(log)
+
+
+@contextmanager
 def opened(source: Address, target: Address) -> Iterator[Ends]:
     """Opens both ends. Raises Refused (USAGE) if they are one store, and as `SessionLog.open`."""
     with _log(source) as source_log, _log(target) as target_log:

@@ -21,14 +21,12 @@ from domain.errors import MusterError
 from domain.log import SessionLog
 from domain.log.contract import Head
 from domain.log.epoch import Epochs
+from domain.log.exchange import REPLACES
 from workers.migration import calls
 from workers.migration.calls import Sealed
 from workers.migration.ends import End, Ends
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages
-
-#: The field of a store's meta that says whom it replaces.
-REPLACES = "replaces"
 
 
 class Missing(Struct, frozen=True):

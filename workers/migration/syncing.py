@@ -73,7 +73,9 @@ class Syncing:
         self._policy = policy
         self._pace = pace
         self._say = say
-        self._conflicts: set[str] = set()
+        #: Looked at again every round: an operator may have settled them.
+        moves = self._migrations.moves(migration.id)
+        self._conflicts = {session for session, move in moves if move.state == "conflict"}
 
     def round(self) -> Synced:
         """Brings everything that is new; what keeps one session from it keeps no other. Raises Unavailable."""
