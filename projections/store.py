@@ -320,6 +320,18 @@ class ProjectionStore:
             for code, first_bad_seq in reasons
         ]
 
+    def places(self, sessions: Sequence[str]) -> list[dict[str, str]]:
+        """Where sessions are that are closed here because of that: the fields that say so."""
+        names = ("moved_to", "moved_from", "moved_task", "moved_at")
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.hmget(self.keyspace.of(session).hold(session), *names)
+        replies = pipe.execute() if sessions else []
+        return [
+            {name: value.decode() for name, value in zip(names, told, strict=True) if value is not None}
+            for told in replies
+        ]
+
     def losses(self, partition: int) -> list[Loss]:
         """What witnesses reported lost in a partition, and nobody accepted yet."""
         reports = self.client.hvals(self.keys(partition).lost)

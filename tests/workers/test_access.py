@@ -535,6 +535,12 @@ def test_a_migrator_moves_sessions_and_brings_them_back(filled: Guarded) -> None
         told = filled.run("migrator", "migrate", *command.split(" "), *ends)
         assert told.code == 0, (command, told.err, filled.denials())
 
+    # and keeps a standby, which takes over
+    with filled.open("producer") as log:
+        log.append("for-the-standby", [note("1"), note("2")])
+    assert filled.run("migrator", "migrate", "sync", "--once", *ends).code == 0
+    told = filled.run("migrator", "failover", *ends[2:])
+    assert (told.code, told.rows[0]["opened"], told.rows[0]["fenced"]) == (0, 1, True), (told, filled.denials())
     assert filled.denials() == []
 
 

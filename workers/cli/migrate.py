@@ -164,6 +164,7 @@ def run_verify(options: argparse.Namespace, settings: Settings) -> int:
             "sessions": compared.sessions,
             "commits": compared.commits,
             "events": compared.events,
+            "views": compared.views,
             "problems": problems,
         },
         options.output,

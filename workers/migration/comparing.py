@@ -17,6 +17,7 @@ from domain.errors import MusterError
 from domain.invariants import is_chained, is_dense
 from domain.log.contract import Position
 from domain.log.protocol import parse_entry
+from projections import session_view
 from workers.migration import calls
 from workers.migration.calls import Sealed
 from workers.migration.ends import End, Ends
@@ -45,6 +46,8 @@ class Compared(Struct, frozen=True):
     problems: list[Problem]
     commits: int
     events: int
+    #: Whether the views that workers of both sides built were held together.
+    has_views: bool = False
 
 
 class Comparing:
@@ -65,11 +68,25 @@ class Comparing:
         problems += compare(
             session, counting.counted(self._ends.source.log.read(session)), copy, moved=moved, copied=move.seq
         )
+        has_views = False
         if moved is not None:
             problems += self._seal(session, moved)
             problems += self._opened(session)
+            has_views, differs = self._views(session, moved)
+            problems += differs
         self._pace.took(counting.events)
-        return Compared(problems, counting.commits, counting.events)
+        return Compared(problems, counting.commits, counting.events, has_views)
+
+    def _views(self, session: str, moved: Position) -> tuple[bool, list[Problem]]:
+        """Whether both sides built a view of the session as it was moved, and whether they are the same to the byte."""
+        stored = [end.store.views([session])[0] for end in (self._ends.source, self._ends.target)]
+        views = [session_view.readable(one, session) for one in stored]
+        if not all(view is not None and view.seq == moved.seq for view in views):
+            return False, []  # one is not built yet, or the session went on
+        if stored[0] == stored[1]:
+            return True, []
+        cause = f"the views of session {session} at seq {moved.seq} differ, and its commits do not"
+        return True, [Problem(session, moved.seq, "target", "VIEW_DIFFERS", "error", cause)]
 
     def _seal(self, session: str, moved: Position) -> Iterator[Problem]:
         """A seal that is not there is put back, and named: until now the source took appends."""

@@ -45,6 +45,8 @@ class Verified(Struct):
     sessions: int = 0
     commits: int = 0
     events: int = 0
+    #: Of so many sessions the views of both sides were compared.
+    views: int = 0
     problems: list[Problem] = []
 
 
@@ -171,6 +173,7 @@ class Moving:
                 done.problems += compared.problems
                 done.sessions, done.commits = done.sessions + 1, done.commits + compared.commits
                 done.events += compared.events
+                done.views += compared.has_views
                 is_lost = any(one.code == "COPY_DIFFERS" and one.seq == 1 for one in compared.problems)
                 moves[session] = structs.replace(
                     move,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
+import pytest
+
 from domain import Append, Receipt
 from domain.log.contract import Position
+from tests.conftest import ENVIRONMENT
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, history, note, refused
+from workers.cli import main
 from workers.migration import calls
 from workers.migration.ends import Ends
 from workers.migration.record import Migration, Migrations, Move
@@ -238,3 +243,18 @@ def test_a_migration_is_gone_on_with_wherever_it_broke_off(scene: Scene) -> None
 
     assert done.failed == 0
     assert set(target.sessions()) == {"opened", "sealed", "copied", "new"}
+
+
+def test_a_moved_session_is_restored_as_one(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup of the source does not make it a writer again."""
+    fill(scene.source.open(), ["s"])
+    scene.moved()
+    monkeypatch.setenv("MUSTER_ENVIRONMENT", ENVIRONMENT)
+    there = ["--url", scene.source.url, "--namespace", scene.source.namespace]
+    assert main(["backup", "create", str(tmp_path / "backup"), *there]) == 0
+    client = scene.source.client
+    client.delete(*scene.source.keys())
+    assert main(["backup", "restore", str(tmp_path / "backup"), *there]) == 0
+
+    with refused("MOVED_TO"):
+        scene.source.open().append("s", note())

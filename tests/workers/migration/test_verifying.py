@@ -8,7 +8,9 @@ from typing import Any, Final
 import pytest
 
 from domain.codec import chain
+from projections import session_view
 from tests.conftest import Store
+from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, note
 from workers.migration.comparing import Problem
 from workers.migration.record import Migrations
@@ -163,3 +165,29 @@ def test_what_goes_on_at_the_target_is_no_problem(scene: Scene) -> None:
 
         with work.phase("copying", "copied"):
             assert work.verify().problems == []
+
+
+def test_the_views_that_both_sides_built_are_compared(scene: Scene) -> None:
+    """The target builds its own; one that is not what the source's workers built is named."""
+    there, here = World(scene.source), World(scene.target)
+    there.sessions(4)
+    there.project()
+    with scene.ends() as ends:
+        work = scene.moving(ends, scene.begun(ends))
+        copied(work)
+        cut(work)
+        here.project()
+        with work.phase("moved", "moved"):
+            first = work.verify()
+            view = here.projections.views(["s-1"])[0]
+            assert view is not None
+            key = scene.target.keyspace.of("s-2").session_view("s-2")
+            other = session_view.readable(here.projections.views(["s-2"])[0], "s-2")
+            assert other is not None
+            other.tags.add("nobody gave it")
+            scene.target.client.set(key, session_view.encode(other))
+
+            second = work.verify()
+
+    assert (first.views, first.problems) == (4, [])
+    assert [(one.session, one.code, one.seq) for one in second.problems] == [("s-2", "VIEW_DIFFERS", 3)]
