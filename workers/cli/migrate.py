@@ -46,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     working(cutover)
     cutover.add_argument("--batch", type=int, default=BATCH, metavar="N", help=f"so many at a time ({BATCH})")
 
+    cutover.add_argument(
+        "--proof", metavar="WORD", help="move nothing unless the source proves its seals so: local, aof, replicated(1)"
+    )
+
     rollback = command(group, "rollback", "undo what a migration did, and nothing else", run_rollback)
     chosen(rollback)
     rollback.add_argument("--dry-run", action="store_true", help="say what would be undone")
@@ -183,7 +187,7 @@ def run_cutover(options: argparse.Namespace, settings: Settings) -> int:
         if options.job:
             return asked(ends, migration, options, settings, "cutover")
         with worked(ends, migration, options, "cutover", record.CUTTING, record.MOVED) as work:
-            done = work.cutover(options.session or None)
+            done = work.cutover(options.session or None, proof=options.proof)
         return shown(ends, migration, options, done)
 
 

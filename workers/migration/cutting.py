@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from domain.errors import Damaged, DeadlineExceeded, MusterError
+from domain.errors import Damaged, DeadlineExceeded, MusterError, Refused
 from domain.log.contract import Position
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
@@ -64,6 +64,11 @@ class CuttingOver:
         self._who = who
         self._copying = copying
         self.proof = Proof(ends.source)
+
+    def check_proof(self, wanted: str) -> None:
+        """Raises Refused (USAGE) if the source cannot prove its seals so well."""
+        if not set(wanted.split("+")) <= set(self.proof.wanted.split("+")):
+            raise Refused("USAGE", f"the source can prove {self.proof.wanted} of a seal, and {wanted} is wanted")
 
     def move(self, sessions: Sequence[str]) -> dict[str, Outcome]:
         """Moves sessions together. What keeps one from it keeps no other; that one stays at its source, open.

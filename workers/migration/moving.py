@@ -93,9 +93,14 @@ class Moving:
             self._put(moves)
         return done
 
-    def cutover(self, sessions: Iterable[str] | None = None) -> Done:
-        """Moves what is selected: those first that were sealed already and not opened. Raises as `CuttingOver.move`."""
+    def cutover(self, sessions: Iterable[str] | None = None, *, proof: str | None = None) -> Done:
+        """Moves what is selected: those first that were sealed already and not opened.
+
+        Raises as `CuttingOver.move`, and Refused (USAGE) if the source cannot give the `proof` of a seal that is wanted.
+        """
         cutting = CuttingOver(self.ends, self.migration.id, self._who, self.copying)
+        if proof is not None:
+            cutting.check_proof(proof)
         self._migrations.note(self.migration.id, proof=cutting.proof.wanted)
         done = Done()
         chosen = None if sessions is None else list(sessions)

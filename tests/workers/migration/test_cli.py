@@ -173,6 +173,18 @@ def test_damage_is_printed_and_exits_8(scene: Scene, run: Run) -> None:
     assert "critical: LOG_GAP at seq 3" in verified.err
 
 
+def test_a_proof_that_cannot_be_given_is_refused_before_anything_is_sealed(scene: Scene, run: Run) -> None:
+    """A server that syncs every second does not prove that its disk holds a seal."""
+    log = scene.source.open()
+    fill(log, ["a"])
+    run("copy")
+
+    refused = run("cutover", "--proof", "local")
+
+    assert (refused.code, "is wanted" in refused.err) == (9, True)
+    assert log.append("a", note()).appended == 1
+
+
 def test_a_password_in_an_argument_is_refused(run: Run, scene: Scene) -> None:
     """Everybody on the host can read arguments."""
     url = scene.source.url.replace("redis://", "redis://ann:secret@")
