@@ -1694,15 +1694,16 @@ end
 -- muster_bring_1: appends commits to a session that a task closed, as they were appended elsewhere; everybody sees them. A session
 -- that is not here is made, where a place is given that it is kept equal with. It may be sent again.
 --   KEYS meta sessions feed log head hold
---   ARGV store epoch session task place (or ""), seq and digest at which the session stands, gate after the commits, then the
---        commits as for muster_stage_1
+--   ARGV store epoch session task place (or ""), seq and digest at which the session stands, gate after the commits, policy
+--        (any, strict, leased; "" leaves it), then the commits as for muster_stage_1
 --   Reply {BROUGHT seq digest}; {STANDS seq digest}; {CHAIN seq}; {TAKEN ...}; {ABSENT}; REFUSED or DAMAGED code ...
 local function bring(keys, args)
   local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'feed', 'log', 'head', 'hold' })
-  local count = (#args - 8) / 5
+  local count = (#args - 9) / 5
   if not of or count < 0 or count ~= math.floor(count) or not whole(args[6]) or not GATE[args[8]]
-    or not is_told(args[4]) or args[5] ~= '' and not is_told(args[5]) then
-    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 6 keys, 8 arguments, and 5 for each commit')
+    or not is_told(args[4]) or args[5] ~= '' and not is_told(args[5])
+    or args[9] ~= '' and args[9] ~= 'any' and args[9] ~= 'strict' and args[9] ~= 'leased' then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 6 keys, 9 arguments, and 5 for each commit')
   end
   local meta, why = open_store(keys[1], args[1], args[2])
   if not meta then
@@ -1734,7 +1735,7 @@ local function bring(keys, args)
   if head.seq ~= whole(args[6]) or head.digest ~= args[7] then
     return { 'STANDS', integer(head.seq), head.digest }
   end
-  local chain, broken = chained(args, 9, session, head)
+  local chain, broken = chained(args, 10, session, head)
   if not chain then
     return broken
   end
@@ -1756,8 +1757,13 @@ local function bring(keys, args)
     redis.call('HSET', of.hold, 'moved_from', args[5], 'moved_task', args[4], 'moved_at', integer(server_ms()))
     with_flag(head, 'm', true)
   end
+  if args[9] ~= '' then
+    with_flag(head, 's', args[9] == 'strict')
+    with_flag(head, 'l', args[9] == 'leased')
+    redis.call('HSET', of.hold, 'policy', args[9])
+  end
   local first, seq = head.seq + 1, head.seq
-  add_copies(of.log, args, 9, seq)
+  add_copies(of.log, args, 10, seq)
   head.seq, head.digest, head.gate, head.ms = chain.seq, chain.digest, args[8], chain.ms
   redis.call('SET', of.head, pack_head(head))
   if chain.seq > seq then

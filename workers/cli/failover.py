@@ -9,11 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from domain.errors import NotFound, Unavailable
-from domain.log.place import parse_place
 from workers.cli import arguments, printing
-from workers.cli.migrate import address_of
+from workers.cli.migrate import address_of, source_of
 from workers.migration import record
-from workers.migration.ends import Address, End, Ends, address, one_end
+from workers.migration.ends import Address, End, Ends, one_end
 from workers.migration.failing_over import FailingOver
 from workers.migration.holding import Holding
 from workers.migration.record import Migration, Migrations
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Exit 0 if the old side is closed and nothing is missing, 7 if something is, 1 if it could not be closed yet."""
     with one_end(address_of("to", options, settings)) as target:
         migration = standby(target, options.task)
-        old = old_address(migration, settings)
+        old = source_of(migration, settings)
         if options.dry_run:
             return dry_run(target, migration, options)
         holding = Holding(target, migration, printing.say)
@@ -73,14 +72,6 @@ def standby(target: End, task: str | None) -> Migration:
         if one.kind == "sync" and one.state not in (record.CANCELLED, record.RETIRED):
             return one
     raise NotFound("MIGRATION_UNKNOWN", "nothing keeps this store as a standby: `muster migrate sync` does")
-
-
-def old_address(migration: Migration, settings: Settings) -> Address:
-    """Where the old side is, or was."""
-    place = parse_place(migration.source)
-    assert place is not None
-    url = settings.migrate.from_url or place.url
-    return address("from", settings, url=url, environment=place.environment, namespace=place.namespace)
 
 
 def fenced(

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.errors import Conflict, NotFound, Unavailable
+from domain.errors import Conflict, NotFound, Refused, Unavailable
+from domain.log.place import parse_place
 from workers.cli import arguments, filtering, printing
 from workers.cli.job import awaited
 from workers.jobs import JobQueue
 from workers.migration import planning, record
 from workers.migration.cutting import BATCH
-from workers.migration.ends import Address, Ends, address, opened
+from workers.migration.ends import Address, End, Ends, address, one_end, opened
 from workers.migration.holding import Holding
 from workers.migration.moving import Done, Moving
 from workers.migration.record import Migration, Migrations
@@ -178,9 +179,9 @@ def run_verify(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_cutover(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
-        migration = found(ends, options)
+        migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends, migration)
+            told = status(ends.target, ends.source, migration)
             printing.say(f"dry run: would move {told['sessions'] - told['moved']} sessions")
             printing.document(told, options.output)
             return 0
@@ -193,9 +194,9 @@ def run_cutover(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_rollback(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
-        migration = found(ends, options)
+        migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends, migration)
+            told = status(ends.target, ends.source, migration)
             printing.say(f"dry run: would bring back {told['moved']} moved sessions, drop {told['copied']} copies")
             printing.document(told, options.output)
             return 0
@@ -219,7 +220,7 @@ def run_sync(options: argparse.Namespace, settings: Settings) -> int:
         migration = synced(ends, options)
         if options.once:
             done = round_of(ends, migration, options)
-            told = status(ends, Migrations(ends.target).get(migration.id))
+            told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id))
             printing.document(told, options.output)
             return 6 if told["conflicts"] else 7 if done.failed else 0
         keep_on(ends, migration, options)
@@ -227,21 +228,26 @@ def run_sync(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def run_status(options: argparse.Namespace, settings: Settings) -> int:
-    with both(options, settings) as ends:
-        migrations = Migrations(ends.target)
+    with one_end(address_of("to", options, settings)) as target:
         if options.all:
-            rows = [msgspec.to_builtins(one) for one in migrations.all()]
+            rows = [msgspec.to_builtins(one) for one in Migrations(target).all()]
             printing.rows(rows, options.output, columns=("id", "kind", "state", "source", "target", "holder", "who"))
             return 0
-        told = status(ends, found(ends, options, or_newest=True))
+        migration = meant(target, options, None, or_newest=True)
+        try:
+            with one_end(source_of(migration, settings)) as source:
+                told = status(target, source, migration)
+        except Unavailable as away:
+            printing.say(f"the source is away: {away.code}: {away.cause}")
+            told = status(target, None, migration)
     printing.document(told, options.output)
     return 0 if is_well(told) else 1
 
 
 def run_cancel(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
-        migration = found(ends, options)
-        told = status(ends, migration)
+        migration = moves(found(ends, options))
+        told = status(ends.target, ends.source, migration)
         if told["moved"] or told["sealed"]:
             raise Conflict(
                 "MIGRATION_UNFINISHED", f"{told['moved']} sessions were moved, {told['sealed']} are sealed to be"
@@ -257,8 +263,8 @@ def run_cancel(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_retire(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
-        migration = found(ends, options)
-        told = status(ends, migration)
+        migration = moves(found(ends, options))
+        told = status(ends.target, ends.source, migration)
         if told["sealed"] or told["copied"] > told["moved"] or told["seals"]["lost"]:
             raise Conflict("MIGRATION_UNFINISHED", f"of {told['copied']} sessions {told['moved']} are moved and sealed")
         if options.dry_run:
@@ -350,13 +356,18 @@ def begun(ends: Ends, options: argparse.Namespace, kind: str = "move") -> Migrat
     return migrations.create(ends.source, kind, asked_for, arguments.who())
 
 
-def found(ends: Ends, options: argparse.Namespace, *, or_newest: bool = False) -> Migration:
+def found(ends: Ends, options: argparse.Namespace) -> Migration:
     """The migration that is meant. Raises NotFound (MIGRATION_UNKNOWN), Conflict (MIGRATION_OVER)."""
-    migrations = Migrations(ends.target)
+    return meant(ends.target, options, ends.source.place.store)
+
+
+def meant(target: End, options: argparse.Namespace, source_store: str | None, *, or_newest: bool = False) -> Migration:
+    """As `found`; from any source where none is given, and one that is over too with `or_newest`."""
+    migrations = Migrations(target)
     if options.task is not None:
         migration = migrations.get(options.task)
     else:
-        known = [one for one in migrations.all() if one.source_store == ends.source.place.store]
+        known = [one for one in migrations.all() if source_store in (None, one.source_store)]
         still = [one for one in known if one.state not in record.ENDED]
         if not still and not (known and or_newest):
             raise NotFound("MIGRATION_UNKNOWN", "no migration from there is open")
@@ -364,6 +375,21 @@ def found(ends: Ends, options: argparse.Namespace, *, or_newest: bool = False) -
     if migration.state in record.ENDED and not or_newest:
         raise Conflict("MIGRATION_OVER", f"migration {migration.id} is {migration.state}")
     return migration
+
+
+def moves(migration: Migration) -> Migration:
+    """The migration, if it moves sessions. Raises Refused (USAGE) for one that keeps a standby."""
+    if migration.kind != "move":
+        raise Refused("USAGE", f"migration {migration.id} keeps a standby: `muster failover` is for it")
+    return migration
+
+
+def source_of(migration: Migration, settings: Settings) -> Address:
+    """Where a migration's sessions come from, by its record, with the user that the settings name."""
+    place = parse_place(migration.source)
+    assert place is not None
+    url = settings.migrate.from_url or place.url
+    return address("from", settings, url=url, environment=place.environment, namespace=place.namespace)
 
 
 @contextmanager
@@ -383,7 +409,7 @@ def worked(
 
 def shown(ends: Ends, migration: Migration, options: argparse.Namespace, done: Done) -> int:
     """Prints how the migration stands; returns what came of a phase as an exit code."""
-    told = status(ends, Migrations(ends.target).get(migration.id))
+    told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id))
     printing.document(told, options.output)
     printing.say(f"{done.sessions} sessions, {done.events} events, {done.failed} failed")
     return 7 if done.failed else 0
@@ -403,6 +429,6 @@ def asked(ends: Ends, migration: Migration, options: argparse.Namespace, setting
     if options.wait:
         task = awaited(queue.tasks, task.id, None)
     queue.close()
-    told = status(ends, Migrations(ends.target).get(migration.id)) | {"job": task.id}
+    told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id)) | {"job": task.id}
     printing.document(told, options.output)
     return 1 if task.error else 7 if task.result.get("failed") else 0

@@ -68,10 +68,22 @@ def open_(end: End, session: str, task: str, by: str, sealed: Sealed, skips: str
     return _call(end, "muster_open_1", session, keys, [task, by, *told, *lease, skips, who])
 
 
-def bring(end: End, session: str, task: str, place: str, at: Position, gate: str, commits: Sequence[Commit]) -> Command:
-    """Adds commits to a session that is closed, for everybody to see."""
+def bring(
+    end: End,
+    session: str,
+    task: str,
+    place: str,
+    at: Position,
+    gate: str,
+    commits: Sequence[Commit],
+    *,
+    policy: str = "",
+) -> Command:
+    """Adds commits to a session that is closed, for everybody to see; without a policy that is left as it is."""
     keys = ("sessions", "feed", "log", "head", "hold")
-    return _call(end, "muster_bring_1", session, keys, [task, place, at.seq, at.digest, gate, *_packed(commits)])
+    return _call(
+        end, "muster_bring_1", session, keys, [task, place, at.seq, at.digest, gate, policy, *_packed(commits)]
+    )
 
 
 def drop(end: End, session: str, task: str, at: Position, place: str, who: str) -> Command:

@@ -63,7 +63,8 @@ class Comparing:
         """Reads a session on both sides, and its seal, if it was moved."""
         moved = Position(move.seq, move.digest) if move.state == "moved" else None
         problems: list[Problem] = []
-        copy = self._ends.target.log.read(session) if moved else staged(self._ends.target, session)
+        is_seen = move.state in ("moved", "synced")
+        copy = self._ends.target.log.read(session) if is_seen else staged(self._ends.target, session)
         counting = _Counting()
         problems += compare(
             session, counting.counted(self._ends.source.log.read(session)), copy, moved=moved, copied=move.seq

@@ -26,6 +26,8 @@ from workers.pacing import Pace
 
 #: Sessions that lie so many events behind at most are sealed; the others are copied once more before.
 SMALL_TAIL: Final = 512
+#: States of a session of which the target holds something that can be compared.
+COMPARED: Final = frozenset({"copied", "sealing", "moved", "synced"})
 #: How often the tail is copied before the seal, however fast the session grows.
 PASSES: Final = 4
 
@@ -74,7 +76,7 @@ class Moving:
         done = Done()
         for page in pages(self._sessions(sessions)):
             known = self._known(page)
-            left = [session for session in page if known[session].state not in ("moved", "back", "elsewhere")]
+            left = [session for session in page if known[session].state not in ("moved", "elsewhere")]
             found = self.copying.copy(left)
             moves: dict[str, Move] = {}
             for session, one in found.items():
@@ -96,7 +98,7 @@ class Moving:
     def cutover(self, sessions: Iterable[str] | None = None, *, proof: str | None = None) -> Done:
         """Moves what is selected: those first that were sealed already and not opened.
 
-        Raises as `CuttingOver.move`, and Refused (USAGE) if the source cannot give the `proof` of a seal that is wanted.
+        Raises as `CuttingOver.move`, and Refused (USAGE) if the source cannot give the `proof` of a seal that is asked.
         """
         cutting = CuttingOver(self.ends, self.migration.id, self._who, self.copying)
         if proof is not None:
@@ -172,7 +174,9 @@ class Moving:
         for page in pages(self._migrations.moves(self.migration.id)):
             moves: dict[str, Move] = {}
             for session, move in page:
-                if move.state not in ("copied", "sealing", "moved") or (chosen is not None and session not in chosen):
+                if move.state not in ("copied", "sealing", "moved", "synced") or (
+                    chosen is not None and session not in chosen
+                ):
                     continue
                 compared = comparing.session(session, move)
                 done.problems += compared.problems

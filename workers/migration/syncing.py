@@ -12,7 +12,8 @@ to it unless a policy was given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -20,7 +21,10 @@ from msgspec import Struct
 from domain.codec import Commit, genesis
 from domain.errors import Conflict, MusterError, Unavailable
 from domain.log.contract import Head, Position
+from domain.log.protocol import Command
+from domain.log.skips import decode_skips
 from domain.session import OPEN_GATE
+from projections.skipping import DISCARDED
 from workers.backup.creating import gate_of
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
@@ -147,12 +151,12 @@ class Syncing:
         if head.quarantined:
             raise Conflict("SYNC_CONFLICT", f"session {session} is quarantined at the source", session=session, seq=0)
         if copy is None or (copy.seq == 0 and not copy.quarantined):
-            return self._brought(session, Position(0, genesis(session)), OPEN_GATE)
+            return self._brought(session, Position(0, genesis(session)), OPEN_GATE, head.policy)
         if not self._goes_on_from(session, copy):
             return self._settled(session, head, copy)
         if not copy.is_elsewhere:
             self._held(session)
-        return self._brought(session, copy.position, copy.gate)
+        return self._brought(session, copy.position, copy.gate, head.policy)
 
     def _goes_on_from(self, session: str, copy: Head) -> bool:
         """Whether the source's history goes through where the standby's stands."""
@@ -169,18 +173,41 @@ class Syncing:
         assert isinstance(answer, Sealed)
         return answer
 
-    def _brought(self, session: str, at: Position, gate: str) -> Move:
+    def _brought(self, session: str, at: Position, gate: str, policy: str) -> Move:
+        """Brings what comes after a position, what was discarded, and who may append once the standby takes over."""
         target, place = self._ends.target, str(self._ends.source.place)
-        for chunk in chunks(self._ends.source.log.read(session, after=at.seq)):
+        rest: Iterator[list[Commit]] = chunks(self._ends.source.log.read(session, after=at.seq))
+        for chunk in chain(rest, [[]]):  # the last call brings the policy, where nothing else is new
             gate = _gate_after(gate, chunk)
-            command = calls.bring(target, session, self._task, place, at, gate, chunk)
+            command = calls.bring(target, session, self._task, place, at, gate, chunk, policy=policy)
             answer = calls.answered(session, target.ask([command])[0])
             if isinstance(answer, MusterError):
                 raise answer
-            at = Position(chunk[-1].last_seq, chunk[-1].digest)
+            at = Position(chunk[-1].last_seq, chunk[-1].digest) if chunk else at
             if not isinstance(answer, Standing) or answer.position.seq < at.seq:
                 raise Conflict("LOG_MOVED", f"session {session} was moved on while it was brought", session=session)
+        self._bring_skips(session)
         return Move("synced", at.seq, at.digest or "", verified=True)
+
+    def _bring_skips(self, session: str) -> None:
+        """What an operator discarded at the source is discarded on the standby; its audit stream bears it out."""
+        ends = (self._ends.source, self._ends.target)
+        there, here = (end.ask([["HGET", end.keyspace.of(session).skips, session]])[0] for end in ends)
+        if there is None or there == here:
+            return
+        keys = self._ends.target.keyspace.of(session)
+        known = decode_skips(here)
+        # The audit first: a skip that it does not tell of counts as forged.
+        noted: list[Command] = [
+            [
+                *("XADD", keys.audit, "*", "who", self._who, "what", DISCARDED, "session", session),
+                *("seq", skip.from_seq, "to_seq", skip.to_seq, "digest", skip.digest),
+                *("why", "discarded where it came from"),
+            ]
+            for skip in decode_skips(there)
+            if skip not in known
+        ]
+        self._ends.target.ask([*noted, ["HSET", keys.skips, session, there]])
 
     # -- conflicts ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +230,7 @@ class Syncing:
         else:
             self._say(f"session {session} differs from seq {seq} on: the source's counts, the other is put aside")
         self._yielded(session)
-        return self._brought(session, Position(0, genesis(session)), OPEN_GATE)
+        return self._brought(session, Position(0, genesis(session)), OPEN_GATE, head.policy)
 
     def _yielded(self, session: str) -> None:
         target, held = self._ends.target, self._held(session)

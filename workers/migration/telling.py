@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from domain.errors import MusterError
 from projections.session_view import rfc3339
-from workers.migration.ends import Ends
+from workers.migration.ends import End, Ends
 from workers.migration.moving import downtimes
 from workers.migration.record import UNFENCED, Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages, selected
@@ -29,13 +29,13 @@ class Seals(Struct, frozen=True):
     lost: list[str]
 
 
-def status(ends: Ends, migration: Migration) -> dict[str, Any]:
-    """How a migration stands, asked of both servers."""
-    moves = dict(Migrations(ends.target).moves(migration.id))
+def status(target: End, source: End | None, migration: Migration) -> dict[str, Any]:
+    """How a migration stands, asked of both servers; of the target alone, where the source does not answer."""
+    moves = dict(Migrations(target).moves(migration.id))
     states = Counter(move.state for move in moves.values())
     begun = [move for move in moves.values() if move.state in _BEGUN]
-    sessions, lag, lag_s = _lag(ends, migration, moves)
-    seals = seals_of(ends, migration, moves)
+    sessions, lag, lag_s = _lag(Ends(source, target), migration, moves) if source else (len(moves), None, None)
+    seals = seals_of(source, migration, moves) if source else Seals(0, [])
     failed = {session: move.error for session, move in sorted(moves.items()) if move.error is not None}
     events = sum(move.seq for move in begun)
     return {
@@ -44,6 +44,7 @@ def status(ends: Ends, migration: Migration) -> dict[str, Any]:
         "kind": migration.kind,
         "state": migration.state,
         "stuck": migration.is_stuck,
+        "source_answers": source is not None,
         "sessions": sessions,
         "copied": len(begun),
         "verified": sum(move.verified for move in begun),
@@ -79,15 +80,13 @@ def is_well(told: dict[str, Any]) -> bool:
     return not (bad or (told["error"] and not told["holder"]))
 
 
-def seals_of(ends: Ends, migration: Migration, moves: dict[str, Move]) -> Seals:
+def seals_of(source: End, migration: Migration, moves: dict[str, Move]) -> Seals:
     """Whether the seals stand."""
     lost: list[str] = []
     moved = sorted(session for session, move in moves.items() if move.state == "moved")
     for page in pages(moved, PAGE):
-        heads = ends.source.log.heads(page)
-        holds = ends.source.ask(
-            [["HGET", ends.source.keyspace.of(session).hold(session), "moved_task"] for session in page]
-        )
+        heads = source.log.heads(page)
+        holds = source.ask([["HGET", source.keyspace.of(session).hold(session), "moved_task"] for session in page])
         for session, head, owner in zip(page, heads, holds, strict=True):
             if head is None or not head.is_elsewhere or owner != migration.id.encode():
                 lost.append(session)
@@ -135,9 +134,9 @@ def _selected(ends: Ends, migration: Migration) -> Iterable[str]:
             raise
 
 
-def _eta_s(migration: Migration, events: int, lag: int) -> float | None:
+def _eta_s(migration: Migration, events: int, lag: int | None) -> float | None:
     """How long copying goes on at the pace so far; None where nothing is copied."""
     took_s = (migration.beat - migration.began) / 1000
-    if migration.holder is None or not events or took_s <= 0:
+    if migration.holder is None or not events or took_s <= 0 or lag is None:
         return None
     return round(lag * took_s / events, 1)

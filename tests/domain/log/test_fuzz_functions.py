@@ -337,7 +337,9 @@ class Functions:
         commits = self._copied(str(session), seq, digest)
         kinds = "sessions feed log head hold"
         place = self._any_of("a place", "")
-        return self._moved("muster_bring_1", str(session), kinds, place, seq, digest, "o", *commits)
+        return self._moved(
+            "muster_bring_1", str(session), kinds, place, seq, digest, "o", self._any_of("", "strict"), *commits
+        )
 
     def _drop(self) -> Call:
         session = f"x{self._chance.randrange(3)}"

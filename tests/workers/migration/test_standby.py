@@ -198,17 +198,25 @@ def run(scene: Scene, way: Proxy, capsys: pytest.CaptureFixture[str], monkeypatc
 def test_a_planned_failover_loses_nothing(scene: Scene, run: Run) -> None:
     """The old side answers: it is closed first, the rest is brought, the standby goes on at the next seq."""
     log, target = scene.source.open(), scene.target.open()
-    fill(log, ["a", "b"])
+    fill(log, ["a", "b", "strict"])
+    log.set_policy("strict", "strict")
+    second = history(log, "strict")[1]
+    skip = f'[{{"from_seq":3,"to_seq":4,"digest":"{second.digest}","who":"ann","why":"it is bad","at":1}}]'
+    scene.source.client.hset(scene.source.keyspace.of("strict").skips, "strict", skip)
     assert run("migrate", "sync", "--once")[0] == 0
+    assert run("migrate", "verify")[1]["problems"] == []
     log.append("b", note())
 
     code, told = run("failover")
 
-    assert (code, told["fenced"], told["opened"], told["closed"], told["missing"]) == (0, True, 2, 2, [])
+    assert (code, told["fenced"], told["opened"], told["closed"], told["missing"]) == (0, True, 3, 3, [])
     assert told["epoch"] == 2
     with refused("MOVED_TO"):
         log.append("b", note())
     assert [target.append(one, note()).first_seq for one in ("a", "b")] == [7, 8]
+    with refused("EXPECTED_REQUIRED"):
+        target.append("strict", note())
+    assert [commit.skipped for commit in target.read("strict")] == [False, True, False]
 
 
 def test_a_dead_side_is_replaced_and_closed_when_it_is_back(scene: Scene, run: Run, way: Proxy) -> None:
@@ -220,8 +228,9 @@ def test_a_dead_side_is_replaced_and_closed_when_it_is_back(scene: Scene, run: R
 
     with way.cut():
         code, told = run("failover")
-    assert (code, told["fenced"], told["opened"]) == (1, False, 3)
-    assert run("migrate", "status")[1]["state"] == "unfenced"
+        assert (code, told["fenced"], told["opened"]) == (1, False, 3)
+        code, told = run("migrate", "status")
+        assert (code, told["state"], told["source_answers"]) == (1, "unfenced", False)
     assert [target.append(one, note()).first_seq for one in ("a", "b", "c")] == [7, 7, 7]
 
     code, told = run("failover")
