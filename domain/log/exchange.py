@@ -230,7 +230,9 @@ class Exchanges:
             return structs.replace(append, token=token, traceparent=trace)
         given = tuple([event.id for event in append.events if event.id])
         events = with_ids(append.events, new_id.many)
-        known = append.known if append.known is not None else self._known(append.session)
+        known = append.known
+        if known is None:
+            known = (self.witness.known if self._following is None else self._known)(append.session)
         doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted

@@ -263,7 +263,7 @@ class SessionLog(Exchanges, BlockingReads):
             receipt: Receipt = taken(answer)
             return receipt
         receipt = self.run(append_flow(append, self.limits))
-        log = self._log_of(append.session)
+        log = self if self._following is None else self._log_of(append.session)
         return log.drive(log._acknowledged(receipt))
 
     def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
@@ -654,7 +654,7 @@ class AsyncSessionLog(Exchanges):
             receipt: Receipt = taken(answer)
             return receipt
         receipt = await self.run(append_flow(append, self.limits))
-        log = self._log_of(append.session)
+        log = self if self._following is None else self._log_of(append.session)
         return await log.drive(log._acknowledged(receipt))
 
     async def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
