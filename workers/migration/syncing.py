@@ -239,9 +239,10 @@ class Syncing:
         if isinstance(answer, MusterError) or answer == Standing("STANDS", held.position):
             raise Conflict("LOG_MOVED", f"session {session} was moved on while it was put aside", session=session)
         partition = target.keyspace.partition_of(session)
+        recovery = Recovery(target.store, target.log, who=f"recovery:migration:{self._task}", progress=self._say)
         if target.store.cursor(partition).position is not None:
-            recovery = Recovery(target.store, target.log, who=f"recovery:migration:{self._task}", progress=self._say)
             recovery.forget(partition, [session])
+        recovery.forget_own(partition, [session])
 
     def _first_difference(self, session: str) -> int:
         """The first seq at which both sides do not hold the same."""

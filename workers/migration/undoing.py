@@ -251,6 +251,7 @@ class Undoing:
         for partition, names in sorted(by_partition.items()):
             if target.store.cursor(partition).position is not None:
                 recovery.forget(partition, names)
+            recovery.forget_own(partition, names)
 
 
 def _gate_after(gate: str, commits: Sequence[Commit]) -> str:

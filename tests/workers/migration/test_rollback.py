@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from domain import Conflict, Event
+from projections.projection import Projection
+from tests.projections.examples import EventsByType, SpentPerSession, SumsWithoutSubtract
+from tests.projections.own_world import Own
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, history, note, refused
 from workers.migration import calls
@@ -139,6 +142,31 @@ def test_what_workers_derived_goes_with_the_sessions(scene: Scene, projected: st
     assert target.codes() == []
     assert target.views.agent("eve") == before
     assert [one["session"] for one in target.views.sessions()] == ["theirs"]
+
+
+@pytest.mark.parametrize("projected", ["all of it", "none of it"])
+@pytest.mark.parametrize("kind", [EventsByType, SumsWithoutSubtract, SpentPerSession])
+def test_what_own_projections_derived_goes_too(scene: Scene, kind: type[Projection], projected: str) -> None:
+    """Their workers merge again from what is left, however far they were."""
+    source, target = World(scene.source), World(scene.target)
+    source.sessions(8)
+    target.log.append("theirs", note("eve"))
+    own = Own(target, kind)
+    own.project()
+    before = own.states()
+    migration = scene.moved()
+    if projected == "all of it":
+        own.project()
+        assert own.states() != before
+
+    rolled_back(scene, migration)
+    own.project()
+
+    own.assert_right()
+    assert own.states() == before
+    target.log.append("theirs", note("ann"))
+    own.project()
+    own.assert_right()
 
 
 def test_a_producer_that_followed_comes_back(scene: Scene) -> None:
