@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec import Struct
 
 from domain.codec import Commit, genesis
-from domain.errors import Damaged, MusterError
+from domain.errors import Damaged, Misconfigured, MusterError, Unavailable
 from domain.log.contract import Head, Position
 from domain.log.protocol import CALL_BYTES, CALL_COMMITS, Command, quarantined
 from workers.migration import calls
@@ -182,5 +182,8 @@ def _position(at: Position | MusterError) -> Position:
 
 
 def _error(answer: object) -> MusterError:
+    """Why one session cannot be copied. What keeps all from it (no memory, no rights) is raised."""
+    if isinstance(answer, Unavailable | Misconfigured):
+        raise answer
     assert isinstance(answer, MusterError)
     return answer

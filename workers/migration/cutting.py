@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -70,16 +71,26 @@ class CuttingOver:
         if not set(wanted.split("+")) <= set(self.proof.wanted.split("+")):
             raise Refused("USAGE", f"the source can prove {self.proof.wanted} of a seal, and {wanted} is wanted")
 
-    def move(self, sessions: Sequence[str]) -> dict[str, Outcome]:
+    def move(self, sessions: Sequence[str], *, are_fresh: bool = True) -> dict[str, Outcome]:
         """Moves sessions together. What keeps one from it keeps no other; that one stays at its source, open.
+
+        `are_fresh`: they were not sealed before, so none of them was opened. If the target fails then before they are
+        all copied, their sources are opened again, rather than that they wait for it.
 
         Raises Unavailable, DeadlineExceeded (SEAL_UNPROVED): sessions may be sealed then, and are gone on with by the
         same call, or opened again by a rollback.
         """
         began = time.monotonic()
         sealed, found = self._sealed(sessions)
-        word = confirmed(self._ends.source, self.proof, sealed_with=self._last_word)
-        copies = self._copying.copy(list(sealed))
+        try:
+            word = confirmed(self._ends.source, self.proof, sealed_with=self._last_word)
+            copies = self._copying.copy(list(sealed))
+        except MusterError:
+            if are_fresh:
+                source, by = self._ends.source, self._copying.by
+                with suppress(MusterError):
+                    source.ask([calls.unseal(source, session, self._task, by) for session in sealed])
+            raise
         found |= self._opened_before(sealed, copies, word)
         right = {session: one for session, one in sealed.items() if is_equal(one, copies[session])}
         for session in sealed.keys() - right.keys() - found.keys():

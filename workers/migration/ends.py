@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from domain.errors import Refused
+from domain.errors import Misconfigured, MusterError, Refused
 from domain.log import Connecting, SessionLog
 from domain.log.connection import connection_error, send
 from domain.log.place import Place
@@ -71,6 +71,12 @@ class End:
         found = send(self.log.client, list(commands), self.log.connecting, wrote=False) if commands else []
         return [connection_error(reply) if isinstance(reply, Exception) else reply for reply in found]
 
+    def check_functions(self) -> None:
+        """Raises Misconfigured (FUNCTIONS_MISSING) if the server has functions of an earlier release."""
+        (reply,) = self.ask([["FCALL", "muster_yield_1", 0]])
+        if isinstance(reply, MusterError) and reply.code == "FUNCTIONS_MISSING":
+            raise Misconfigured(reply.code, f"{self.place.url}: {reply.cause}")
+
     def now_ms(self) -> int:
         """The server's clock."""
         return parse_time(self.ask([["TIME"]])[0])
@@ -101,7 +107,10 @@ def opened(source: Address, target: Address) -> Iterator[Ends]:
     with _log(source) as source_log, _log(target) as target_log:
         if source_log.identity.store == target_log.identity.store:
             raise Refused("USAGE", f"source and target are the same store, {source_log.identity.store}")
-        yield Ends(End(source_log), End(target_log))
+        ends = Ends(End(source_log), End(target_log))
+        for end in (ends.source, ends.target):
+            end.check_functions()
+        yield ends
 
 
 def _log(address: Address) -> SessionLog:

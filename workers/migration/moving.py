@@ -138,7 +138,7 @@ class Moving:
         # Noted before they are: whoever goes on finds those first that wait for it.
         known = self._known(sessions)
         self._put({session: structs.replace(known[session], state="sealing", error=None) for session in sessions})
-        found = cutting.move(sessions)
+        found = cutting.move(sessions, are_fresh=not was_sealed)
         moves: dict[str, Move] = {}
         for session, one in found.items():
             if isinstance(one, Moved):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
-from domain import Append, Receipt
+from domain import Append, Misconfigured, Receipt, SessionLog, Unavailable
+from domain.log import Connecting
 from domain.log.contract import Position
+from domain.log.store import library_source
+from tests.chaos.proxy import Fault, Moment, Proxy, Strike, proxied
 from tests.conftest import ENVIRONMENT
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, history, note, refused
@@ -243,6 +249,71 @@ def test_a_migration_is_gone_on_with_wherever_it_broke_off(scene: Scene) -> None
 
     assert done.failed == 0
     assert set(target.sessions()) == {"opened", "sealed", "copied", "new"}
+
+
+class CutsTheOther(Proxy):
+    """The way to the source, which cuts the way to the target as soon as something is sealed."""
+
+    def __init__(self, url: str, other: Proxy) -> None:
+        self._other = other
+        address = urlsplit(url)
+        super().__init__(str(address.hostname), int(address.port or 0))
+
+    def _what_befalls(self, request: bytes) -> tuple[Fault, Strike | None]:
+        if b"muster_seal_1" not in request:
+            return Fault.NONE, None
+        return Fault.NONE, Strike(Moment.TAKEN, self._cut_the_other)
+
+    def _cut_the_other(self) -> None:
+        self._other._is_cut = True
+        self._other.break_connections()
+
+
+def test_a_session_does_not_wait_for_a_target_that_fails(scene: Scene) -> None:
+    """Sealed, and then the target is away before the rest is copied: the source is opened again, and goes on."""
+    log = scene.source.open()
+    fill(log, ["a", "b"])
+    with (
+        proxied(scene.target.url) as to_target,
+        closing(CutsTheOther(scene.source.url, to_target)) as to_source,
+        scene.ends(source_url=to_source.url, target_url=to_target.url, retry_for_s=0) as ends,
+    ):
+        work = scene.moving(ends, scene.begun(ends))
+        copied(work)
+        log.append("a", note())
+        with pytest.raises((Unavailable, redis.RedisError)):
+            cut(work)
+
+    assert [log.append(one, note()).first_seq for one in ("a", "b")] == [8, 7]
+
+
+def test_commits_that_waited_in_a_spool_follow_too(scene: Scene, tmp_path: Path) -> None:
+    """Spooled while the source was away, sent when it is back: to where the session is by then, once and in order."""
+    fill(scene.source.open(), ["s"])
+    options: dict[str, Any] = {"environment": ENVIRONMENT, "namespace": scene.source.namespace}
+    with proxied(scene.source.url) as way:
+        connecting = Connecting(way.url, retry_for_s=0)
+        with SessionLog.open(connecting, spool=tmp_path / "spool", moved=[scene.target.url], **options) as producer:
+            producer.append("s", note(id="before"))
+            with way.cut():
+                spooled = [producer.append("s", note(id=f"away-{number}")) for number in range(3)]
+                scene.moved()
+            assert producer.drained(timeout_s=30)
+
+    assert all(receipt.is_spooled for receipt in spooled)
+    ids = [event.id for commit in scene.target.open().read("s") for event in commit.events]
+    assert ids[6:] == ["before", "away-0", "away-1", "away-2"]
+
+
+def test_functions_of_an_earlier_release_are_refused_before_anything_is_sealed(scene: Scene) -> None:
+    """Both servers need those of this one."""
+    source = library_source().replace("muster_yield_1", "muster_other_1")
+    scene.source.client.function_load(source, replace=True)
+    try:
+        with pytest.raises(Misconfigured, match="FUNCTIONS_MISSING"), scene.ends():
+            pass
+    finally:
+        scene.source.client.function_load(library_source(), replace=True)
 
 
 def test_a_moved_session_is_restored_as_one(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
