@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from domain import Conflict, Unavailable
+from tests.projections.world import World
 from tests.workers.migration.scene import Scene, fill, note, refused
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
@@ -99,6 +100,32 @@ def test_only_who_sealed_it_opens_it_again(scene: Scene) -> None:
         assert log.append("s", note()).first_seq == 7
 
 
+def test_a_process_that_was_thought_dead_opens_nothing(scene: Scene) -> None:
+    """Another one goes on with its migration: what it had copied is theirs, and neither adds to it nor opens it."""
+    log = scene.source.open()
+    fill(log, ["s"])
+    with scene.ends() as ends:
+        migration = scene.begun(ends)
+        old, new = scene.moving(ends, migration), scene.moving(ends, migration)
+        old.copying.by, new.copying.by = "old", "new"
+        old.copying.copy(["s"])
+        sealed = seal(ends.source, task=migration.id, by="old")
+        assert isinstance(sealed, Sealed)
+        new.copying.copy(["s"])
+        before = scene.target.snapshot()
+
+        opening = calls.open_(ends.target, "s", migration.id, "old", sealed, "", "ann")
+        at = sealed.position
+        commits = list(log.read("s"))[-1:]
+        adding = calls.stage(ends.target, "s", migration.id, "old", str(ends.source.place), at, commits)
+        answers = [calls.answered("s", reply) for reply in ends.target.ask([opening, adding])]
+
+        assert all(isinstance(answer, Conflict) for answer in answers)
+        assert scene.target.snapshot() == before
+        opening = calls.open_(ends.target, "s", migration.id, "new", sealed, "", "ann")
+        assert isinstance(calls.answered("s", ends.target.ask([opening])[0]), Standing)
+
+
 def test_a_lease_outlives_a_seal_that_is_taken_back(scene: Scene) -> None:
     """While it is sealed its holder is told where to go, and afterwards holds it as before."""
     log = scene.source.open()
@@ -128,6 +155,10 @@ def test_a_copy_that_arrives_is_seen_by_nobody_and_its_name_is_held(scene: Scene
         target.append("s", note())
     with refused("SESSION_ARRIVING"):
         target.set_policy("s", "strict")
+    views = World(scene.target).views
+    assert list(views.sessions()) == []
+    with refused("SESSION_ARRIVING"):
+        views.session("s")
 
 
 def test_what_a_function_is_not_given_right_it_refuses(scene: Scene) -> None:
