@@ -202,6 +202,23 @@ REGISTRY: dict[str, Entry] = {
         Misconfigured, "wait until it is done; one that was interrupted goes on with the same `muster backup restore`"
     ),
     "SESSION_TAKEN": Entry(Conflict, "give the fork a name of its own: `--as NAME`"),
+    "MOVED_TO": Entry(
+        Conflict, "append the same there, with the same ids; a log opened with `moved=[URL]` does so by itself"
+    ),
+    "MIGRATION_CONFLICT": Entry(
+        Conflict, "leave these sessions out, or take the target's away first: what a target holds is never overwritten"
+    ),
+    "SYNC_CONFLICT": Entry(
+        Conflict, "decide which side counts: `muster migrate sync --policy source|target|keep-both --session ID`"
+    ),
+    "MIGRATION_BUSY": Entry(Conflict, "wait until the other process ends, or see who it is: `muster migrate status`"),
+    "MIGRATION_UNFINISHED": Entry(
+        Conflict, "`muster migrate rollback` brings the sessions back, `muster migrate retire` leaves them moved"
+    ),
+    "MIGRATION_OVER": Entry(Conflict, "begin another one: `muster migrate copy` without --task"),
+    "ROLLBACK_REFUSED": Entry(
+        Conflict, "carry what was appended since back to the source: `muster migrate rollback --carry-back`"
+    ),
     "LOG_MOVED": Entry(Conflict, "run the command again: the session changed while it was read"),
     "VIEW_MOVED": Entry(
         Conflict, "nothing: the session was projected further since; `muster projection verify` judges it"
@@ -222,6 +239,7 @@ REGISTRY: dict[str, Entry] = {
         NotFound, "nothing is to be accepted; a session with a damaged log is quarantined by `muster recover apply`"
     ),
     "NOTHING_REPLACED": Entry(NotFound, "nothing: recovery replaced no view of it, or did more than a week ago"),
+    "MIGRATION_UNKNOWN": Entry(NotFound, "look it up with `muster migrate status` and the target it was begun on"),
     "TASK_UNKNOWN": Entry(
         NotFound, "look it up with `muster job ls`; of those that ended the newest thousand are kept"
     ),
@@ -238,6 +256,9 @@ REGISTRY: dict[str, Entry] = {
     "UNREACHABLE": Entry(
         Unavailable,
         "check that the server runs, the address in --url or MUSTER_REDIS__URL, and whether it wants TLS (rediss://)",
+    ),
+    "SESSION_ARRIVING": Entry(
+        Unavailable, "append where it comes from until it is moved, or try again: it opens as soon as it is whole"
     ),
     "SERVER_LOADING": Entry(Unavailable, "wait until the server has read its data, then try again"),
     "SERVER_BUSY": Entry(Unavailable, "wait for the long command on the server to end, then try again"),
@@ -315,6 +336,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SPOOL_WAITS": Entry(
         DeadlineExceeded, "bring the server back; what waits goes there by itself while a producer has the spool open"
+    ),
+    "SEAL_UNPROVED": Entry(
+        DeadlineExceeded, "see to its disk and its replicas, then run the same again; `muster migrate rollback` opens"
     ),
     "BEHIND": Entry(DeadlineExceeded, "look at `muster projection lag` and `muster worker ls`: is a worker running?"),
     # -- ask an operator ---------------------------------------------------------------------------------------------
@@ -417,6 +441,11 @@ REGISTRY: dict[str, Entry] = {
     "FORK_UNFINISHED": Entry(
         Damaged, "ask for the same fork again (`muster session fork`): it goes on where it stands"
     ),
+    "SEAL_LOST": Entry(
+        Damaged,
+        "run `muster migrate verify`: it seals the source again and names what was appended there meanwhile",
+    ),
+    "COPY_DIFFERS": Entry(Damaged, "copy the session again: `muster migrate rollback --session ID`, then `… copy`"),
     "HEAD_MISSING": Entry(Damaged, _OPERATOR),
     "KEY_DAMAGED": Entry(Damaged, _OPERATOR),
     "STORE_DAMAGED": Entry(Damaged, _OPERATOR),
@@ -625,6 +654,18 @@ CAUSES: dict[str, str] = {
     "LOG_GAP": "Seqs in the log do not follow one another",
     "LOG_TRIMMED": "The beginning of the log is gone",
     "LOG_ALTERED": "A commit is not what its digest says",
+    "MOVED_TO": "The session was moved to another store, and its writers append there",
+    "SESSION_ARRIVING": "The session is being moved here and is not whole yet",
+    "MIGRATION_CONFLICT": "The target of a migration holds other sessions under the same ids",
+    "SYNC_CONFLICT": "A session was written on both sides of a standby",
+    "MIGRATION_BUSY": "Another process works on the migration",
+    "MIGRATION_OVER": "The migration has ended",
+    "MIGRATION_UNFINISHED": "Sessions were sealed or moved by the migration that is to be ended",
+    "MIGRATION_UNKNOWN": "There is no migration of this id on the target",
+    "SEAL_UNPROVED": "A server does not prove in time that what was sealed stays sealed",
+    "ROLLBACK_REFUSED": "Events were appended on the target since the sessions were moved",
+    "SEAL_LOST": "A session that was moved takes appends at its source again",
+    "COPY_DIFFERS": "A session's copy on the target is not what the source holds",
     "TAIL_LOST": "The end of the log that somebody holds a receipt for is gone",
     "FORK": "The log went on otherwise after a seq that somebody holds a receipt for",
     "EVENT_ILLEGAL": "The log holds an event that the session's state did not allow",

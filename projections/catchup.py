@@ -122,7 +122,7 @@ def apply(
             continue
         outcome = fold_span(log, span, stored, new, store.checkpoints)
         goes_on()
-        if outcome is not None:
+        if outcome is not None and not (outcome.parked is not None and was_taken_back(store, span.session)):
             outcomes.append(outcome)
     events = (batch.cursor_to or 0) - (batch.cursor_from or 0)
     folded_at = time.perf_counter()
@@ -143,6 +143,12 @@ def apply(
         outcomes,
         Phases(began_ns, loaded_at - began, folded_at - loaded_at, time.perf_counter() - folded_at),
     )
+
+
+def was_taken_back(store: ProjectionStore, session: str) -> bool:
+    """Whether a session was here for a while, and is where it came from again: the feed still tells of it."""
+    (head,) = store.heads([session])
+    return head is not None and head.seq == 0 and head.is_elsewhere
 
 
 def fold_span(

@@ -19,7 +19,7 @@ from domain.errors import Damaged, DeadlineExceeded, NotFound, Refused
 from domain.events import check_session, shortened
 from domain.invariants import broken_law, is_chained
 from domain.log.contract import EventLog, Head, Receipt
-from domain.log.protocol import lost, position_of, unknown_session
+from domain.log.protocol import arriving, lost, moved_to, position_of, unknown_session
 from domain.session import Session
 from projections import agent_view, session_view, statistics, what_happened
 from projections.catchup import from_log
@@ -49,8 +49,9 @@ class Views:
         With `at_least`, the receipt of an append, not before that commit is in its view: read your own writes. Waits
         for it up to `wait_s`.
 
-        Raises NotFound (SESSION_UNKNOWN), DeadlineExceeded (BEHIND, SPOOL_WAITS), and Damaged (TAIL_LOST, FORK) if the
-        log does not hold the commit of the receipt.
+        Raises NotFound (SESSION_UNKNOWN), DeadlineExceeded (BEHIND, SPOOL_WAITS), Damaged (TAIL_LOST, FORK) if the log
+        does not hold the commit of the receipt, and Unavailable (SESSION_ARRIVING), Conflict (MOVED_TO) for a session
+        that a migration brings, or took back.
         """
         check_session(session)
         if at_least is not None:
@@ -58,7 +59,17 @@ class Views:
         found = self._documents([session])
         if not found:
             raise unknown_session(session)
+        if not found[0]["seq"]:
+            self._check_here(session)
         return found[0]
+
+    def _check_here(self, session: str) -> None:
+        """Raises Unavailable (SESSION_ARRIVING), Conflict (MOVED_TO) for a name that a migration holds."""
+        (head,) = self._store.heads([session])
+        if head is not None and head.is_elsewhere:
+            (place,) = self._store.places([session])
+            to = place.get("moved_to")
+            raise arriving(session, place.get("moved_from", "?")) if to is None else moved_to(session, to)
 
     def session_at(self, session: str, at: Moment) -> dict[str, Any]:
         """A session as it stood right after a seq, or at a time: after the last commit at or before it by the server's

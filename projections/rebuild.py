@@ -196,6 +196,28 @@ class Rebuild:
             last = "(" + page[-1][0].decode()
         return None
 
+    def forget(self, sessions: Sequence[str]) -> None:
+        """Takes away what derives from sessions whose logs were taken from here on purpose; the sums follow."""
+        for at in range(0, len(sessions), STEP_SESSIONS):
+            page = sessions[at : at + STEP_SESSIONS]
+            self.renew()
+            indexes = IndexMoves(self._keys)
+            operations = []
+            for session, stored in zip(page, self._store.views(page), strict=True):
+                view = session_view.readable(stored, session)
+                if view is not None:
+                    indexes.move(session, indexing.entries(view), indexing.NO_ENTRIES)
+                operations += [
+                    Operation("DEL", self._keys.session_view(session)),
+                    Operation("DEL", self._keys.checkpoints(session)),
+                    unpark(self._keys, session),
+                    Operation("HDEL", self._keys.proofs, (session,)),
+                    Operation("ZREM", self._keys.swept, (session,)),
+                    Operation("HDEL", self._keys.drifted, (session,)),
+                ]
+            self._step([*operations, *(Operation(*write) for write in indexes.writes())])
+        self.totals()
+
     def totals(self, also: Iterable[str] = ()) -> int:
         """Sums the totals of agents and the statistics from the session views, and swaps those that differ; then mends
         the indexes by the same views. Returns how many agents' totals differed.

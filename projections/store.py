@@ -328,6 +328,18 @@ class ProjectionStore:
         replies = pipe.execute(raise_on_error=False) if sessions else []
         return [parse_position(reply) or 0 for reply in replies]
 
+    def places(self, sessions: Sequence[str]) -> list[dict[str, str]]:
+        """Where sessions are that are closed here because of that: the fields that say so."""
+        names = ("moved_to", "moved_from", "moved_task", "moved_at")
+        pipe = self.client.pipeline(transaction=False)
+        for session in sessions:
+            pipe.hmget(self.keyspace.of(session).hold(session), *names)
+        replies = pipe.execute() if sessions else []
+        return [
+            {name: value.decode() for name, value in zip(names, told, strict=True) if value is not None}
+            for told in replies
+        ]
+
     def losses(self, partition: int) -> list[Loss]:
         """What witnesses reported lost in a partition, and nobody accepted yet."""
         reports = self.client.hvals(self.keys(partition).lost)
@@ -336,9 +348,11 @@ class ProjectionStore:
     def flags(self, session: str) -> str:
         """The flags of a head that is lost, by what they point at."""
         hold = self.keyspace.of(session).hold(session)
-        code, policy, horizon = self.client.hmget(hold, "code", "policy", "horizon")
-        flags = ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "") + ("a" if horizon else "")
-        return flags or "-"
+        code, policy, horizon, to, source = self.client.hmget(
+            hold, "code", "policy", "horizon", "moved_to", "moved_from"
+        )
+        letters = ("q" if code else "") + {b"strict": "s", b"leased": "l"}.get(policy, "")
+        return letters + ("a" if horizon else "") + ("m" if to or source else "") or "-"
 
     def member_pages(self, partition: int, *, agents: bool = False, after: str | None = None) -> Iterator[list[str]]:
         """The sessions of a partition by its registry, or the agents by its index, in pages ordered by id.

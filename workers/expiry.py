@@ -79,21 +79,40 @@ class Expiry:
         """What is due, of each partition and kind at most so many."""
         pipe = self._log.client.pipeline(transaction=False)
         for partition in partitions:
-            keys = self._store.keys(partition)
-            by_index = (
-                (keys.idle_index, now - self._idle_ms), (keys.until_index, now), (keys.expiring_index, now),
-            )  # fmt: skip
-            for index, until in by_index:
+            for index, until in self._indexes(partition, now):
                 pipe.zrange(index, "-inf", str(until), byscore=True, offset=0, num=most)
                 pipe.zcard(index)
         replies = iter(pipe.execute() if partitions else [])
         due = Due([], [], 0)
         live = 0
         for partition in partitions:
-            for into in (due.warned, due.warned, due.ending):
-                into += [(partition, session.decode()) for session in next(replies)]
+            intos = (due.warned, due.warned, due.ending)
+            for into, (index, until) in zip(intos, self._indexes(partition, now), strict=True):
+                into += [(partition, session) for session in self._here(next(replies), index, until, most)]
                 live += next(replies)
         return Due(due.warned, due.ending, live)
+
+    def _indexes(self, partition: int, now: int) -> tuple[tuple[str, int], ...]:
+        """Where what is due in a partition stands, and until which score it is."""
+        keys = self._store.keys(partition)
+        return (keys.idle_index, now - self._idle_ms), (keys.until_index, now), (keys.expiring_index, now)
+
+    def _here(self, found: Sequence[bytes], index: str, until: int, most: int) -> list[str]:
+        """Those of a page of an index that were not moved elsewhere: nothing is stated of a session that was. What
+        lacks is made up from the pages after it.
+        """
+        client: Any = self._log.client
+        here: list[str] = []
+        offset = 0
+        while found:
+            names = [session.decode() for session in found]
+            heads = self._store.heads(names)
+            here += [one for one, head in zip(names, heads, strict=True) if head is None or not head.is_elsewhere]
+            if len(here) >= most or len(found) < most or most == ALL:
+                break
+            offset += most
+            found = client.zrange(index, "-inf", str(until), byscore=True, offset=offset, num=most)
+        return here
 
     def warn(self, now: int, sessions: Sequence[tuple[int, str]]) -> int:
         """States of sessions that they expire, unless something comes; returns of how many."""

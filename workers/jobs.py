@@ -33,6 +33,7 @@ from projections.own.store import OwnStore
 from projections.projection import Definition
 from projections.scrub import Scrub
 from projections.store import ProjectionStore
+from workers.migration.job import migrate
 from workers.recovery import Recovery, plan_of, rebuild_own
 from workers.settings import JobSettings, Settings
 from workers.tasks import CANCELLED, DONE, ENDED, FAILED, LEASE_TTL_MS, Task, Tasks
@@ -55,7 +56,8 @@ FINDINGS_KEPT: Final = 100
 class Bench:
     """What jobs work with: the store, the log, the own projections this process knows."""
 
-    def __init__(self, log: SessionLog, definitions: Sequence[Definition]) -> None:
+    def __init__(self, log: SessionLog, definitions: Sequence[Definition], settings: Settings) -> None:
+        self.settings = settings
         self.log = log
         self.store = ProjectionStore(log.client, log.keyspace)
         self.definitions = definitions
@@ -153,7 +155,10 @@ KINDS: Final[Mapping[str, Callable[[Bench, Task, int], dict[str, Any]]]] = {
     "scrub": scrub,
     "recover": recover,
     "rebuild": rebuild,
+    "migrate": lambda bench, task, partition: migrate(bench.log, bench.settings, task, partition),
 }
+#: Those that are asked for by a name alone; a migration is asked for by `muster migrate`.
+ASKED: Final = frozenset(KINDS) - {"migrate"}
 
 
 class JobQueue:
@@ -209,7 +214,7 @@ class JobRunner:
     def __init__(self, settings: Settings, log: SessionLog, definitions: Sequence[Definition], worker_id: str) -> None:
         self.queue = JobQueue(settings, log)
         self._tasks = self.queue.tasks
-        self._bench = Bench(log, definitions)
+        self._bench = Bench(log, definitions, settings)
         self._worker_id = worker_id
         self._stopping = Event()
         dramatiq.actor(

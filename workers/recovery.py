@@ -23,6 +23,8 @@ from projections.findings import Finding
 from projections.grafting import MENDABLE, Graft, Unfit
 from projections.lease import Leases, held_for_recovery
 from projections.own.catchup import OwnProjector
+from projections.own.forgetting import forget as forget_own
+from projections.own.publishing import Publications
 from projections.own.store import OwnStore
 from projections.parking import DISCARDABLE
 from projections.rebuild import Rebuild
@@ -234,6 +236,25 @@ class Recovery:
             self._progress(f"partition {partition}")
             self._partition(PartitionPlan(partition, [], whole=True), quarantine=False)
         return self.repaired
+
+    def forget(self, partition: int, sessions: Sequence[str]) -> None:
+        """Takes away what derives from sessions of a partition whose logs were taken from here on purpose."""
+        self._under_lease(partition, lambda rebuild: rebuild.forget(sessions), quarantine=False)
+
+    def forget_own(self, partition: int, sessions: Sequence[str]) -> None:
+        """As `forget`, of every projection of the users' own."""
+        for version in Publications(self._store.client, self._store.keyspace).versions():
+            deadline = time.monotonic() + BUSY_WAIT_S
+            while True:
+                try:
+                    forget_own(
+                        self._store.client, self._store.keyspace, version, partition, sessions, self._leases.holder
+                    )
+                    break
+                except Conflict as conflict:
+                    if conflict.code not in _PASSING or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
 
     def undo(self, session: str) -> None:
         """Puts the view of a session back that recovery replaced. Raises NotFound (NOTHING_REPLACED) and Conflict

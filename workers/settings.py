@@ -157,6 +157,23 @@ class JobSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return f"JobSettings({url!r}, threads={self.threads}, {rest}, auto_repair={self.auto_repair!r})"
 
 
+class MigrateSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The two servers of a migration, where `--from` and `--to` do not say; TLS files and patience are those of
+    `redis`. Users and passwords are those of `redis` too, unless given here.
+    """
+
+    from_url: str | None = None
+    from_username: str | None = None
+    from_password: str | None = None
+    to_url: str | None = None
+    to_username: str | None = None
+    to_password: str | None = None
+
+    def __repr__(self) -> str:
+        shown = [None if url is None else without_password(url) for url in (self.from_url, self.to_url)]
+        return f"MigrateSettings(from_url={shown[0]!r}, to_url={shown[1]!r})"
+
+
 class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The outage spool of producers on this host: `muster event append`, `muster spool`."""
 
@@ -302,6 +319,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     archive: ArchiveSettings = ArchiveSettings()
     memory: MemorySettings = MemorySettings()
     jobs: JobSettings = JobSettings()
+    migrate: MigrateSettings = MigrateSettings()
     spool: SpoolSettings = SpoolSettings()
     health: HealthSettings = HealthSettings()
     serve: ServeSettings = ServeSettings()
@@ -362,10 +380,12 @@ _RELOADABLE: Final = frozenset(
 SECRETS: Final = frozenset(
     {
         *("redis.password", "redis.sentinel_password", "serve.token", "archive.secret"),
-        *("alerts.webhook", "alerts.token"),
+        *("alerts.webhook", "alerts.token", "migrate.from_password", "migrate.to_password"),
     }
 )
-ADDRESSES: Final = frozenset({"redis.url", "jobs.url"})
+ADDRESSES: Final = frozenset({"redis.url", "jobs.url", "migrate.from_url", "migrate.to_url"})
+#: Flags that are called otherwise than the last word of their setting.
+_FLAGS: Final[Mapping[str, str]] = {"migrate.from_url": "from", "migrate.to_url": "to"}
 #: The one number that may be infinite, and the texts that may be empty.
 _MAY_BE_INFINITE: Final = frozenset({"redis.retry_for_s"})
 _MAY_BE_EMPTY: Final = frozenset(
@@ -530,13 +550,16 @@ class _Reader:
         for name, value in self._reading.flags.items():
             if value is None:
                 continue
-            path, origin = tuple(name.split(".")), f"flag --{name.rpartition('.')[2]}"
-            if name == "redis.url" and _has_password(value):
+            flag = _FLAGS.get(name, name.rpartition(".")[2])
+            path, origin = tuple(name.split(".")), f"flag --{flag}"
+            if name in ADDRESSES and _has_password(value):
+                url = PREFIX + name.upper().replace(".", "__")
+                password = url.removesuffix("URL") + "PASSWORD"
                 self._refuse(
                     path,
                     origin,
-                    "--url holds a password, which everybody on this host can read: "
-                    "give it by MUSTER_REDIS__PASSWORD_FILE, MUSTER_REDIS__PASSWORD or MUSTER_REDIS__URL",
+                    f"--{flag} holds a password, which everybody on this host can read: "
+                    f"give it by {password}_FILE, {password} or {url}",
                 )
                 continue
             yield _Given(path, value, origin)
@@ -666,6 +689,8 @@ def _check_webhook(text: str) -> None:
 _RULES: Final[Mapping[str, Callable[[str], object]]] = {
     "redis.url": lambda text: _check_address(text, "redis.url"),
     "jobs.url": lambda text: _check_address(text, "jobs.url"),
+    "migrate.from_url": lambda text: _check_address(text, "migrate.from_url"),
+    "migrate.to_url": lambda text: _check_address(text, "migrate.to_url"),
     "environment": lambda text: check_keyspace(text, "main"),
     "namespace": lambda text: check_keyspace("dev", text),
     "durability": parse_durability,

@@ -107,6 +107,11 @@ class Head(Struct, frozen=True):
         return "c" in self.flags
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Its writers are at another place: it was moved there, or is on its way here."""
+        return "m" in self.flags
+
+    @property
     def policy(self) -> Policy:
         """Who may append."""
         return "leased" if "l" in self.flags else "strict" if "s" in self.flags else "any"

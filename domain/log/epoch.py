@@ -93,10 +93,16 @@ class Epochs:
         Raises NotFound (NOTHING_LOST) if nothing was reported: there is nothing to accept. Unless partitions are at
         different epochs: then it broke off last time, and this finishes it.
         """
-        store, meta = self._log.identity.store, self._log.keyspace.store_meta
+        meta = self._log.keyspace.store_meta
         here, *epochs = self._ask([["HGET", key, "epoch"] for key in [meta, *(keys.meta for keys in self._partitions)]])
         if len({here, *epochs}) == 1 and not any(True for _ in self.reports()):
             raise NotFound("NOTHING_LOST", "no witness reported a loss that is not accepted yet")
+        return self.raised(who)
+
+    def raised(self, who: str) -> tuple[int, int]:
+        """As `accept`, whether something was reported or not."""
+        store, meta = self._log.identity.store, self._log.keyspace.store_meta
+        here, *epochs = self._ask([["HGET", key, "epoch"] for key in [meta, *(keys.meta for keys in self._partitions)]])
         epoch = max(int(value) for value in (here, *epochs)) + 1
         # The store's own first: a partition lets in who is at a newer epoch, never who is at an older one.
         self._ask([["HSET", meta, "epoch", epoch]])

@@ -35,6 +35,7 @@ from domain.log.archive.place import Archive
 from domain.log.connection import ConnectionState, Line, connection_error, raised
 from domain.log.contract import Append, AppendRequest, Position, Receipt
 from domain.log.durability import Durability
+from domain.log.following import Following
 from domain.log.keys import Keyspace
 from domain.log.lease import Tokens
 from domain.log.observing import Observer
@@ -64,6 +65,8 @@ logger = logging.getLogger(__name__)
 UNREPORTED: Final = {"action": "log.loss_unreported"}
 #: A server that was away for longer than this, in seconds, is not tried by every append before it is spooled.
 BLIP_S: Final = 1.0
+#: The field of a store's meta that says which other one it replaces.
+REPLACES: Final = "replaces"
 #: How many commits without a reply a log remembers.
 REMEMBERED_DOUBTS = 1024
 
@@ -169,6 +172,7 @@ class Exchanges:
         observer: Observer,
         spool: Spool | None,
         archive: Archive,
+        following_s: float | None = None,
     ) -> None:
         self.keyspace = keyspace
         self.identity = identity
@@ -194,6 +198,8 @@ class Exchanges:
         self._opened = Opened()
         #: Until when whoever appends to a partition waits, by the monotonic clock: the store is short of memory.
         self._held_back: dict[int, float] = {}
+        #: Where moved sessions are; None where this log follows none.
+        self._following = None if following_s is None else Following(identity.store, following_s)
 
     @property
     def connection(self) -> ConnectionState:
@@ -215,7 +221,28 @@ class Exchanges:
     def _draining(self, spool: Spool) -> Steps[Pass]:
         """Sends a page of what waits in the spool."""
         acknowledge = self._all_acknowledged
-        return drain_steps(spool, self.witness.known, acknowledge, limits=self.limits, epoch=self.identity.epoch)
+        return drain_steps(spool, self._known, acknowledge, limits=self.limits, epoch=self.identity.epoch)
+
+    def _known(self, session: str) -> Position | None:
+        """The last position known of a session, wherever it is."""
+        return self._witness_of(session).known(session)
+
+    def _witness_of(self, session: str) -> Witness:
+        """Who remembers what was told of a session."""
+        return self.witness
+
+    def _hand_over(self, session: str, witness: Witness) -> None:
+        """What was told of a session is remembered with its new place: here it would count as lost."""
+        known = self.witness.known(session)
+        if known is not None:
+            witness.saw(session, known)
+            self.witness.forget([session])
+
+    def _hand_all_over(self, other: Exchanges) -> None:
+        """All that was told of here is compared with what there is at the place that replaces this one."""
+        for session in self.witness.sessions():
+            self._hand_over(session, other.witness)
+        other._server.changed = True
 
     def is_spooled(self, session: str) -> bool:
         """Whether commits of a session wait in the spool."""
@@ -242,7 +269,9 @@ class Exchanges:
             return structs.replace(append, token=token, traceparent=trace)
         given = tuple([event.id for event in append.events if event.id])
         events = with_ids(append.events, new_id.many)
-        known = append.known if append.known is not None else self.witness.known(append.session)
+        known = append.known
+        if known is None:
+            known = (self.witness.known if self._following is None else self._known)(append.session)
         doubted = self._known_when_first_sent(append.session, events) if self._doubted else None
         if doubted is not None and (known is None or doubted.seq < known.seq):
             known = doubted
@@ -588,6 +617,13 @@ class Exchanges:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+def replaces_wire(keyspace: Keyspace) -> Wire[str | None]:
+    """The id of the store that an open one replaces since a failover; None if it replaces none."""
+    (reply,) = yield Sending([["HGET", keyspace.store_meta, REPLACES]])
+    found = raised(reply)
+    return None if found is None else str(found.decode())
 
 
 def lost_error(loss: Loss) -> Damaged:

@@ -11,10 +11,14 @@
 --   feed      stream  <total>-0: t server ms, c packed {{session, from, to, bytes}, ...}
 --   log       stream  <last seq>-<n>: t server ms, d digest, b body, c traceparent (optional)
 --   head      string  "<last seq> <digest> <gate> <server ms> <flags>", flags "-" or letters: q quarantined, s strict, l leased,
---                     a archived up to a horizon, c cold: nothing came since
+--                     a archived up to a horizon, c cold: nothing came since, m its writer is elsewhere
 --   hold      hash    what the flags point at: code, first_bad_seq; policy; holder, token, deadline (server ms), ttl, counter;
 --                     of a fork that is being made: fork_parent, fork_seq, fork_digest; of what is archived: horizon (the log holds
---                     what comes after this seq), horizon_digest (there), segments (a name a line)
+--                     what comes after this seq), horizon_digest (there), segments (a name a line);
+--                     of a session that a migration moves: moved_to or moved_from (a place), moved_task, moved_by (the token of who
+--                     works on the task), moved_at, moved_token (a lease's, put aside); of its copy moved_seq, moved_digest,
+--                     moved_bytes; of one that was opened opened_by (task), opened_seq, opened_digest
+--   arriving  stream  as log: a copy that is not whole yet, which becomes the log in one step
 --   graft     stream  what a damaged log is to be, as far as it is built (muster_graft_1)
 --   owner     hash    worker, token, deadline (server ms), counter; while its workers die: crashes, try:<seq> <session>
 --   cursor    hash    position (feed total applied), events, at (server ms of the last move)
@@ -209,6 +213,15 @@ local function quarantined(hold)
   return { 'DAMAGED', 'QUARANTINED', reason[1] or '?', whole(reason[2]) and reason[2] or '0' }
 end
 
+-- Where the writer of a session is that is closed because it is not here: it was moved away, or is still on its way here.
+local function elsewhere(hold)
+  local place = redis.call('HMGET', hold, 'moved_to', 'moved_from')
+  if place[1] then
+    return { 'REFUSED', 'MOVED_TO', place[1] }
+  end
+  return { 'REFUSED', 'SESSION_ARRIVING', place[2] or '?' }
+end
+
 -- The lease of a session; read once a call, then as the commits of the call leave it.
 local function lease_of(head, hold)
   if not head.lease then
@@ -323,12 +336,21 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
     end
   end
 
+  -- What is on its way here counts for nothing yet. Of what was moved away, a repeat of a commit that is here is told so.
+  local place = head and head.flags ~= '-' and has(head, 'm') and elsewhere(hold)
+  if place and place[2] == 'SESSION_ARRIVING' then
+    return place
+  end
+
   local known, known_digest
   if head and known_text == integer(head.stored) .. ' ' .. head.stored_digest then
     known = head.stored
   else
     known, known_digest = string.match(known_text, '^(%d+) ?(%x*)$')
     known = tonumber(known)
+    if place and known and known > head.stored then
+      return place
+    end
     local loss = lost(known, known_digest, head, log, hold)
     if loss then
       return loss
@@ -358,6 +380,9 @@ local function decide(call, head, log, hold, session, expected_text, known_text,
     end
   end
 
+  if place then
+    return place
+  end
   local now = call.now
   if not_after ~= '' and now > (whole(not_after) or -1) then
     return { 'REFUSED', 'TOO_LATE', integer(now) }
@@ -722,6 +747,8 @@ local function held_head(keys, args)
     return new_head(args[3], meta, keys[2])
   elseif has(head, 'q') then
     return nil, quarantined(keys[4])
+  elseif has(head, 'm') then
+    return nil, elsewhere(keys[4])
   end
   return head
 end
@@ -970,7 +997,7 @@ local function try(keys, args)
 end
 
 -- muster_renew_1: moves the deadline of a lease that nobody took, a partition's or a session's. KEYS owner or hold, ARGV token
---   ttl_ms. Reply 1, or 0 if it is lost.
+--   ttl_ms. Reply 1, or 0 if it is lost; {REFUSED, MOVED_TO, place} if it went elsewhere with its session.
 local function renew(keys, args)
   local problem = miscounted(keys, args, 1, 2)
   if problem then
@@ -979,7 +1006,8 @@ local function renew(keys, args)
     return redis.error_reply('ARGUMENTS_INVALID a lease has a time in ms')
   end
   if not holds(keys[1], args[1]) then
-    return 0
+    local aside = redis.call('HMGET', keys[1], 'moved_token', 'moved_to')
+    return args[1] ~= '' and aside[1] == args[1] and aside[2] and { 'REFUSED', 'MOVED_TO', aside[2] } or 0
   end
   redis.call('HSET', keys[1], 'deadline', integer(server_ms() + tonumber(args[2])))
   return 1
@@ -1178,6 +1206,40 @@ local function state(keys, args)
   return replies.err and replies or replies[1]
 end
 
+-- Where commits that were appended elsewhere leave a session that stands at `from`: seq, digest, ms, bytes, and what of events
+-- and bytes each span holds; or nil and the reply, for one whose digest is not that of its content. They are the arguments from
+-- `first` on, five each: number of events, server ms, digest, body, traceparent (or "").
+local function chained(args, first, session, from)
+  local seq, digest, ms, bytes = from.seq, from.digest, from.ms, 0
+  for at = first, #args, 5 do
+    local events = whole(args[at])
+    if not events or events < 1 or not whole(args[at + 1]) then
+      return nil, redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
+    end
+    ms, bytes = math.max(ms, whole(args[at + 1])), bytes + #args[at + 3]
+    digest = string.sub(redis.sha1hex(digest .. '|1|' .. session .. '|' .. integer(seq + 1) .. '|' .. args[at] .. '|' .. args[at + 1]
+      .. '|' .. args[at + 3]), 1, DIGEST_LENGTH)
+    if digest ~= args[at + 2] then
+      return nil, { 'CHAIN', integer(seq + 1) }
+    end
+    seq = seq + events
+  end
+  return { seq = seq, digest = digest, ms = ms, bytes = bytes }
+end
+
+-- Writes those commits, as they are, into a log that ends at a seq.
+local function add_copies(log, args, first, seq)
+  for at = first, #args, 5 do
+    seq = seq + whole(args[at])
+    local entry = { 'XADD', log, integer(seq) .. '-' .. args[at], 't', args[at + 1], 'd', args[at + 2], 'b', args[at + 3] }
+    if args[at + 4] ~= '' then
+      entry[#entry + 1] = 'c'
+      entry[#entry + 1] = args[at + 4]
+    end
+    redis.call(unpack(entry))
+  end
+end
+
 -- muster_copy_1: writes commits of a session as they were appended elsewhere, into a store that is being restored and that nobody
 -- can open yet.
 --   KEYS meta sessions log head
@@ -1197,40 +1259,21 @@ local function copy(keys, args)
   if head.seq ~= whole(args[3]) or head.digest ~= args[4] then
     return { 'MOVED', integer(head.seq), head.digest }
   end
-  local seq, digest, ms = head.seq, head.digest, head.ms
-  for at = 7, #args, 5 do
-    local events = whole(args[at])
-    if not events or events < 1 or not whole(args[at + 1]) then
-      return redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
-    end
-    ms = math.max(ms, whole(args[at + 1]))
-    digest = string.sub(redis.sha1hex(digest .. '|1|' .. args[2] .. '|' .. integer(seq + 1) .. '|' .. args[at] .. '|' .. args[at + 1]
-      .. '|' .. args[at + 3]), 1, DIGEST_LENGTH)
-    if digest ~= args[at + 2] then
-      return { 'CHAIN', integer(seq + 1) }
-    end
-    seq = seq + events
+  local chain, why = chained(args, 7, args[2], head)
+  if not chain then
+    return why
   end
   -- All that can fail, before anything is written.
   if #redis.call('XRANGE', keys[3], integer(head.seq + 1), '+', 'COUNT', 1) > 0 then
     return { 'MOVED', integer(head.seq), head.digest }
   end
   redis.call('ZCARD', keys[2])
-  seq = head.seq
-  for at = 7, #args, 5 do
-    seq = seq + whole(args[at])
-    local entry = { 'XADD', keys[3], integer(seq) .. '-' .. args[at], 't', args[at + 1], 'd', args[at + 2], 'b', args[at + 3] }
-    if args[at + 4] ~= '' then
-      entry[#entry + 1] = 'c'
-      entry[#entry + 1] = args[at + 4]
-    end
-    redis.call(unpack(entry))
-  end
-  head.seq, head.digest, head.gate, head.ms, head.flags = seq, digest, args[5], ms, args[6]
+  add_copies(keys[3], args, 7, head.seq)
+  head.seq, head.digest, head.gate, head.ms, head.flags = chain.seq, chain.digest, args[5], chain.ms, args[6]
   redis.call('SET', keys[4], pack_head(head))
   redis.call('ZADD', keys[2], 0, args[2])
-  redis.call('HSET', keys[1], 'at', integer(math.max(whole(meta[3]) or 0, ms)))
-  return { 'COPIED', integer(seq) }
+  redis.call('HSET', keys[1], 'at', integer(math.max(whole(meta[3]) or 0, chain.ms)))
+  return { 'COPIED', integer(chain.seq) }
 end
 
 -- muster_trim_1: drops the beginning of a session's log, which is in the archive and was read back from there. What is archived
@@ -1266,7 +1309,7 @@ local function trim(keys, args)
     return { 'DAMAGED', 'HEAD_MISSING' }
   elseif head and has(head, 'q') then
     return quarantined(keys[3])
-  elseif not head or upto > head.seq or horizon_of(head, keys[3]) ~= from then
+  elseif not head or has(head, 'm') or upto > head.seq or horizon_of(head, keys[3]) ~= from then
     return { 'MOVED' }
   end
   local entry = redis.call('XRANGE', keys[4], integer(upto), integer(upto), 'COUNT', 1)[1]
@@ -1334,7 +1377,8 @@ local function repair(keys, args)
   local kind, head = redis.call('TYPE', keys[4]).ok, read_head(keys[5])
   local is_there = kind == 'stream'
   local last = is_there and redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)[1]
-  if not head or not has(head, 'q') or (last and last[1] or '') ~= args[4] or not is_there and kind ~= 'none' then
+  if not head or not has(head, 'q') or has(head, 'm') or (last and last[1] or '') ~= args[4]
+    or not is_there and kind ~= 'none' then
     return { 'MOVED' }
   end
   local horizon, horizon_digest = horizon_of(head, keys[6])
@@ -1471,6 +1515,9 @@ local function fork(keys, args)
     if not head then
       return problem
     end
+  end
+  if has(head, 'm') then
+    return elsewhere(keys[6])
   end
   local hold = redis.call('HMGET', keys[6], 'code', 'fork_parent', 'fork_seq', 'fork_digest')
   local is_ours = has(head, 'q') and hold[1] == 'FORK_UNFINISHED'
@@ -1626,6 +1673,9 @@ local function graft(keys, args)
 
   -- Where the log begins.
   local head = read_head(keys[5])
+  if head and has(head, 'm') then
+    return { 'MOVED' }
+  end
   local begins = redis.call('HMGET', keys[6], 'horizon', 'horizon_digest')
   local is_archived = begins[1] and begins[2]
   if not is_archived then
@@ -1760,6 +1810,488 @@ local function graft(keys, args)
   return { 'GRAFTED', integer(step.seq), step.digest }
 end
 
+-- The keys a move may name, by what they are; or an error reply unless they are those of the session.
+local function keys_of_move(keys, session, names)
+  local tag = string.match(keys[1] or '', '^(.*:)meta$')
+  local of = { meta = keys[1] }
+  if not tag or #keys ~= #names + 1 then
+    return nil, redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+  end
+  for index, name in ipairs(names) do
+    local is_own, key = name == 'log' or name == 'head' or name == 'hold' or name == 'arriving', keys[index + 1]
+    local aside = name == 'aside' and string.match(key, '}:damaged:%d+:(.*)$')
+    if name == 'aside' and (aside ~= session or string.sub(key, 1, #tag) ~= tag)
+      or name ~= 'aside' and key ~= tag .. name .. (is_own and ':' .. session or '') then
+      return nil, redis.error_reply('ARGUMENTS_INVALID the keys are not those of the session')
+    end
+    of[name] = key
+  end
+  return of
+end
+
+-- Whether a text may stand for a place, or a task: producers and people are told it.
+local function is_told(text)
+  return #text <= 500 and string.find(text, '^[\32-\126]+$') ~= nil
+end
+
+-- An error reply unless the caller may do all of these writes.
+local function may_not(writes)
+  for _, write in ipairs(writes) do
+    if not redis.acl_check_cmd(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- That a session is here, and no task's to be moved: or this other one's.
+local function taken(head, hold)
+  local told = redis.call('HMGET', hold, 'moved_task', 'moved_to', 'moved_from', 'opened_by', 'opened_seq', 'opened_digest')
+  return { 'TAKEN', integer(head.seq), head.digest, head.flags, told[1] or '', told[2] or '', told[3] or '', told[4] or '',
+    told[5] or '0', told[6] or '' }
+end
+
+-- muster_seal_1: closes a session for appends because its writer is to be elsewhere: `to` a place it moves to, or `from` one it
+-- is kept equal with. A lease stays its holder's, there. It may be sent again; who did last (`by`) may open it.
+--   KEYS meta log head hold   ARGV store epoch session task by direction place
+--   Reply {SEALED seq digest gate ms flags policy holder token left_ms ttl counter}; if another task did, {TAKEN seq digest flags
+--         task to from opened_by opened_seq opened_digest}; {ABSENT}; DAMAGED code ...
+local function seal(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'log', 'head', 'hold' })
+  if not of or #args ~= 7 or (args[6] ~= 'to' and args[6] ~= 'from') or not (is_told(args[4]) and is_told(args[7])) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID a seal has a task, a direction and a place')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head or head.seq == 0 and not has(head, 'm') then
+    return redis.call('EXISTS', of.log) == 1 and { 'DAMAGED', 'HEAD_MISSING' } or { 'ABSENT' }
+  elseif has(head, 'q') then
+    return quarantined(of.hold)
+  end
+  local field_name = 'moved_' .. args[6]
+  local hold = redis.call('HMGET', of.hold, 'moved_task', field_name, 'holder', 'token', 'deadline', 'ttl', 'counter', 'moved_token',
+    'policy')
+  local token = hold[8] or hold[4] or ''
+  if has(head, 'm') and (hold[1] ~= args[4] or not hold[2]) then
+    return taken(head, of.hold)
+  elseif not has(head, 'm') then
+    local last = redis.call('XREVRANGE', of.log, '+', '-', 'COUNT', 1)[1]
+    local ends_at = last and string.match(last[1], '^%d+') or integer((horizon_of(head, of.hold)))
+    if ends_at ~= integer(head.seq) then
+      return { 'DAMAGED', 'LOG_AHEAD' }
+    end
+  end
+  problem = may_not({ { 'SET', of.head, '' }, { 'HSET', of.hold, 'moved_to', '' }, { 'HDEL', of.hold, 'token' } })
+  if problem then
+    return problem
+  end
+  redis.call('HSET', of.hold, 'moved_by', args[5])
+  if not has(head, 'm') then
+    redis.call('HSET', of.hold, field_name, args[7], 'moved_task', args[4], 'moved_at', integer(server_ms()))
+    if token ~= '' then
+      redis.call('HSET', of.hold, 'moved_token', token)
+      redis.call('HDEL', of.hold, 'token')
+    end
+    with_flag(head, 'm', true)
+    redis.call('SET', of.head, pack_head(head))
+  end
+  local left = math.max(0, (whole(hold[5]) or 0) - server_ms())
+  return { 'SEALED', integer(head.seq), head.digest, head.gate, integer(head.ms), head.flags, hold[9] or 'any', hold[3] or '', token,
+    integer(left), hold[6] or '0', hold[7] or '0' }
+end
+
+-- muster_unseal_1: opens a session again that a task closed, for who closed it last.
+--   KEYS meta log head hold   ARGV store epoch session task by
+--   Reply {OPEN seq digest}, also if it was open; {TAKEN seq digest flags task to from} if another task closed it; {ABSENT}
+local function unseal(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'log', 'head', 'hold' })
+  if not of or #args ~= 5 then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 4 keys and 5 arguments')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    return { 'ABSENT' }
+  elseif not has(head, 'm') then
+    return { 'OPEN', integer(head.seq), head.digest }
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_token', 'moved_seq', 'moved_by')
+  if hold[1] ~= args[4] or hold[3] or hold[4] ~= args[5] or head.seq == 0 then
+    return taken(head, of.hold)
+  end
+  problem = may_not({ { 'SET', of.head, '' }, { 'HSET', of.hold, 'token', '' }, { 'HDEL', of.hold, 'moved_to' } })
+  if problem then
+    return problem
+  end
+  with_flag(head, 'm', false)
+  redis.call('SET', of.head, pack_head(head))
+  if hold[2] then
+    redis.call('HSET', of.hold, 'token', hold[2])
+  end
+  redis.call('HDEL', of.hold, 'moved_to', 'moved_from', 'moved_task', 'moved_by', 'moved_at', 'moved_token')
+  return { 'OPEN', integer(head.seq), head.digest }
+end
+
+-- muster_stage_1: adds commits to a session's copy that arrives from elsewhere, as they were appended there; nobody sees it before
+-- it is opened. Without commits it claims the session's name, and says who may go on (`by`). It may be sent again.
+--   KEYS meta sessions head hold arriving
+--   ARGV store epoch session task by place, seq and digest at which the copy stands, then for each commit: number of events, server
+--        ms, digest, body, traceparent (or "")
+--   Reply {STAGED seq digest}; {STANDS seq digest} if it stands elsewhere; {CHAIN seq} for a commit whose digest is not that of its
+--         content; {TAKEN seq digest flags task to from} if the name is another session's; REFUSED or DAMAGED code ...
+local function stage(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'head', 'hold', 'arriving' })
+  local count = (#args - 8) / 5
+  if not of or count < 0 or count ~= math.floor(count) or not whole(args[7]) or not (is_told(args[4]) and is_told(args[6])) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 5 keys, 8 arguments, and 5 for each commit')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session = args[3]
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    head, why = new_head(session, meta, of.sessions)
+    if not head then
+      return why
+    end
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_digest', 'moved_to', 'moved_by')
+  local is_ours = has(head, 'm') and head.seq == 0 and hold[1] == args[4] and hold[2]
+    and (count == 0 or hold[5] == args[5])
+  -- The name that a rollback left behind, which says where the session is, may be taken anew.
+  local is_left = has(head, 'm') and head.seq == 0 and hold[4] and not hold[2]
+  if not is_ours and not is_left and (head.seq > 0 or head.flags ~= '-' or redis.call('EXISTS', of.hold) == 1) then
+    return taken(head, of.hold)
+  end
+  local genesis = string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH)
+  local from = { seq = is_ours and whole(hold[2]) or 0, digest = is_ours and hold[3] or genesis, ms = 0 }
+  if count > 0 and (from.seq ~= whole(args[7]) or from.digest ~= args[8]) then
+    return { 'STANDS', integer(from.seq), from.digest }
+  end
+  local chain, broken = chained(args, 9, session, from)
+  if not chain then
+    return broken
+  end
+  problem = may_not({ { 'SET', of.head, '' }, { 'HSET', of.hold, 'moved_from', '' }, { 'HINCRBY', of.hold, 'moved_bytes', '1' },
+    { 'HDEL', of.hold, 'moved_to' }, { 'XADD', of.arriving, '*', 'b', '' } })
+  if problem then
+    return problem
+  end
+  if redis.call('XRANGE', of.arriving, integer(from.seq + 1), '+', 'COUNT', 1)[1] then
+    return { 'DAMAGED', 'LOG_AHEAD' }
+  end
+  add_copies(of.arriving, args, 9, from.seq)
+  if not is_ours then
+    redis.call('HDEL', of.hold, 'moved_to')
+    redis.call('HSET', of.hold, 'moved_from', args[6], 'moved_task', args[4], 'moved_at', integer(server_ms()))
+    head.seq, head.digest, head.gate, head.ms, head.flags = 0, genesis, 'o', 0, 'm'
+    redis.call('SET', of.head, pack_head(head))
+  end
+  redis.call('HSET', of.hold, 'moved_seq', integer(chain.seq), 'moved_digest', chain.digest, 'moved_by', args[5])
+  redis.call('HINCRBY', of.hold, 'moved_bytes', chain.bytes)
+  return { 'STAGED', integer(chain.seq), chain.digest }
+end
+
+-- muster_open_1: makes the copy of a session, which is whole, the session: for appends, for workers, for everybody, in one step.
+--   KEYS meta sessions feed log head hold arriving skips audit
+--   ARGV store epoch session task by, then of the sealed session, as muster_seal_1 told: seq digest gate ms flags policy holder token
+--        left_ms ttl counter; its skips (JSON, or ""); who
+--   Reply {OPENED seq digest}, also if it was opened; {STANDS seq digest} if the copy is not whole; {TAKEN ...} if it is no copy
+--         of this task
+local function open(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '',
+    { 'sessions', 'feed', 'log', 'head', 'hold', 'arriving', 'skips', 'audit' })
+  local seq, ms = whole(args[6]), whole(args[9])
+  if not of or #args ~= 18 or not seq or seq < 1 or not ms or not GATE[args[8]] or not whole(args[14]) or not whole(args[15])
+    or not whole(args[16]) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 9 keys and 18 arguments')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session, task = args[3], args[4]
+  local head, unreadable = read_head(of.head)
+  if unreadable or not head then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_digest', 'moved_bytes', 'opened_by', 'opened_digest',
+    'moved_by')
+  if not has(head, 'm') and hold[5] == task and hold[6] == args[7] then
+    return { 'OPENED', args[6], args[7] }
+  elseif not has(head, 'm') or hold[1] ~= task or not hold[2] or hold[7] ~= args[5]
+    or redis.call('EXISTS', of.log) == 1 then
+    return taken(head, of.hold)
+  end
+  local last = redis.call('XREVRANGE', of.arriving, '+', '-', 'COUNT', 1)[1]
+  if hold[2] ~= args[6] or hold[3] ~= args[7] or not last or string.match(last[1], '^%d+') ~= args[6]
+    or field(last, 'd') ~= args[7] or field(last, 't') ~= args[9] then
+    return { 'STANDS', hold[2], hold[3] }
+  end
+  local skips = args[17] ~= '' and cjson.decode(args[17]) or {}
+  local writes = {
+    { 'RENAME', of.arriving, of.log }, { 'SET', of.head, '' }, { 'HSET', of.hold, 'policy', '' }, { 'HDEL', of.hold, 'moved_seq' },
+    { 'ZADD', of.sessions, '0', '' }, { 'XADD', of.feed, '*', 't', '' }, { 'HSET', of.meta, 'total', '' },
+    { 'XADD', of.audit, '*', 'who', '' },
+  }
+  if #skips > 0 then
+    writes[#writes + 1] = { 'HSET', of.skips, '', '' }
+  end
+  problem = may_not(writes)
+  if problem then
+    return problem
+  end
+  -- All that can fail, before anything is written.
+  redis.call('XLEN', of.feed)
+  redis.call('ZCARD', of.sessions)
+  redis.call('XLEN', of.audit)
+  redis.call('HLEN', of.skips)
+
+  redis.call('RENAME', of.arriving, of.log)
+  local flags = string.gsub(args[10], '[^sl]', '')
+  head.seq, head.digest, head.gate, head.ms, head.flags = seq, args[7], args[8], ms, flags ~= '' and flags or '-'
+  redis.call('SET', of.head, pack_head(head))
+  redis.call('HDEL', of.hold, 'moved_from', 'moved_task', 'moved_by', 'moved_at', 'moved_seq', 'moved_digest',
+    'moved_bytes')
+  redis.call('HSET', of.hold, 'policy', args[11], 'opened_by', task, 'opened_seq', args[6], 'opened_digest', args[7])
+  if args[12] ~= '' then
+    redis.call('HSET', of.hold, 'holder', args[12], 'deadline', integer(server_ms() + whole(args[14])), 'ttl', args[15],
+      'counter', args[16])
+    if args[13] ~= '' then
+      redis.call('HSET', of.hold, 'token', args[13])
+    end
+  end
+  if #skips > 0 then
+    redis.call('HSET', of.skips, session, args[17])
+    for _, skip in ipairs(skips) do
+      redis.call('XADD', of.audit, '*', 'who', args[18], 'what', 'commit discarded', 'session', session, 'seq',
+        integer(skip.from_seq), 'to_seq', integer(skip.to_seq), 'digest', skip.digest, 'why', 'discarded where it came from')
+    end
+  end
+  redis.call('ZADD', of.sessions, 0, session)
+  local at = math.max(written_at(meta, server_ms()), ms)
+  feed(of.meta, of.feed, meta.total, seq, at, cmsgpack.pack({ { session, 1, seq, whole(hold[4]) or 0 } }))
+  redis.call('XADD', of.audit, '*', 'who', args[18], 'what', 'session moved here', 'session', session, 'task', task, 'seq', args[6],
+    'digest', args[7])
+  return { 'OPENED', args[6], args[7] }
+end
+
+-- muster_bring_1: appends commits to a session that a task closed, as they were appended elsewhere; everybody sees them. A session
+-- that is not here is made, where a place is given that it is kept equal with. It may be sent again.
+--   KEYS meta sessions feed log head hold
+--   ARGV store epoch session task place (or ""), seq and digest at which the session stands, gate after the commits, policy
+--        (any, strict, leased; "" leaves it), then the commits as for muster_stage_1
+--   Reply {BROUGHT seq digest}; {STANDS seq digest}; {CHAIN seq}; {TAKEN ...}; {ABSENT}; REFUSED or DAMAGED code ...
+local function bring(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'feed', 'log', 'head', 'hold' })
+  local count = (#args - 9) / 5
+  if not of or count < 0 or count ~= math.floor(count) or not whole(args[6]) or not GATE[args[8]]
+    or not is_told(args[4]) or args[5] ~= '' and not is_told(args[5])
+    or args[9] ~= '' and args[9] ~= 'any' and args[9] ~= 'strict' and args[9] ~= 'leased' then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 6 keys, 9 arguments, and 5 for each commit')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session, is_new = args[3], false
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head and args[5] == '' then
+    return { 'ABSENT' }
+  elseif not head then
+    head, why = new_head(session, meta, of.sessions)
+    if not head then
+      return why
+    end
+    is_new = true
+  elseif has(head, 'q') then
+    return quarantined(of.hold)
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_to')
+  if not is_new and head.seq == 0 and has(head, 'm') and hold[3] and not hold[2] and args[5] ~= '' then
+    is_new = true -- the name that a rollback left behind
+  elseif not is_new and head.seq == 0 and head.flags == '-' and args[5] ~= '' and redis.call('EXISTS', of.hold) == 0 then
+    is_new = true -- one that nothing was ever appended to
+  elseif not is_new and (not has(head, 'm') or hold[1] ~= args[4] or hold[2]) then
+    return taken(head, of.hold)
+  end
+  if head.seq ~= whole(args[6]) or head.digest ~= args[7] then
+    return { 'STANDS', integer(head.seq), head.digest }
+  end
+  local chain, broken = chained(args, 10, session, head)
+  if not chain then
+    return broken
+  end
+  problem = may_not({ { 'XADD', of.log, '*', 'b', '' }, { 'SET', of.head, '' }, { 'ZADD', of.sessions, '0', '' },
+    { 'XADD', of.feed, '*', 't', '' }, { 'HSET', of.meta, 'total', '' }, { 'HSET', of.hold, 'moved_from', '' },
+    { 'HDEL', of.hold, 'moved_to' } })
+  if problem then
+    return problem
+  end
+  -- All that can fail, before anything is written.
+  if redis.call('XRANGE', of.log, integer(head.seq + 1), '+', 'COUNT', 1)[1] then
+    return { 'DAMAGED', 'LOG_AHEAD' }
+  end
+  redis.call('XLEN', of.feed)
+  redis.call('ZCARD', of.sessions)
+
+  if is_new then
+    redis.call('HDEL', of.hold, 'moved_to')
+    redis.call('HSET', of.hold, 'moved_from', args[5], 'moved_task', args[4], 'moved_at', integer(server_ms()))
+    with_flag(head, 'm', true)
+  end
+  if args[9] ~= '' then
+    with_flag(head, 's', args[9] == 'strict')
+    with_flag(head, 'l', args[9] == 'leased')
+    redis.call('HSET', of.hold, 'policy', args[9])
+  end
+  local first, seq = head.seq + 1, head.seq
+  add_copies(of.log, args, 10, seq)
+  head.seq, head.digest, head.gate, head.ms = chain.seq, chain.digest, args[8], chain.ms
+  with_flag(head, 'c', has(head, 'c') and chain.seq == seq)
+  redis.call('SET', of.head, pack_head(head))
+  if chain.seq > seq then
+    redis.call('ZADD', of.sessions, 0, session)
+    local at = math.max(written_at(meta, server_ms()), chain.ms)
+    feed(of.meta, of.feed, meta.total, chain.seq - seq, at, cmsgpack.pack({ { session, first, chain.seq, chain.bytes } }))
+  end
+  return { 'BROUGHT', integer(chain.seq), chain.digest }
+end
+
+-- muster_yield_1: puts the log of a session aside that a task keeps equal with another place, and that went another way: it is to be
+-- brought from there again, from its beginning. What derived from it is a recovery's.
+--   KEYS meta sessions log head hold aside skips audit   ARGV store epoch session task seq digest who
+--   Reply {YIELDED}; {STANDS seq digest}; {TAKEN ...} if it is none of this task's; {ABSENT}
+local function yield(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'log', 'head', 'hold', 'aside', 'skips', 'audit' })
+  if not of or #args ~= 7 or not whole(args[5]) or not is_told(args[4]) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 8 keys and 7 arguments')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session = args[3]
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    return { 'ABSENT' }
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_from', 'moved_seq')
+  if not has(head, 'm') or hold[1] ~= args[4] or not hold[2] or hold[3] then
+    return taken(head, of.hold)
+  elseif head.seq ~= whole(args[5]) or head.digest ~= args[6] or head.seq == 0 then
+    return { 'STANDS', integer(head.seq), head.digest }
+  end
+  problem = may_not({ { 'RENAME', of.log, of.aside }, { 'SET', of.head, '' }, { 'ZREM', of.sessions, '' }, { 'HDEL', of.skips, '' },
+    { 'XADD', of.audit, '*', 'who', '' } })
+  if problem then
+    return problem
+  end
+  -- All that can fail, before anything is written.
+  redis.call('ZCARD', of.sessions)
+  redis.call('HLEN', of.skips)
+  redis.call('XLEN', of.audit)
+  if redis.call('EXISTS', of.aside) == 1 or redis.call('EXISTS', of.log) == 0 or has(head, 'a') then
+    return redis.error_reply('ARGUMENTS_INVALID there is no whole log, or one was put aside under this name before')
+  end
+  redis.call('RENAME', of.log, of.aside)
+  redis.call('ZREM', of.sessions, session)
+  redis.call('HDEL', of.skips, session)
+  redis.call('XADD', of.audit, '*', 'who', args[7], 'what', 'log put aside for another', 'session', session, 'task', args[4], 'seq',
+    args[5], 'digest', args[6], 'aside', of.aside)
+  local begun = head_at(0, string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH), 'o', 0, head.flags)
+  redis.call('SET', of.head, pack_head(begun))
+  return { 'YIELDED' }
+end
+
+-- muster_drop_1: takes away the copy of a session that a task made, and that stands where it was seen: one that was not opened; or
+-- one that was, and is sealed again. What derived from it is a recovery's. With a place, its name says from then on that the
+-- session is there.
+--   KEYS meta sessions log head hold arriving skips audit   ARGV store epoch session task seq digest place who
+--   Reply {DROPPED}, also if there is none; {STANDS seq digest}; {TAKEN ...} if it is none of this task's
+local function drop(keys, args)
+  local of, problem = keys_of_move(keys, args[3] or '', { 'sessions', 'log', 'head', 'hold', 'arriving', 'skips', 'audit' })
+  if not of or #args ~= 8 or not whole(args[5]) or not is_told(args[4]) or args[7] ~= '' and not is_told(args[7]) then
+    return problem or redis.error_reply('ARGUMENTS_INVALID it takes 8 keys and 8 arguments')
+  end
+  local meta, why = open_store(keys[1], args[1], args[2])
+  if not meta then
+    return why
+  end
+  local session, task = args[3], args[4]
+  local head, unreadable = read_head(of.head)
+  if unreadable then
+    return { 'DAMAGED', 'HEAD_MISSING' }
+  elseif not head then
+    return { 'DROPPED' }
+  end
+  local hold = redis.call('HMGET', of.hold, 'moved_task', 'moved_seq', 'moved_digest', 'moved_to', 'opened_by')
+  local is_left = head.seq == 0 and has(head, 'm') and hold[4] and not hold[2]
+  if is_left and hold[1] == task or head.seq == 0 and head.flags == '-' then
+    return { 'DROPPED' }
+  end
+  local is_staged = has(head, 'm') and hold[1] == task and hold[2]
+  local is_back = has(head, 'm') and hold[1] == task and hold[5] == task and hold[4]
+  if not is_staged and not is_back then
+    return taken(head, of.hold)
+  end
+  local seq, digest = is_staged and hold[2] or integer(head.seq), is_staged and hold[3] or head.digest
+  if seq ~= args[5] or digest ~= args[6] then
+    return { 'STANDS', seq, digest }
+  end
+  problem = may_not({ { 'DEL', of.arriving }, { 'RENAME', of.log, of.arriving }, { 'SET', of.head, '' }, { 'HDEL', of.hold, '' },
+    { 'HSET', of.hold, 'moved_to', '' }, { 'ZREM', of.sessions, '' }, { 'HDEL', of.skips, '' },
+    { 'XADD', of.audit, '*', 'who', '' } })
+  if problem then
+    return problem
+  end
+  redis.call('ZCARD', of.sessions)
+  redis.call('HLEN', of.skips)
+  redis.call('XLEN', of.audit)
+  if is_back then
+    -- Nobody who moves sessions may delete a log: it is a copy again first, as it was before it was opened.
+    if redis.call('EXISTS', of.log) == 1 then -- else it was archived as a whole
+      redis.call('RENAME', of.log, of.arriving)
+    end
+    redis.call('ZREM', of.sessions, session)
+    redis.call('HDEL', of.skips, session)
+  end
+  redis.call('DEL', of.arriving)
+  redis.call('HDEL', of.hold, unpack(redis.call('HKEYS', of.hold)))
+  local left = head_at(0, string.sub(redis.sha1hex(session), 1, DIGEST_LENGTH), 'o', 0, args[7] ~= '' and 'm' or '-')
+  redis.call('SET', of.head, pack_head(left))
+  if args[7] ~= '' then
+    redis.call('HSET', of.hold, 'moved_to', args[7], 'moved_task', task, 'moved_at', integer(server_ms()))
+  end
+  redis.call('XADD', of.audit, '*', 'who', args[8], 'what', is_back and 'moved session taken back' or 'arriving session dropped',
+    'session', session, 'task', task, 'seq', seq, 'digest', digest)
+  return { 'DROPPED' }
+end
+
+redis.register_function { function_name = 'muster_seal_1', callback = seal, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_unseal_1', callback = unseal, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'muster_stage_1', callback = stage }
+redis.register_function { function_name = 'muster_open_1', callback = open }
+redis.register_function { function_name = 'muster_bring_1', callback = bring }
+redis.register_function { function_name = 'muster_yield_1', callback = yield }
+redis.register_function { function_name = 'muster_drop_1', callback = drop, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'muster_fork_1', callback = fork }
 redis.register_function { function_name = 'muster_graft_1', callback = graft }
 redis.register_function { function_name = 'muster_repair_1', callback = repair }

@@ -49,6 +49,7 @@ KEYS: Final = (
     Key("{p}:meta", "hash", KeyClass.CONTROL, "for ever; store, epoch, limits, running total of events"),
     Key("{p}:head:<session>", "string", KeyClass.CONTROL, "for ever; also of what is archived as a whole"),
     Key("{p}:hold:<session>", "hash", KeyClass.CONTROL, "as long as the head; quarantine, policy, lease, horizon"),
+    Key("{p}:arriving:<session>", "stream", KeyClass.CONTROL, "until it is whole and becomes the log, or is dropped"),
     Key(
         "{p}:feed",
         "stream",
@@ -119,6 +120,9 @@ KEYS: Final = (
     ),
     Key("{store}:taskowner:<task>", "hash", KeyClass.CONTROL, "as the task; its lease"),
     Key("{store}:taskcursor:<task>", "hash", KeyClass.CONTROL, "as the task; how many partitions are done"),
+    Key("{store}:migrations", "zset", KeyClass.CONTROL, "for ever; ids of migrations to here, scores when they began"),
+    Key("{store}:migration:<task>", "hash", KeyClass.CONTROL, "as `migrations`; what is moved, how far it is"),
+    Key("{store}:moves:<task>", "hash", KeyClass.CONTROL, "as the migration; what became of each session"),
     Key("{store}:tick:<job>:<tick>", "string", KeyClass.EPHEMERAL, "two ticks; who was first in this one"),
     Key("{store}:ticked", "hash", KeyClass.EPHEMERAL, "for ever; when what recurs was last due and begun"),
     Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
@@ -156,6 +160,7 @@ class PartitionKeys:
         self.drifted = f"{tag}:drifted"
         self.scrub = f"{tag}:scrub"
         self._log = f"{tag}:log:"
+        self._arriving = f"{tag}:arriving:"
         self._head = f"{tag}:head:"
         self._hold = f"{tag}:hold:"
         self._view = f"{tag}:view:"
@@ -165,6 +170,9 @@ class PartitionKeys:
 
     def log(self, session: str) -> str:
         return self._log + session
+
+    def arriving(self, session: str) -> str:
+        return self._arriving + session
 
     def damaged(self, at_ms: int, session: str) -> str:
         return f"{self._tag}:damaged:{at_ms}:{session}"
@@ -249,6 +257,7 @@ class Keyspace:
         self.subscriptions = f"{store}:subscriptions"
         self.tasks = f"{store}:tasks"
         self.open_tasks = f"{store}:opentasks"
+        self.migrations = f"{store}:migrations"
         self._store = store
 
     def partition_of(self, session: str) -> int:
@@ -286,6 +295,12 @@ class Keyspace:
 
     def task_cursor(self, task: str) -> str:
         return f"{self._store}:taskcursor:{task}"
+
+    def migration(self, task: str) -> str:
+        return f"{self._store}:migration:{task}"
+
+    def moves(self, task: str) -> str:
+        return f"{self._store}:moves:{task}"
 
     def tick(self, job: str, tick: int) -> str:
         return f"{self._store}:tick:{job}:{tick}"

@@ -461,6 +461,10 @@ def refused(session: str, code: str, *rest: str) -> MusterError:
             return read_only(session, int(rest[0]), int(rest[1]), rest[2])
         case "MEMORY_HIGH":
             return Unavailable(code, f"the server is short of memory: nothing is appended to session {session} now")
+        case "MOVED_TO":
+            return moved_to(session, rest[0])
+        case "SESSION_ARRIVING":
+            return arriving(session, rest[0])
         case "GATE_REFUSED":
             return gate_refused(session, int(rest[0]), rest[1], int(rest[2]))
         case "TOO_LATE":
@@ -484,6 +488,18 @@ def pack_position(known: Position | None) -> str:
     if known is None:
         return ""
     return str(known.seq) if known.digest is None else f"{known.seq} {known.digest}"
+
+
+def moved_to(session: str, place: str) -> Conflict:
+    """The session was moved: its writers append at the place."""
+    return Conflict("MOVED_TO", f"session {session} was moved to {place}", session=session, place=place)
+
+
+def arriving(session: str, place: str) -> Unavailable:
+    """The session is on its way here, and its writers append where it comes from until it is whole."""
+    return Unavailable(
+        "SESSION_ARRIVING", f"session {session} is on its way here from {place}", session=session, place=place
+    )
 
 
 def unknown_session(session: str) -> NotFound:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Literal, Self, TypeVar
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from msgspec import structs
 from domain.codec import DEFAULT_LIMITS, Commit, Limits
 from domain.errors import Misconfigured, MusterError, OutcomeUnknown, Unavailable
 from domain.events import Event
-from domain.log.ahead import Asked, AskedAhead, Sent, answers_at_once
+from domain.log.ahead import Asked, AskedAhead, AskedLater, Sent, answers_at_once
 from domain.log.archive.place import Archive, NotGiven, open_archive
 from domain.log.blocking import BlockingReads
 from domain.log.connection import (
@@ -38,7 +39,8 @@ from domain.log.connection import (
 )
 from domain.log.contract import Append, AppendRequest, Expected, Forked, Head, Policy, Position, Receipt
 from domain.log.durability import parse_durability
-from domain.log.exchange import Exchanges, Fetching, Sending, ServerSeen, Wire, new_id
+from domain.log.exchange import Exchanges, Fetching, Sending, ServerSeen, Wire, new_id, replaces_wire
+from domain.log.following import Asking, Finding, Following, FollowingStep, Succeeding
 from domain.log.forking import fork_flow, plan_flow
 from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
@@ -75,7 +77,7 @@ from domain.log.subscribing.membership import DEFAULT_TTL_MS as MEMBER_TTL_MS
 from domain.log.subscribing.membership import Membership
 from domain.log.subscribing.subscription import After, AsyncSubscription, Subscription, begin_flow
 from domain.log.timing import Timing
-from domain.log.witness import Loss
+from domain.log.witness import Loss, Witness
 from domain.log.working import SILENT_AFTER_S, AsyncWorkingSession, WorkingSession
 
 T = TypeVar("T")
@@ -118,6 +120,7 @@ def _exchange_options(
     server: ServerSeen,
     spool: Spool | None,
     archive: Archive | str | None,
+    follows: bool,
 ) -> dict[str, Any]:
     """How a log over this connection exchanges requests."""
     if spool is not None and connecting.retry_for_s > LONGEST_LIFE_S:
@@ -135,7 +138,13 @@ def _exchange_options(
         "lifetime_ms": int(1000 * min(connecting.retry_for_s + connecting.timeout_s, LONGEST_LIFE_S)),
         # Shorter than the connection waits for the reply to it.
         "wait_ms": max(1, int(500 * connecting.timeout_s)),
+        "following_s": connecting.retry_for_s if follows else None,
     }
+
+
+def _others(connecting: Connecting, moved: Sequence[str | Connecting]) -> list[Connecting]:
+    """How the places are reached that sessions may be moved to: as the log's own, but for the address."""
+    return [structs.replace(connecting, url=one) if isinstance(one, str) else one for one in moved]
 
 
 def _as_spool(spool: Spool | str | Path | None) -> Spool | None:
@@ -175,6 +184,9 @@ class SessionLog(Exchanges, BlockingReads):
         self.client = client
         self.connecting = connecting
         self._appends: ThreadGrouping[Request] = ThreadGrouping(self._send_timed)
+        self._candidates: list[Connecting] = []
+        self._found: dict[str, SessionLog] = {}
+        self._finding = Lock()
         self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingThread(self.spool, self.drain) if self.spool is not None else None
 
@@ -190,6 +202,7 @@ class SessionLog(Exchanges, BlockingReads):
         durability: str = "memory",
         spool: Spool | str | Path | None = None,
         archive: Archive | str | None = None,
+        moved: Sequence[str | Connecting] = (),
     ) -> Self:
         """Connects to a server and opens the store on it.
 
@@ -204,12 +217,16 @@ class SessionLog(Exchanges, BlockingReads):
         `archive` is where the old commits of sessions lie, if they are archived: a folder, or `s3://bucket/prefix`.
         They are read as if they were still on the server; without it, who reads them is told ARCHIVE_NOT_GIVEN.
 
+        `moved` are servers that sessions may be moved to. What is asked about a session that was is asked there then,
+        with the same requests; without, its appends raise Conflict (MOVED_TO). Subscriptions, and lists of sessions,
+        are of this server alone.
+
         Raises Unavailable (UNREACHABLE), Misconfigured (STORE_MISSING, PARTITIONS_DIFFER, SERVER_TOO_OLD,
         ACCESS_DENIED, SPOOL_DIFFERS).
         """
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive)
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive, bool(moved))
         client = connect(connecting, server.met)
         try:
             replies: list[Any] | Unavailable
@@ -223,6 +240,7 @@ class SessionLog(Exchanges, BlockingReads):
             client.close()
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
+        log._candidates = _others(connecting, moved)
         if now is not None:
             log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
@@ -239,6 +257,8 @@ class SessionLog(Exchanges, BlockingReads):
         self._follower.close()
         if self._drainer is not None:
             self._drainer.close()
+        for log in self._found.values():
+            log.close()
         self.client.close()
         if self.spool is not None:
             self.spool.close()
@@ -267,7 +287,9 @@ class SessionLog(Exchanges, BlockingReads):
             (answer,) = self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
             return receipt
-        return self.drive(self._acknowledged(self.run(append_flow(append, self.limits))))
+        receipt = self.run(append_flow(append, self.limits))
+        log = self if self._following is None else self._log_of(append.session)
+        return log.drive(log._acknowledged(receipt))
 
     def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = self._walk(self._appending(spool, appends))
@@ -310,7 +332,7 @@ class SessionLog(Exchanges, BlockingReads):
         self.run(policy_flow(session, policy))
 
     def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
-        return self.look(beat_flow(session, agent, silent_after_s))
+        return self._log_of(session).look(beat_flow(session, agent, silent_after_s))
 
     def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         if self._observer.tracer is None or not self._observer.is_told():
@@ -372,7 +394,8 @@ class SessionLog(Exchanges, BlockingReads):
         return self.compare() if self._server.changed else []
 
     def resolve(self, doubt: AppendRequest) -> Receipt | None:
-        while isinstance(found := self.run(resolve_flow(doubt)), Unsettled):
+        log = self._log_of(doubt.session)
+        while isinstance(found := log.run(resolve_flow(doubt)), Unsettled):
             time.sleep(found.ms / 1000)
         return found
 
@@ -454,14 +477,109 @@ class SessionLog(Exchanges, BlockingReads):
     def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
         """The answers, each with when its request was sent: whoever waited for others to send it learns it so."""
         timing = Timing(time.perf_counter())
-        answers = self.drive(self._answering(requests), once, timing)
+        answers = self._answers(requests, once, timing)
         self._observer.sent(answers, timing)
         return [(answer, timing) for answer in answers]
 
     def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
-        return self.drive(self._answering(requests), once)
+        return self._answers(requests, once)
+
+    def _answers(self, requests: list[Request], once: bool, timing: Timing | None = None) -> list[Any]:
+        """The answers to requests, wherever their sessions are."""
+        if self._following is None:
+            return self.drive(self._answering(requests), once, timing)
+        return self._follow(self._following, requests, once)
+
+    def _follow(self, following: Following, requests: list[Request], once: bool) -> list[Any]:
+        """The answers to requests, each from where its session is."""
+        steps = following.steps(requests)
+        try:
+            step: FollowingStep = next(steps)
+            while True:
+                found: Any = None
+                if isinstance(step, Asking):
+                    found = self._asked_at(step, once)
+                elif isinstance(step, Finding):
+                    found = self._find(step)
+                elif isinstance(step, Succeeding):
+                    found = self._succeed()
+                else:
+                    time.sleep(step.seconds)
+                step = steps.send(found)
+        except StopIteration as done:
+            answers: list[Any] = done.value
+            return answers
+
+    def _asked_at(self, step: Asking, once: bool) -> list[Any] | MusterError:
+        try:
+            if step.store is None:
+                return self.drive(self._answering(step.requests), once)
+            return self._found[step.store]._exchange(step.requests, once)
+        except MusterError as error:
+            if isinstance(error, OutcomeUnknown):
+                self._doubt(step.requests)
+            return error
+
+    def _find(self, step: Finding) -> bool | MusterError:
+        """Whether one of the places this log was told of is this one; it is opened then."""
+        with self._finding:
+            failure: MusterError | None = None
+            for connecting in () if step.place.store in self._found else self._candidates:
+                try:
+                    log = SessionLog.open(
+                        connecting,
+                        environment=step.place.environment,
+                        namespace=step.place.namespace,
+                        limits=self.limits,
+                        durability=self._durability.word,
+                        archive=self.archive,
+                    )
+                except MusterError as error:
+                    failure = error if isinstance(error, Unavailable) else failure
+                    continue
+                if log.identity.store == step.place.store:
+                    self._found[step.place.store] = log
+                    break
+                log.close()
+        if step.place.store not in self._found:
+            return False if failure is None else failure
+        self._hand_over(step.session, self._found[step.place.store].witness)
+        return True
+
+    def _succeed(self) -> str | None:
+        """The store that replaces this one, if one of the places this log was told of does; it is opened then."""
+        own, keyspace = self.identity.store, self.keyspace
+        with self._finding:
+            for connecting in self._candidates:
+                try:
+                    log = SessionLog.open(
+                        connecting,
+                        environment=keyspace.environment,
+                        namespace=keyspace.namespace,
+                        limits=self.limits,
+                        durability=self._durability.word,
+                        archive=self.archive,
+                    )
+                except MusterError:
+                    continue
+                if log.drive(replaces_wire(log.keyspace)) == own:
+                    if self._found.setdefault(log.identity.store, log) is not log:
+                        log.close()
+                    self._hand_all_over(self._found[log.identity.store])
+                    return log.identity.store
+                log.close()
+        return None
+
+    def _log_of(self, session: str) -> SessionLog:
+        store = None if self._following is None else self._following.store_of(session)
+        return self if store is None else self._found[store]
+
+    def _witness_of(self, session: str) -> Witness:
+        return self._log_of(session).witness
 
     def ask(self, requests: list[Request]) -> Asked:
+        if self._following is not None and not self._following.is_at_home():
+            return AskedLater(partial(self._send_requests, requests))
         wire = self._asking(requests)
         sending = next(wire)
         assert isinstance(sending, Sending)
@@ -519,6 +637,8 @@ class AsyncSessionLog(Exchanges):
         self.client = client
         self.connecting = connecting
         self._appends = TaskGrouping(self._send_timed)
+        self._candidates: list[Connecting] = []
+        self._found: dict[str, AsyncSessionLog] = {}
         self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingTask(self.spool, self.drain) if self.spool is not None else None
 
@@ -534,11 +654,12 @@ class AsyncSessionLog(Exchanges):
         durability: str = "memory",
         spool: Spool | str | Path | None = None,
         archive: Archive | str | None = None,
+        moved: Sequence[str | Connecting] = (),
     ) -> Self:
         """As `SessionLog.open`."""
         connecting = Connecting(url) if isinstance(url, str) else url
         server = ServerSeen()
-        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive)
+        options = _exchange_options(connecting, limits, durability, server, _as_spool(spool), archive, bool(moved))
         client = connect_async(connecting, server.met)
         try:
             replies: list[Any] | Unavailable
@@ -552,6 +673,7 @@ class AsyncSessionLog(Exchanges):
             await client.aclose()
             raise
         log = cls(client, Keyspace(environment, namespace, identity.partitions), identity, connecting, **options)
+        log._candidates = _others(connecting, moved)
         if now is not None:
             log.clock.learn(now)
         if log.spool is not None and not log.spool.is_empty():
@@ -568,6 +690,8 @@ class AsyncSessionLog(Exchanges):
         await self._follower.close()
         if self._drainer is not None:
             await self._drainer.close()
+        for log in self._found.values():
+            await log.close()
         await self.client.aclose()
         if self.spool is not None:
             self.spool.close()
@@ -596,7 +720,9 @@ class AsyncSessionLog(Exchanges):
             (answer,) = await self._append_or_spool(self.spool, [append])
             receipt: Receipt = taken(answer)
             return receipt
-        return await self.drive(self._acknowledged(await self.run(append_flow(append, self.limits))))
+        receipt = await self.run(append_flow(append, self.limits))
+        log = self if self._following is None else self._log_of(append.session)
+        return await log.drive(log._acknowledged(receipt))
 
     async def _append_or_spool(self, spool: Spool, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         answers = await self._walk(self._appending(spool, appends))
@@ -641,7 +767,7 @@ class AsyncSessionLog(Exchanges):
         await self.run(policy_flow(session, policy))
 
     async def heartbeat(self, session: str, agent: str, *, silent_after_s: float = SILENT_AFTER_S) -> bool:
-        return await self.look(beat_flow(session, agent, silent_after_s))
+        return await self._log_of(session).look(beat_flow(session, agent, silent_after_s))
 
     async def append_many(self, appends: Sequence[Append]) -> list[Receipt | MusterError]:
         if self._observer.tracer is None or not self._observer.is_told():
@@ -698,7 +824,8 @@ class AsyncSessionLog(Exchanges):
         return await self.compare() if self._server.changed else []
 
     async def resolve(self, doubt: AppendRequest) -> Receipt | None:
-        while isinstance(found := await self.run(resolve_flow(doubt)), Unsettled):
+        log = self._log_of(doubt.session)
+        while isinstance(found := await log.run(resolve_flow(doubt)), Unsettled):
             await asyncio.sleep(found.ms / 1000)
         return found
 
@@ -818,12 +945,99 @@ class AsyncSessionLog(Exchanges):
     async def _send_timed(self, requests: list[Request], once: bool = False) -> list[tuple[Any, Timing]]:
         """As `SessionLog._send_timed`."""
         timing = Timing(time.perf_counter())
-        answers = await self.drive(self._answering(requests), once, timing)
+        answers = await self._answers(requests, once, timing)
         self._observer.sent(answers, timing)
         return [(answer, timing) for answer in answers]
 
     async def _send_requests(self, requests: list[Request], once: bool = False) -> list[Any]:
-        return await self.drive(self._answering(requests), once)
+        return await self._answers(requests, once)
+
+    async def _answers(self, requests: list[Request], once: bool, timing: Timing | None = None) -> list[Any]:
+        if self._following is None:
+            return await self.drive(self._answering(requests), once, timing)
+        return await self._follow(self._following, requests, once)
+
+    async def _follow(self, following: Following, requests: list[Request], once: bool) -> list[Any]:
+        steps = following.steps(requests)
+        try:
+            step: FollowingStep = next(steps)
+            while True:
+                found: Any = None
+                if isinstance(step, Asking):
+                    found = await self._asked_at(step, once)
+                elif isinstance(step, Finding):
+                    found = await self._find(step)
+                elif isinstance(step, Succeeding):
+                    found = await self._succeed()
+                else:
+                    await asyncio.sleep(step.seconds)
+                step = steps.send(found)
+        except StopIteration as done:
+            answers: list[Any] = done.value
+            return answers
+
+    async def _asked_at(self, step: Asking, once: bool) -> list[Any] | MusterError:
+        try:
+            if step.store is None:
+                return await self.drive(self._answering(step.requests), once)
+            return await self._found[step.store]._exchange(step.requests, once)
+        except MusterError as error:
+            if isinstance(error, OutcomeUnknown):
+                self._doubt(step.requests)
+            return error
+
+    async def _find(self, step: Finding) -> bool | MusterError:
+        failure: MusterError | None = None
+        for connecting in self._candidates:
+            if step.place.store in self._found:
+                break
+            try:
+                log = await AsyncSessionLog.open(
+                    connecting,
+                    environment=step.place.environment,
+                    namespace=step.place.namespace,
+                    limits=self.limits,
+                    durability=self._durability.word,
+                    archive=self.archive,
+                )
+            except MusterError as error:
+                failure = error if isinstance(error, Unavailable) else failure
+                continue
+            if log.identity.store != step.place.store or self._found.setdefault(step.place.store, log) is not log:
+                await log.close()
+        if step.place.store not in self._found:
+            return False if failure is None else failure
+        self._hand_over(step.session, self._found[step.place.store].witness)
+        return True
+
+    async def _succeed(self) -> str | None:
+        own, keyspace = self.identity.store, self.keyspace
+        for connecting in self._candidates:
+            try:
+                log = await AsyncSessionLog.open(
+                    connecting,
+                    environment=keyspace.environment,
+                    namespace=keyspace.namespace,
+                    limits=self.limits,
+                    durability=self._durability.word,
+                    archive=self.archive,
+                )
+            except MusterError:
+                continue
+            if await log.drive(replaces_wire(log.keyspace)) == own:
+                if self._found.setdefault(log.identity.store, log) is not log:
+                    await log.close()
+                self._hand_all_over(self._found[log.identity.store])
+                return log.identity.store
+            await log.close()
+        return None
+
+    def _log_of(self, session: str) -> AsyncSessionLog:
+        store = None if self._following is None else self._following.store_of(session)
+        return self if store is None else self._found[store]
+
+    def _witness_of(self, session: str) -> Witness:
+        return self._log_of(session).witness
 
     async def look(self, flow: Flow[T]) -> T:
         """As `SessionLog.look`."""

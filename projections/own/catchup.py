@@ -24,7 +24,7 @@ from domain.errors import Conflict
 from domain.log.contract import CommitReader
 from domain.log.feed import Span
 from projections.careful import CarefulReader
-from projections.catchup import Batch, Phases, Projected
+from projections.catchup import Batch, Phases, Projected, was_taken_back
 from projections.own.folding import Folding, failure
 from projections.own.merging import Doubt, Views, merged
 from projections.own.store import DONE, VIEWS, OwnStore, Stored, after, resumes_after
@@ -101,6 +101,8 @@ class OwnProjector:
         for span, stored, commits in zip(batch.spans, folds, logs, strict=True):
             if span.session not in parked:
                 outcome, is_sure = self._fold_span(span, stored, commits)
+                if outcome is not None and outcome.parked is not None and was_taken_back(self._store, span.session):
+                    continue
                 in_doubt = in_doubt or not is_sure
                 if outcome is not None:
                     outcomes.append(outcome)

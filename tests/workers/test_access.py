@@ -45,6 +45,7 @@ ROLES: Final = (
         "repairer",
         "restorer",
         "forker",
+        "migrator",
         "reader",
         "monitor",
     ),
@@ -514,6 +515,14 @@ NOT: Final = {
         "DEL {skips}",
         "FUNCTION LOAD x",
     ),
+    "migrator": (
+        "RENAME {log} {view}",
+        "DEL {hold}",
+        "HSET {lost} x y",
+        "ZADD {workers} 0 x",
+        "BLPOP {log} 1",
+        "FUNCTION LOAD x",
+    ),
     "operator": ("HDEL {skips} s-0", "DEL {skips}", "XADD {log} 99-1 b x", "FUNCTION LOAD x"),
     "reader": (*_WRITES, "SHUTDOWN SAVE", "FCALL muster_claim_1 1 {owner} w n 1 1", "CONFIG GET save"),
     "monitor": (
@@ -526,6 +535,10 @@ NOT: Final = {
         "GET {head}",
     ),
 }
+
+
+#: What one user may do all the same: who moves sessions takes what it brought out of the list again.
+BUT: Final = {"migrator": ("ZREM {sessions} s-0",)}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -547,7 +560,8 @@ def test_no_role_can_do_more_than_its_work(filled: Guarded, role: str) -> None:
             ("SCAN 0", ("jobs", "archiver", "operator", "repairer", "reader")),
             *((command, ("archiver",)) for command in NOT_BUT_ARCHIVING),
         )
-        for command in (*NOBODY, *NOT[role], *(word for word, roles in others if role not in roles)):
+        nobody = (command for command in NOBODY if command not in BUT.get(role, ()))
+        for command in (*nobody, *NOT[role], *(word for word, roles in others if role not in roles)):
             try:
                 client.execute_command(*(word.format(**names) for word in command.split(" ")))
             except redis.RedisError as error:
@@ -603,6 +617,39 @@ def working(environ: dict[str, str]) -> Iterator[None]:
     finally:
         worker.terminate()
         assert worker.wait(60) == 0
+
+
+def test_a_migrator_moves_sessions_and_brings_them_back(filled: Guarded) -> None:
+    """Every step of it, on either end, in another namespace of the same server; and nobody is denied anything."""
+    assert filled.run("deployer", "init", "--namespace", "other", "--partitions", "3").code == 3, "not its store"
+    filled.denials()
+    for line in filled.rules.replace(f":{NAMESPACE}:", ":other:").splitlines():
+        if line.startswith(("user migrator ", "user deployer ")):
+            name, rest = split(line)[1], split(line)[3:]
+            words = [word for word in rest if word.startswith(("%", "("))]
+            keys, selectors = [w for w in words if w[0] == "%"], [w for w in words if w[0] == "("]
+            filled.root.execute_command("ACL", "SETUSER", name, *keys, *selectors)
+    assert filled.run("deployer", "init", "--namespace", "other", "--partitions", "3").code == 0
+    ends = ["--from", filled.server.url, "--to", filled.server.url, "--to-namespace", "other"]
+    told: Ran
+
+    for command in ("plan", "copy", "verify", "cutover", "verify", "status"):
+        told = filled.run("migrator", "migrate", command, *ends)
+        assert told.code == 0, (command, told.err, filled.denials())
+    assert told.rows[0]["moved"] == 12
+    with SessionLog.open(filled.settings("root").connecting, environment=ENVIRONMENT, namespace="other") as log:
+        log.append("s-1", note("2"))
+    for command in ("rollback --carry-back", "copy", "cutover", "retire"):
+        told = filled.run("migrator", "migrate", *command.split(" "), *ends)
+        assert told.code == 0, (command, told.err, filled.denials())
+
+    # and keeps a standby, which takes over
+    with filled.open("producer") as log:
+        log.append("for-the-standby", [note("1"), note("2")])
+    assert filled.run("migrator", "migrate", "sync", "--once", *ends).code == 0
+    told = filled.run("migrator", "failover", *ends[2:])
+    assert (told.code, told.rows[0]["opened"], told.rows[0]["fenced"]) == (0, 1, True), (told, filled.denials())
+    assert filled.denials() == []
 
 
 def test_commands_say_that_access_is_denied(filled: Guarded) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domain import Event
+from domain import Append, Event
 from domain.codec import chain, encode_body, genesis
 from domain.log.keys import Keyspace
 from tests.conftest import ENVIRONMENT, Store
@@ -186,3 +186,24 @@ def test_a_warning_in_a_commit_of_a_foreign_producer_is_read_alike_by_both_readi
     told = {session: world.views.session(session)["expires_at"] for session in ("before", "after")}
     assert told == {"before": "2100-01-01T00:00:00.000Z", "after": None}
     assert world.verify() == []
+
+
+def test_a_session_that_was_moved_does_not_expire_where_it_was(world: World) -> None:
+    """Nothing is stated of it, it counts for nothing, and it holds up none that idles here: however many were moved."""
+    names = sorted((f"m-{number}" for number in range(600)), key=world.keyspace.partition_of)
+    world.log.append_many([Append(name, (did("start", "ann"),)) for name in names])
+    world.project()
+    for name in names:
+        keys, identity = world.keyspace.of(name), world.log.identity
+        seal = [identity.store, identity.epoch, name, "task", "by", "to", "redis://there:1/0 prod:main 7"]
+        keys_of = [keys.meta, keys.log(name), keys.head(name), keys.hold(name)]
+        assert world.redis.fcall("muster_seal_1", 4, *keys_of, *seal)[0] == b"SEALED"
+    world.log.append("late", did("start", "ann"))
+    world.project()
+    watching = Watching(world)
+
+    assert watching.look(31) == (2, 0)
+    assert watching.look(35) == (0, 2)
+
+    assert [said(world, name)[-1][0] for name in ("s", "late")] == ["expired", "expired"]
+    assert {said(world, name)[-1][0] for name in names} == {"start"}

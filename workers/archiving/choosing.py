@@ -25,8 +25,8 @@ from projections.store import ProjectionStore, parse_checkpoints, readable_head,
 #: Of an open session so many events more than stay are let pass before some go: segments are not to be tiny.
 SPARE: Final = 0.5
 LEAST_SPARE: Final = 50
-#: Whose commits may not leave: quarantined.
-_STAYS: Final = frozenset("q")
+#: Whose commits may not leave: quarantined, or moved by a migration.
+_STAYS: Final = frozenset("qm")
 
 
 class Keeping(Struct, frozen=True):

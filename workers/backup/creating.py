@@ -143,11 +143,14 @@ class Creating:
             skips: Any = self._log.client.hmget(self._store.keys(partition).skips, page)
             held = [name for name, head in zip(page, heads, strict=True) if head is not None and head.quarantined]
             reasons = dict(zip(held, self._store.holds(held), strict=True))
+            closed = [name for name, head in zip(page, heads, strict=True) if head is not None and head.is_elsewhere]
+            places = dict(zip(closed, self._store.places(closed), strict=True))
             for session, head, skip in zip(page, heads, skips, strict=True):
                 found = self._session(session, head, next(known(session), None), at_ms)
                 if found is not None:
                     row, commits = found
                     about = {"quarantined": reasons.get(session), "skips": skip.decode() if skip else None}
+                    about |= {"moved": places.get(session)}
                     yield structs.replace(row, policy=head.policy if head is not None else "any", **about), commits
 
     def _known(self, partition: int) -> Any:

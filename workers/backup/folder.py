@@ -45,6 +45,8 @@ class Row(Struct, frozen=True, omit_defaults=True):
     skips: str | None = None
     whole: bool = False
     damaged: int | None = None
+    #: Where the session was moved to, or from where it is kept equal: it takes no appends, nor where it is restored.
+    moved: dict[str, str] | None = None
 
 
 class Cut(Struct, frozen=True):

@@ -187,6 +187,8 @@ class Restoring:
                 pipe.hset(keys.hold(row.session), "policy", row.policy)
             if row.quarantined is not None:
                 pipe.hset(keys.hold(row.session), mapping=row.quarantined)
+            if row.moved is not None:
+                pipe.hset(keys.hold(row.session), mapping=row.moved)
             if row.skips is not None:
                 pipe.hset(keys.skips, row.session, row.skips)
         pipe.execute()
@@ -202,6 +204,7 @@ class Restoring:
                 break
             chosen.append(commit)
         flags = _FLAGS[row.policy] + ("q" if row.quarantined is not None else "")
+        flags += "m" if row.moved is not None else ""
         keys = self._keyspace.of(row.session)
         names = (keys.meta, keys.sessions, keys.log(row.session), keys.head(row.session))
         copied = [

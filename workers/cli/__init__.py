@@ -36,6 +36,8 @@ GROUPS: Final = {
     "spool": "what waits in an outage spool on this host: list, send, take out",
     "subscription": "list durable subscriptions, how far each is behind; forget one",
     "epoch": "what the store lost by the word of witnesses, and accepting it",
+    "migrate": "move sessions to another server while they live: plan, copy, verify, cutover, rollback, sync, status",
+    "failover": "have a standby take appends, and close the old side, now or when it is back",
     "backup": "the truth of a store in files: create, verify, restore",
     "archive": "what left the server's memory: archive now, verify what is kept",
     "doctor": "what is wrong, in one line; why, and the command that mends it",
@@ -99,6 +101,8 @@ _FLAGS: Final = {
     "environment": "environment",
     "namespace": "namespace",
     "partitions": "partitions",
+    "migrate.from_url": "from_url",
+    "migrate.to_url": "to_url",
     "serve.host": "serve_host",
     "serve.port": "serve_port",
 }

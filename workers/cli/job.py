@@ -10,7 +10,7 @@ from domain.errors import DeadlineExceeded
 from projections.session_view import rfc3339
 from workers.cli import arguments, printing
 from workers.cli.own_projections import store_of
-from workers.jobs import KINDS, JobQueue
+from workers.jobs import ASKED, JobQueue
 from workers.settings import Settings
 from workers.tasks import DONE, ENDED, FAILED, Task, Tasks
 
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run = arguments.command(group, "run", "ask for a job; workers that know MUSTER_JOBS__URL do it", run_run)
     run.add_argument(
         "kind",
-        choices=sorted(KINDS),
+        choices=sorted(ASKED),
         help="verify: compare all; scrub: what is due of it; recover: repair; rebuild: build again",
     )
     run.add_argument("--partition", type=int, action="append", metavar="N", help="only this one; may be repeated")

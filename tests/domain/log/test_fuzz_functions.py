@@ -68,11 +68,15 @@ _JUNK: Final[list[Argument]] = [
 ]
 
 
+#: When commits were written that come from elsewhere: in the future, so that times grow.
+_LATER_MS: Final = 5 * 10**12
 #: The functions that producers call: they take the keys of the session that is named, and no others. The rest are for
 #: workers and operators, whose keys are what they say.
 _CHECKS_KEYS: Final = (
     *("muster_append_1", "muster_lease_1", "muster_policy_1", "muster_beat_1", "muster_gone_1", "muster_fork_1"),
     *("muster_state_1", "muster_trim_1", "muster_graft_1"),
+    *("muster_state_1", "muster_seal_1", "muster_unseal_1", "muster_stage_1", "muster_open_1", "muster_bring_1"),
+    *("muster_drop_1", "muster_yield_1"),
 )
 
 
@@ -182,6 +186,13 @@ class Functions:
                 "muster_press_1", [self.keys.meta], [self._identity[0], self._any_of(0, 1, 50), self._any_of(1, "full")]
             ),
             "muster_graft_1": self._graft,
+            "muster_seal_1": self._seal,
+            "muster_unseal_1": self._unseal,
+            "muster_stage_1": self._stage,
+            "muster_open_1": self._open,
+            "muster_bring_1": self._bring,
+            "muster_drop_1": self._drop,
+            "muster_yield_1": self._yield,
         }
 
     def _any_of(self, *values: Argument) -> Argument:
@@ -330,6 +341,73 @@ class Functions:
         return Call(
             "muster_graft_1", [*names, self.keys.session_index], [*self._identity, session, *stands, *about, *commits]
         )
+
+    def _moved(self, function: str, session: str, kinds: str, *more: Argument) -> Call:
+        names = [self.keys.meta]
+        for kind in kinds.split():
+            key: Any = getattr(self.keys, kind)
+            names.append(key if isinstance(key, str) else key(session))
+        return Call(function, names, [*self._identity, session, "task", *more])
+
+    def _seal(self) -> Call:
+        session = f"s{self._chance.randrange(4)}"
+        return self._moved("muster_seal_1", session, "log head hold", "by", self._any_of("to", "from"), "a place")
+
+    def _unseal(self) -> Call:
+        return self._moved("muster_unseal_1", f"s{self._chance.randrange(4)}", "log head hold", "by")
+
+    def _copied(self, session: str, seq: int, digest: str) -> list[Argument]:
+        """Commits as they would follow there."""
+        found: list[Argument] = []
+        for _ in range(self._chance.randrange(1, 4)):
+            body, at_ms = any_body(self._chance), _LATER_MS
+            digest = chain(digest, session, seq + 1, 1, at_ms, body)
+            seq += 1
+            found += [1, at_ms, digest, body, self._any_of("", "00-1-2-01")]
+        return found
+
+    def _arriving(self, session: str) -> tuple[int, str]:
+        client = cast("Any", self.store.client)
+        seq, digest = client.hmget(self.keys.hold(session), "moved_seq", "moved_digest")
+        return (int(seq), digest.decode()) if seq is not None else (0, genesis(session))
+
+    def _stage(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        at = self._arriving(session)
+        commits = self._copied(session, *at) if self._chance.random() < 0.7 else []
+        return self._moved("muster_stage_1", session, "sessions head hold arriving", "by", "a place", *at, *commits)
+
+    def _open(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        kinds = "sessions feed log head hold arriving skips audit"
+        about: list[Argument] = [*self._arriving(session), "o", _LATER_MS, "-", "any", self._any_of("", "ann"), "1-t"]
+        skips = self._any_of("", '[{"from_seq":1,"to_seq":1,"digest":"d","who":"w","why":"y","at":1}]')
+        return self._moved("muster_open_1", session, kinds, "by", *about, 1000, 1000, 1, skips, "who")
+
+    def _bring(self) -> Call:
+        session = self._any_of("s1", "s2", "y1", "y2")
+        head = self.log.head(str(session))
+        seq, digest = (head.seq, head.digest) if head else (0, genesis(str(session)))
+        commits = self._copied(str(session), seq, digest)
+        kinds = "sessions feed log head hold"
+        place = self._any_of("a place", "")
+        return self._moved(
+            "muster_bring_1", str(session), kinds, place, seq, digest, "o", self._any_of("", "strict"), *commits
+        )
+
+    def _drop(self) -> Call:
+        session = f"x{self._chance.randrange(3)}"
+        kinds = "sessions log head hold arriving skips audit"
+        return self._moved("muster_drop_1", session, kinds, *self._arriving(session), self._any_of("", "there"), "who")
+
+    def _yield(self) -> Call:
+        session = f"y{self._chance.randrange(1, 3)}"
+        head = self.log.head(session)
+        seq, digest = (head.seq, head.digest) if head else (0, genesis(session))
+        keys, aside = self.keys, self.keys.damaged(self._chance.randrange(10**9), session)
+        names = [keys.meta, keys.sessions, keys.log(session), keys.head(session), keys.hold(session), aside]
+        about = [*self._identity, session, "task", seq, digest, "who"]
+        return Call("muster_yield_1", [*names, keys.skips, keys.audit], about)
 
 
 @pytest.fixture(params=["valkey", "redis7"])

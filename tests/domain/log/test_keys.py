@@ -38,6 +38,7 @@ def all_keys(keyspace: Keyspace) -> list[str]:
     found += [keyspace.subscriptions, keyspace.subscription("audit"), keyspace.members("audit")]
     found += [keyspace.task_cursor("t"), keyspace.tick("verify", 3)]
     found += [keyspace.halt, keyspace.halted, keyspace.ticked]
+    found += [keyspace.migrations, keyspace.migration("t"), keyspace.moves("t")]
     for keys in keyspace.partitions:
         found += [value for name, value in vars(keys).items() if not name.startswith("_")]
         for name, method in inspect.getmembers(keys, inspect.ismethod):

@@ -1,0 +1,1 @@
+"""Migration: sessions move from one store to another while they live, with no two writers at any instant, and back."""
