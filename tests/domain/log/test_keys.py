@@ -60,7 +60,7 @@ def test_every_key_has_a_row() -> None:
 
     assert [key for key, row in rows.items() if row is None] == []
     assert {row.pattern for row in rows.values() if row} == {row.pattern for row in KEYS}
-    assert len(rows) == 19 + 2 * (len(KEYS) - 19)
+    assert len(rows) == 22 + 2 * (len(KEYS) - 22)
 
 
 def test_a_key_is_described_by_one_row_alone() -> None:
