@@ -249,6 +249,9 @@ def test_a_migration_is_gone_on_with_wherever_it_broke_off(scene: Scene) -> None
 
     assert done.failed == 0
     assert set(target.sessions()) == {"opened", "sealed", "copied", "new"}
+    for session in target.sessions():
+        with refused("MOVED_TO"):
+            log.append(session, note())
 
 
 class CutsTheOther(Proxy):
