@@ -77,6 +77,7 @@ class Moving:
         for page in pages(self._sessions(sessions)):
             known = self._known(page)
             left = [session for session in page if known[session].state not in ("moved", "elsewhere")]
+            self._begin(left, known)
             found = self.copying.copy(left)
             moves: dict[str, Move] = {}
             for session, one in found.items():
@@ -116,8 +117,13 @@ class Moving:
         for page in pages(self._sessions(chosen), self._batch):
             known = self._known(page)
             left = [session for session in page if known[session].state not in ("moved", "back", "elsewhere")]
+            self._begin(left, known)
             self._move(cutting, self._caught_up(left, done), done)
         return done
+
+    def _begin(self, sessions: list[str], known: dict[str, Move]) -> None:
+        """Notes sessions before the first of them is copied: a rollback finds what was begun with by the record."""
+        self._put({session: Move("begun") for session in sessions if known[session].state == "new"})
 
     def _caught_up(self, sessions: list[str], done: Done) -> list[str]:
         """Sessions whose copies are nearly where their sources stand; what cannot be copied is not sealed at all."""

@@ -74,8 +74,9 @@ class Migration(Struct, frozen=True):
 
 
 class Move(Struct, frozen=True, omit_defaults=True):
-    """What became of one session: `copied`, `sealing`, `moved`, `elsewhere` (it was moved before), `failed`, `back`; of
-    one of a standby: `synced`, `conflict` (from `seq` on), `kept` (the standby's counts), `opened` (by a failover).
+    """What became of one session: `begun`, `copied`, `sealing`, `moved`, `elsewhere` (it was moved before), `failed`,
+    `back`; of one of a standby: `synced`, `conflict` (from `seq` on), `kept` (the standby's counts), `opened` (by a
+    failover).
 
     `seq` and `digest` are where its copy stands, or stood when it was opened; `down_ms` is how long nobody could append
     to it.
