@@ -122,10 +122,8 @@ class CuttingOver:
         for session, one in sealed.items():
             copy = copies[session]
             if isinstance(copy, MusterError) and (position := calls.opened_by(copy, self._task)) is not None:
-                is_right = position == one.position
-                found[session] = (
-                    Moved(position, None, word) if is_right else _lost_seal(session, position, one.position)
-                )
+                lost = _lost_seal(session, position, one.position)
+                found[session] = Moved(position, None, word) if position == one.position else Waiting(lost)
         return found
 
     def _let_go(self, session: str, sealed: Sealed, copy: Copied | MusterError) -> Outcome:

@@ -64,7 +64,6 @@ class Migration(Struct, frozen=True):
     ended: int = 0
     proof: str = ""
     error: str | None = None
-    options: dict[str, Any] = {}
     holder: str | None = None
 
     @property
@@ -99,14 +98,12 @@ class Migrations:
         self._keyspace = target.keyspace
         self._target = target
 
-    def create(
-        self, source: End, kind: str, selection: dict[str, Any], who: str, options: Mapping[str, Any] | None = None
-    ) -> Migration:
+    def create(self, source: End, kind: str, selection: dict[str, Any], who: str) -> Migration:
         """Writes a new one down."""
         now = self._target.now_ms()
         migration = Migration(
             uuid4().hex[:12], kind, PLANNED, str(source.place), str(self._target.place), source.place.store,
-            selection, who, now, options=dict(options or {}),
+            selection, who, now,
         )  # fmt: skip
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(self._keyspace.migration(migration.id), "record", msgspec.json.encode(migration))
