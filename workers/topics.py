@@ -21,7 +21,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "projection": ("projections", "workers.following", "workers.telemetry.batches"),
     "feed": ("workers.feed",),
     "lease": ("workers.leasing",),
-    "jobs": ("workers.jobs", "workers.schedule"),
+    "jobs": ("workers.jobs", "workers.schedule", "workers.migration"),
     "archive": ("workers.archiving",),
     "memory": ("workers.memory",),
     "sessions": ("workers.absence", "workers.expiry"),

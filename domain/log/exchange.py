@@ -232,11 +232,10 @@ class Exchanges:
         return self.witness
 
     def _hand_over(self, session: str, witness: Witness) -> None:
-        """What was told of a session is remembered with its new place: here it would count as lost."""
+        """What was told of a session is known at its new place, too."""
         known = self.witness.known(session)
         if known is not None:
             witness.saw(session, known)
-            self.witness.forget([session])
 
     def _hand_all_over(self, other: Exchanges) -> None:
         """All that was told of here is compared with what there is at the place that replaces this one."""

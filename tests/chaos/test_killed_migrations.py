@@ -194,7 +194,7 @@ def test_a_killed_migrator_leaves_one_writer_and_is_gone_on_with(
                 child.wait()
             assert_one_writer(scene)
         assert code == (-9 if steps.struck else 0)
-        finally_ = what if number % 2 == 0 or what == "rollback" else "rollback"
+        finally_ = "rollback" if steps.struck and number % 2 else what
         if steps.struck:
             finish(scene, task, finally_)
         assert_nothing_lost(scene, writers.receipts, moved=finally_ == "move")
@@ -256,7 +256,7 @@ def test_a_server_or_the_way_there_that_dies_leaves_one_writer(
             if dies in pair:
                 pair[dies].restart()
             assert_one_writer(scene)
-        finally_ = what if number % 2 == 0 or what == "rollback" else "rollback"
+        finally_ = "rollback" if steps.struck and number % 2 else what
         if steps.struck:
             state = migration_state(scene, task)
             if state != "rolled back":

@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     cutover = command(group, "cutover", "move sessions: seal, copy the rest, compare, open", run_cutover)
     working(cutover)
-    cutover.add_argument("--batch", type=int, default=BATCH, metavar="N", help=f"so many at a time ({BATCH})")
+    cutover.add_argument("--batch", type=positive, default=BATCH, metavar="N", help=f"so many at a time ({BATCH})")
 
     cutover.add_argument(
         "--proof", metavar="WORD", help="move nothing unless the source proves its seals so: local, aof, replicated(1)"
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sync.add_argument("--session", action="append", default=[], metavar="ID", help="with --once: only this one; …")
     sync.add_argument("--task", help="this standby's (default: the one from there that is open, or a new one)")
     sync.add_argument("--once", action="store_true", help="one round, then end")
-    sync.add_argument("--every", type=float, default=1.0, metavar="S", help="how often the source is asked (1)")
+    sync.add_argument("--every", type=above_zero, default=1.0, metavar="S", help="how often the source is asked (1)")
     sync.add_argument(
         "--policy",
         choices=POLICIES,
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what becomes of a session that was written on both sides: nothing (manual); one side's history "
         "counts; or the source's, and the standby's is kept as a fork (keep-both)",
     )
-    sync.add_argument("--rate", type=float, metavar="N", help="at most so many events a second")
+    sync.add_argument("--rate", type=above_zero, metavar="N", help="at most so many events a second")
     sync.add_argument("--dry-run", action="store_true", help="say how much there is")
 
     show = command(
@@ -117,10 +117,25 @@ def chosen(parser: argparse.ArgumentParser) -> None:
 def working(parser: argparse.ArgumentParser) -> None:
     """How work is done."""
     chosen(parser)
-    parser.add_argument("--rate", type=float, metavar="N", help="at most so many events a second")
+    parser.add_argument("--rate", type=above_zero, metavar="N", help="at most so many events a second")
     parser.add_argument("--dry-run", action="store_true", help="say how much it would touch")
     parser.add_argument("--job", action="store_true", help="have the target's workers do it (MUSTER_JOBS__URL)")
     parser.add_argument("--wait", action="store_true", help="with --job: return when it has ended")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 # -- commands --------------------------------------------------------------------------------------------------------

@@ -103,9 +103,10 @@ class Comparing:
         )  # fmt: skip
 
     def _opened(self, session: str) -> Iterator[Problem]:
-        """A target that lost what opened the session holds a copy that is still on its way."""
-        head = self._ends.target.log.head(session)
-        if head is None or head.is_elsewhere:
+        """A target that lost what opened the session holds a copy that is still on its way. One that was moved on from
+        there is another migration's.
+        """
+        if is_sealed(self._ends.target, session, self._migration.id) or not self._ends.target.log.head(session):
             yield Problem(
                 session, 1, "target", "COPY_DIFFERS", "critical",
                 f"session {session} was opened on the target, and is not open there",

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged, Misconfigured, MusterError, Unavailable
-from domain.log.contract import Head, Position
+from domain.log.contract import Position
 from domain.log.protocol import CALL_BYTES, CALL_COMMITS, Command, quarantined
 from workers.migration import calls
 from workers.migration.calls import Standing
@@ -165,11 +165,6 @@ def chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
         size += len(commit.body)
     if chunk:
         yield chunk
-
-
-def is_there(head: Head | None) -> bool:
-    """Whether a head tells of events."""
-    return head is not None and head.seq > 0
 
 
 def _is_at_beginning(at: Position | MusterError) -> bool:

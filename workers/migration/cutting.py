@@ -122,15 +122,15 @@ class CuttingOver:
         for session, one in sealed.items():
             copy = copies[session]
             if isinstance(copy, MusterError) and (position := calls.opened_by(copy, self._task)) is not None:
-                is_right = position == one.position
-                found[session] = (
-                    Moved(position, None, word) if is_right else _lost_seal(session, position, one.position)
-                )
+                lost = _lost_seal(session, position, one.position)
+                found[session] = Moved(position, None, word) if position == one.position else Waiting(lost)
         return found
 
     def _let_go(self, session: str, sealed: Sealed, copy: Copied | MusterError) -> Outcome:
         """Says why a session's copy is not right. Its source is opened again where the target surely is not open."""
-        if isinstance(copy, MusterError) and copy.code not in _NOT_OPEN:
+        is_opened = isinstance(copy, MusterError) and copy.facts.get("opened_by") == self._task
+        if is_opened or (isinstance(copy, MusterError) and copy.code not in _NOT_OPEN):
+            assert isinstance(copy, MusterError)
             return Waiting(copy)
         self._ends.source.ask([calls.unseal(self._ends.source, session, self._task, self._copying.by)])
         if isinstance(copy, MusterError):

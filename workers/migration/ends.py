@@ -10,6 +10,7 @@ from msgspec import Struct, structs
 
 from domain.errors import Misconfigured, MusterError, Refused
 from domain.log import Connecting, SessionLog
+from domain.log.archive.place import Archive
 from domain.log.connection import connection_error, send
 from domain.log.place import Place
 from domain.log.protocol import Command, parse_time
@@ -23,6 +24,8 @@ class Address(Struct, frozen=True):
     connecting: Connecting
     environment: str
     namespace: str
+    #: Where commits lie that left the memory of either end.
+    archive: Archive | None = None
 
 
 def address(
@@ -46,7 +49,8 @@ def address(
         username=getattr(migrate, f"{side}_username") or settings.redis.username,
         password=getattr(migrate, f"{side}_password") or settings.redis.password,
     )
-    return Address(connecting, environment or settings.environment, namespace or settings.namespace)
+    environment, namespace = environment or settings.environment, namespace or settings.namespace
+    return Address(connecting, environment, namespace, settings.archive.opened())
 
 
 class End:
@@ -114,4 +118,6 @@ def opened(source: Address, target: Address) -> Iterator[Ends]:
 
 
 def _log(address: Address) -> SessionLog:
-    return SessionLog.open(address.connecting, environment=address.environment, namespace=address.namespace)
+    return SessionLog.open(
+        address.connecting, environment=address.environment, namespace=address.namespace, archive=address.archive
+    )

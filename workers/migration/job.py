@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
+from msgspec import structs
+
 from domain.errors import Conflict
 from domain.log import SessionLog
 from domain.log.place import parse_place
@@ -35,9 +37,8 @@ def migrate(log: SessionLog, settings: Settings, task: Task, partition: int) -> 
     """
     id, phase = task.options["migration"], task.options["phase"]
     keyspace, target = log.keyspace, address("to", settings, url=settings.redis.url)
-    with opened(
-        _source(log, settings, id), Address(target.connecting, keyspace.environment, keyspace.namespace)
-    ) as ends:
+    here = structs.replace(target, environment=keyspace.environment, namespace=keyspace.namespace)
+    with opened(_source(log, settings, id), here) as ends:
         migration = Migrations(ends.target).get(id)
         if migration.state in record.ENDED:
             raise Conflict("MIGRATION_OVER", f"migration {id} is {migration.state}")
@@ -75,7 +76,8 @@ def _done(work: Moving, phase: str, sessions: Iterator[str]) -> Done:
         return work.cutover(sessions)
     compared = work.verify(sessions)
     for problem in compared.problems:
-        logger.error("%s at seq %d: %s", problem.code, problem.seq, problem.cause)
+        about = {"action": "jobs.moved_differs", "code": problem.code, "seq": problem.seq}
+        logger.error("%s at seq %d: %s", problem.code, problem.seq, problem.cause, extra=about)
     return Done(compared.sessions, compared.events, len(compared.problems))
 
 

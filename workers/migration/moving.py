@@ -26,6 +26,8 @@ from workers.pacing import Pace
 
 #: Sessions that lie so many events behind at most are sealed; the others are copied once more before.
 SMALL_TAIL: Final = 512
+#: States of a session that a cutover leaves as it is; those that are sealed were gone on with before.
+SETTLED: Final = frozenset({"moved", "back", "elsewhere", "sealing"})
 #: States of a session of which the target holds something that can be compared.
 COMPARED: Final = frozenset({"copied", "sealing", "moved", "synced"})
 #: How often the tail is copied before the seal, however fast the session grows.
@@ -38,7 +40,6 @@ class Done(Struct):
     sessions: int = 0
     events: int = 0
     failed: int = 0
-    gone: int = 0
 
 
 class Verified(Struct):
@@ -77,6 +78,7 @@ class Moving:
         for page in pages(self._sessions(sessions)):
             known = self._known(page)
             left = [session for session in page if known[session].state not in ("moved", "elsewhere")]
+            self._begin(left, known)
             found = self.copying.copy(left)
             moves: dict[str, Move] = {}
             for session, one in found.items():
@@ -115,9 +117,14 @@ class Moving:
             self._move(cutting, page, done, was_sealed=True)
         for page in pages(self._sessions(chosen), self._batch):
             known = self._known(page)
-            left = [session for session in page if known[session].state not in ("moved", "back", "elsewhere")]
+            left = [session for session in page if known[session].state not in SETTLED]
+            self._begin(left, known)
             self._move(cutting, self._caught_up(left, done), done)
         return done
+
+    def _begin(self, sessions: list[str], known: dict[str, Move]) -> None:
+        """Notes sessions before the first of them is copied: a rollback finds what was begun with by the record."""
+        self._put({session: Move("begun") for session in sessions if known[session].state == "new"})
 
     def _caught_up(self, sessions: list[str], done: Done) -> list[str]:
         """Sessions whose copies are nearly where their sources stand; what cannot be copied is not sealed at all."""

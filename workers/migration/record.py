@@ -64,7 +64,6 @@ class Migration(Struct, frozen=True):
     ended: int = 0
     proof: str = ""
     error: str | None = None
-    options: dict[str, Any] = {}
     holder: str | None = None
 
     @property
@@ -74,8 +73,9 @@ class Migration(Struct, frozen=True):
 
 
 class Move(Struct, frozen=True, omit_defaults=True):
-    """What became of one session: `copied`, `sealing`, `moved`, `elsewhere` (it was moved before), `failed`, `back`; of
-    one of a standby: `synced`, `conflict` (from `seq` on), `kept` (the standby's counts), `opened` (by a failover).
+    """What became of one session: `begun`, `copied`, `sealing`, `moved`, `elsewhere` (it was moved before), `failed`,
+    `back`; of one of a standby: `synced`, `conflict` (from `seq` on), `kept` (the standby's counts), `opened` (by a
+    failover).
 
     `seq` and `digest` are where its copy stands, or stood when it was opened; `down_ms` is how long nobody could append
     to it.
@@ -98,14 +98,12 @@ class Migrations:
         self._keyspace = target.keyspace
         self._target = target
 
-    def create(
-        self, source: End, kind: str, selection: dict[str, Any], who: str, options: Mapping[str, Any] | None = None
-    ) -> Migration:
+    def create(self, source: End, kind: str, selection: dict[str, Any], who: str) -> Migration:
         """Writes a new one down."""
         now = self._target.now_ms()
         migration = Migration(
             uuid4().hex[:12], kind, PLANNED, str(source.place), str(self._target.place), source.place.store,
-            selection, who, now, options=dict(options or {}),
+            selection, who, now,
         )  # fmt: skip
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(self._keyspace.migration(migration.id), "record", msgspec.json.encode(migration))

@@ -10,6 +10,7 @@ import pytest
 
 from domain import Commit, Event, MusterError, SessionLog
 from domain.log import AsyncSessionLog, Connecting
+from domain.log.archive.place import Archive
 from tests.conftest import ENVIRONMENT, Store
 from workers.migration.ends import Address, Ends, opened
 from workers.migration.moving import Done, Moving
@@ -25,12 +26,20 @@ class Scene:
     def __init__(self, source: Store, target: Store) -> None:
         self.source = source
         self.target = target
+        #: What either end archived.
+        self.archive: Archive | None = None
 
     @contextmanager
-    def ends(self, *, source_url: str | None = None, target_url: str | None = None, **patience: Any) -> Iterator[Ends]:
+    def ends(
+        self,
+        *,
+        source_url: str | None = None,
+        target_url: str | None = None,
+        **patience: Any,
+    ) -> Iterator[Ends]:
         """Both ends, as a migrator opens them."""
         addresses = [
-            Address(Connecting(url or store.url, **patience), ENVIRONMENT, store.namespace)
+            Address(Connecting(url or store.url, **patience), ENVIRONMENT, store.namespace, self.archive)
             for store, url in ((self.source, source_url), (self.target, target_url))
         ]
         with opened(*addresses) as ends:

@@ -185,6 +185,15 @@ def test_a_proof_that_cannot_be_given_is_refused_before_anything_is_sealed(scene
     assert log.append("a", note()).appended == 1
 
 
+@pytest.mark.parametrize("option", [("cutover", "--batch", "0"), ("copy", "--rate", "-1"), ("sync", "--every", "nan")])
+def test_a_number_that_means_nothing_is_refused(run: Run, option: tuple[str, ...]) -> None:
+    """Nothing is moved none at a time, or with no speed."""
+    with pytest.raises(SystemExit) as ended:
+        run(*option)
+
+    assert ended.value.code == 2
+
+
 def test_a_password_in_an_argument_is_refused(run: Run, scene: Scene) -> None:
     """Everybody on the host can read arguments."""
     url = scene.source.url.replace("redis://", "redis://ann:secret@")

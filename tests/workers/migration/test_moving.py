@@ -249,6 +249,9 @@ def test_a_migration_is_gone_on_with_wherever_it_broke_off(scene: Scene) -> None
 
     assert done.failed == 0
     assert set(target.sessions()) == {"opened", "sealed", "copied", "new"}
+    for session in target.sessions():
+        with refused("MOVED_TO"):
+            log.append(session, note())
 
 
 class CutsTheOther(Proxy):
@@ -329,3 +332,28 @@ def test_a_moved_session_is_restored_as_one(scene: Scene, tmp_path: Path, monkey
 
     with refused("MOVED_TO"):
         scene.source.open().append("s", note())
+
+
+def test_whoever_listens_at_the_target_is_told_of_what_is_opened_there(scene: Scene) -> None:
+    """Each seq once and in order, what came before and after the move too; one session from the seq it was read to."""
+    log, target = scene.source.open(), scene.target.open()
+    fill(log, ["a", "b"])
+    fill(target, ["theirs"])
+    with target.subscribe(after="beginning") as everything, target.subscribe(after="now") as newest:
+        first = [everything.get(timeout_s=30) for _ in range(6)]
+        assert newest.get(timeout_s=0) is None
+        scene.moved()
+        target.append("b", note())
+        rest = [everything.get(timeout_s=30) for _ in range(13)]
+        new = [newest.get(timeout_s=30) for _ in range(13)]
+    with target.subscribe("b", after=4) as one:
+        left = [one.get(timeout_s=30) for _ in range(3)]
+
+    assert {delivery.session for delivery in first if delivery} == {"theirs"}
+    for given in (rest, new):
+        seqs: dict[str, list[int]] = {"a": [], "b": []}
+        for delivery in given:
+            assert delivery is not None
+            seqs[delivery.session].append(delivery.seq)
+        assert seqs == {"a": [1, 2, 3, 4, 5, 6], "b": [1, 2, 3, 4, 5, 6, 7]}
+    assert [delivery.seq for delivery in left if delivery] == [5, 6, 7]

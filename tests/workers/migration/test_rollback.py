@@ -13,7 +13,7 @@ from tests.projections.own_world import Own
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, history, note, refused
 from workers.migration import calls
-from workers.migration.record import Migration
+from workers.migration.record import Migration, Migrations, Move
 
 
 def rolled_back(scene: Scene, migration: Migration, *, carry_back: bool = False) -> tuple[int, int]:
@@ -74,6 +74,22 @@ def test_a_migration_that_was_broken_off_is_rolled_back(scene: Scene) -> None:
 
     assert truth(scene, "target") == there
     assert [log.append(one, note()).first_seq for one in ("copied", "sealed", "moved")] == [7, 7, 7]
+
+
+def test_what_was_copied_and_not_noted_is_taken_back_too(scene: Scene) -> None:
+    """Whoever died between a copy and its note left a copy behind; a rollback finds it."""
+    log = scene.source.open()
+    fill(log, ["s"])
+    with scene.ends() as ends:
+        migration = scene.begun(ends)
+        work = scene.moving(ends, migration)
+        copied(work)
+        Migrations(ends.target).put(migration.id, {"s": Move("begun")})
+
+    assert rolled_back(scene, migration) == (1, 0)
+
+    assert not [key for key in scene.target.keys() if b":arriving:" in key]  # noqa: SIM118
+    assert truth(scene, "target") == {}
 
 
 def test_what_was_appended_since_is_never_given_up_in_silence(scene: Scene) -> None:

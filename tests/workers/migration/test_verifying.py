@@ -9,7 +9,7 @@ import pytest
 
 from domain.codec import chain
 from projections import session_view
-from tests.conftest import Store
+from tests.conftest import Servers, Store
 from tests.projections.world import World
 from tests.workers.migration.scene import Scene, copied, cut, fill, note
 from workers.migration.comparing import Problem
@@ -191,3 +191,17 @@ def test_the_views_that_both_sides_built_are_compared(scene: Scene) -> None:
 
     assert (first.views, first.problems) == (4, [])
     assert [(one.session, one.code, one.seq) for one in second.problems] == [("s-2", "VIEW_DIFFERS", 3)]
+
+
+def test_a_session_that_was_moved_on_is_no_problem(servers: Servers, scene: Scene, make_store: Any) -> None:
+    """From the target to a third store: the first migration still verifies, as far as it goes."""
+    fill(scene.source.open(), ["s"])
+    first = scene.moved()
+    third = Scene(scene.target, make_store(servers.url("valkey"), partitions=2))
+    third.moved()
+
+    with scene.ends() as ends:
+        work = scene.moving(ends, Migrations(ends.target).get(first.id))
+        with work.phase("moved", "moved"):
+            assert work.verify().problems == []
+    assert third.target.open().append("s", note()).first_seq == 7
