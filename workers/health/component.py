@@ -29,6 +29,7 @@ class Status(IntEnum):
 #: Every component by name, in the order they are told.
 NAMES: Final = (
     *("redis", "memory", "log", "feed", "projections", "verification", "workers", "jobs", "schedule", "spool", "disk"),
+    "archive",
 )
 
 

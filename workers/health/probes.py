@@ -43,6 +43,8 @@ Probe: TypeAlias = Callable[[Settings], Component]
 JOBS_LOOKED_AT: Final = 20
 #: After so many ticks without what was due it is late.
 LATE_TICKS: Final = 3
+#: A folder of the archive that no store has.
+NOWHERE: Final = "nowhere"
 #: How often it is looked whether a partition found its next worker, in seconds.
 LOOK_AGAIN_S: Final = 0.1
 
@@ -95,6 +97,8 @@ def memory(settings: Settings) -> Component:
         status, code, reason = Status.CRITICAL, "SERVER_EVICTS", f"{reason}; {policy} deletes events when it is full"
     elif share >= 1:
         status, code, reason = Status.CRITICAL, "SERVER_OUT_OF_MEMORY", f"{reason}: appends are refused"
+    elif share >= settings.memory.refuse:
+        status, code, reason = Status.CRITICAL, "MEMORY_HIGH", f"{reason}: workers have appends refused"
     elif share >= settings.health.memory_warning:
         status = Status.CRITICAL if share >= settings.health.memory_critical else Status.WARNING
         code = "SERVER_NEARLY_FULL"
@@ -308,6 +312,15 @@ def disk(settings: Settings) -> Component:
     return Component("disk", status, reason, code, samples=(Sample("muster_disk_used_ratio", share),))
 
 
+def archive(settings: Settings) -> Component:
+    """Whether the archive can be reached."""
+    place = settings.archive.opened()
+    if place is None:
+        return Component("archive", Status.HEALTHY, "none is named: all commits stay on the server")
+    next(place.names(NOWHERE), None)  # one that is away, or lets nobody in, says so
+    return Component("archive", Status.HEALTHY, f"{place.described()} answers")
+
+
 def configuration(settings: Settings) -> Component:
     """Whether settings and server are fit for the profile."""
     advice = ready(settings)
@@ -320,7 +333,7 @@ def configuration(settings: Settings) -> Component:
     return Component("configuration", status, f"{worst.key}: {worst.why}{more}", worst.code)
 
 
-#: What a look looks at, in the order it is told. The others but spool and disk cannot be seen without the first.
+#: What a look looks at, in the order it is told. All but spool, disk and archive cannot be seen without the first.
 PROBES: Final[dict[str, Probe]] = {
     "redis": redis,
     "memory": memory,
@@ -333,13 +346,14 @@ PROBES: Final[dict[str, Probe]] = {
     "schedule": schedule,
     "spool": spool,
     "disk": disk,
+    "archive": archive,
 }
 #: What must be well for appends to be taken.
 READY: Final = ("redis", "log")
 #: What a deep look adds.
 DEEP: Final[dict[str, Probe]] = {"configuration": configuration}
 #: What can be seen without the server of the store.
-WITHOUT_REDIS: Final = frozenset({"redis", "spool", "disk"})
+WITHOUT_REDIS: Final = frozenset({"redis", "spool", "disk", "archive"})
 
 
 def _parked(store: ProjectionStore) -> int:

@@ -85,3 +85,13 @@ def test_without_an_archive_it_says_what_to_set(one: World, monkeypatch: pytest.
         assert ran.code == 3
         assert "ARCHIVE_NOT_GIVEN" in ran.err
     assert json.loads(run_cli(one, "session", "show", "open", output="json").out)["seq"] == 120
+
+
+def test_an_archive_that_is_away_is_seen_and_makes_nothing_else_look_broken(one: World, folder: Path) -> None:
+    def told() -> dict[str, tuple[str, str | None]]:
+        return {row["component"]: (row["status"], row["code"]) for row in run_cli(one, "health").rows}
+
+    before = told()
+    assert before["archive"] == ("healthy", None)
+    folder.rename(folder.parent / "away")
+    assert told() == before | {"archive": ("down", "ARCHIVE_UNREACHABLE")}
