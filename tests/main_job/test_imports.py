@@ -179,6 +179,7 @@ def test_verification_finds_nothing(muster: Muster) -> None:
 
 def test_importing_the_same_files_again_changes_nothing(muster: Muster, tmp_path: Path) -> None:
     """Every line is a duplicate; the listings of sessions, digests included, and of agents are the same to the byte."""
+    muster.caught_up()
     before = [muster.ok(group, "ls", "--all", "-o", "jsonl") for group in ("session", "agent")]
     appended = muster.appended()
 
