@@ -242,7 +242,9 @@ def _clocks_and_files(settings: Settings, seen: Seen) -> Iterator[Advice]:
         yield _advice("warning", "SERVER_FULL", "server:maxclients", f"{clients} of {most} clients are connected")
     if seen.latency_s > settings.health.latency_warning_s:
         why = f"a PING took {seen.latency_s:.3f} s"
-        yield _advice("warning", "SERVER_SLOW", "server:latency", why)
+        # Whoever works with it waits as long, in any profile.
+        slow: Level = "error" if seen.latency_s >= settings.health.latency_critical_s else "warning"
+        yield _advice(slow, "SERVER_SLOW", "server:latency", why, always=True)
 
 
 def _advice(level: Level, code: str, key: str, why: str, *, command: str = "", always: bool = False) -> Advice:
