@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -366,54 +365,6 @@ def test_what_recurs_is_watched(jobs_world: World) -> None:
         late = found()
         assert (late.status, late.code) == (Status.WARNING, "SCHEDULE_LATE")
         assert "scrub is due every 3600 s" in late.reason
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["health"],
-        ["health", "--ready"],
-        ["health", "--deep"],
-        ["doctor"],
-        ["config", "check", "--live"],
-        ["init"],
-        ["session", "ls"],
-        ["session", "show", "s"],
-        ["agent", "ls"],
-        ["event", "show", "s", "1"],
-        ["worker", "ls"],
-        ["worker", "run", "--profile", "production"],
-        ["projection", "lag"],
-        ["projection", "ls"],
-        ["projection", "verify", "--all"],
-        ["recover", "plan"],
-        ["parked", "ls"],
-        ["epoch", "show"],
-        ["subscription", "ls"],
-        ["job", "ls"],
-    ],
-    ids=" ".join,
-)
-def test_with_a_frozen_server_every_command_answers(own: OwnServer, command: list[str]) -> None:
-    """Within its timeout, with an exit code that says so: health that a check failed, others that Redis is away."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")}
-    environ |= {"MUSTER_REDIS__TIMEOUT_S": "0.2", "MUSTER_REDIS__RETRY_FOR_S": "0.2", "MUSTER_HEALTH__TIMEOUT_S": "0.2"}
-    root = str(Path(__file__).parents[2])
-    own.pause()
-    try:
-        ran = subprocess.run(
-            [*MUSTER, *command, "--url", own.url],
-            env=environ | {"PYTHONPATH": root},
-            cwd=own.directory,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    finally:
-        own.resume()
-
-    assert ran.returncode == (1 if command[0] in ("health", "doctor") else 5), ran.stderr
-    assert "UNREACHABLE" in ran.stdout + ran.stderr or "SERVER_SILENT" in ran.stdout
 
 
 def test_live_asks_nobody(tmp_path: Path) -> None:
