@@ -29,6 +29,7 @@ from workers.halting import HALTED_EXIT, Halting
 from workers.health.looking import Health
 from workers.jobs import JobQueue
 from workers.settings import JobSettings
+from workers.tasks import Tasks
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 JOBS_DB: Final = 9
@@ -171,6 +172,20 @@ def test_a_recovery_by_hand_is_named(world: World) -> None:
 
     assert (ran.code, "recovery:ann@here:1 holds partition 2 of sessions" in ran.err) == (10, True)
     recovery.release(2, token)
+    assert run_cli(world, "stop").code == 0
+
+
+def test_a_job_that_somebody_does_is_named(world: World) -> None:
+    """Also one of a process that holds no partition and gives no sign of life."""
+    tasks = Tasks(world.redis, world.keyspace)
+    task = tasks.create("verify", [0], {}, "me")
+    token = tasks.claim(task.id, f"elsewhere:7:abc:{task.id}")
+    assert token is not None
+
+    ran = run_cli(world, "stop", "--timeout", "0.1")
+
+    assert (ran.code, f"elsewhere:7:abc does job {task.id} (verify)" in ran.err) == (10, True), ran.err
+    tasks.release(task.id, token)
     assert run_cli(world, "stop").code == 0
 
 
