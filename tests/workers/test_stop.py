@@ -68,6 +68,7 @@ def test_all_workers_stop_and_nobody_starts_them_again_until_the_stop_is_taken_b
         ran = run_cli(world, "stop", "--why", "the disk is exchanged")
 
         assert (ran.code, ran.row["stopped"], ran.row["forced"], ran.row["working"]) == (0, 3, 0, [])
+        assert list(Halting(world.redis, world.keyspace).notes().values()) == ["stopped"] * 3
         assert re.match(r"announced: the fleet is stopped by .*: the disk is exchanged; 3 work\n", ran.err)
         assert "stopped: 3 processes; nothing is in flight" in ran.err
         assert alone.wait(60) == HALTED_EXIT
@@ -201,6 +202,7 @@ def test_a_job_is_given_back(server_url: str, world: World) -> None:
             task = queue.ask("rebuild", "me", partitions=list(range(4)) * 100)
             wait_until(lambda: queue.tasks.get(task.id).position > 3, timeout_s=60, message="it is under way")
             assert run_cli(world, "stop").code == 0
+            assert list(Halting(world.redis, world.keyspace).notes().values()) == ["stopped"]
             assert child.wait(60) == HALTED_EXIT
         handed = queue.tasks.get(task.id)
         assert handed.holder is None
