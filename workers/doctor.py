@@ -118,12 +118,12 @@ class _Examination:
         if seen is not None and seen.store_error is None:
             self._look_at_subscriptions()
             self._compare(is_small=_keys(seen) <= SMALL)
-        first: dict[str, Advice] = {}
-        for one in self._findings:
-            first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
         # Within a level in the order of the steps: what comes first explains what comes later.
-        ranked = sorted(first.values(), key=lambda one: LEVELS.index(one.level))
-        return Diagnosis(self._steps, ranked)
+        ranked = sorted(self._findings, key=lambda one: LEVELS.index(one.level))
+        first: dict[str, Advice] = {}
+        for one in ranked:
+            first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
+        return Diagnosis(self._steps, list(first.values()))
 
     # -- the way there -----------------------------------------------------------------------------------------------
 
