@@ -231,6 +231,10 @@ REGISTRY: dict[str, Entry] = {
         NotFound, "look whether it is the archive that the segments were put into; bring the segment back from a copy"
     ),
     "SESSION_UNKNOWN": Entry(NotFound, "look the session up with `muster session ls`"),
+    "SUBSCRIPTION_FORSAKEN": Entry(
+        Unavailable,
+        "start its members again: they go on from its place; if nobody needs it: `muster subscription drop`",
+    ),
     "SUBSCRIPTION_UNKNOWN": Entry(NotFound, "look the subscriptions up with `muster subscription ls`"),
     "AGENT_UNKNOWN": Entry(NotFound, "look the agent up with `muster agent ls`"),
     "ENTITY_UNKNOWN": Entry(NotFound, "look the entity up with `muster entity ls`"),
@@ -558,6 +562,7 @@ CAUSES: dict[str, str] = {
     "VIEW_MOVED": "The view was projected further while it was looked at",
     "PARTITION_BUSY": "Another recovery holds the partition",
     "SESSION_UNKNOWN": "No session has this id",
+    "SUBSCRIPTION_FORSAKEN": "A durable subscription is behind, and no member of it lives",
     "SUBSCRIPTION_UNKNOWN": "No subscription has this name",
     "AGENT_UNKNOWN": "No session names this agent",
     "NOT_PARKED": "The session is not parked",

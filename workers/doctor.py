@@ -23,16 +23,18 @@ from domain.errors import REGISTRY, MusterError
 from domain.log import SessionLog, connect
 from domain.log.address import Address, parse_address
 from domain.log.connection import connection_error, raised, send
+from domain.log.subscribing.durable import DurableSubscriptions
 from projections.census import Unlisted, census
 from projections.drift import Validator
-from projections.findings import KINDS
+from projections.findings import KINDS, Finding
 from projections.store import ProjectionStore
 from workers.advice import LEVELS, Advice, Level, for_profile
 from workers.health.component import Component, Status
-from workers.health.looking import Health
+from workers.health.looking import AWAY, Health
 from workers.health.probes import PROBES, WITHOUT_REDIS
 from workers.readiness import Seen, judged, quick, see
 from workers.settings import Loaded, Settings
+from workers.subscribed import behind, standing
 from workers.validation import judge
 
 #: For how long logs are read and compared with the views, in seconds, unless told otherwise.
@@ -114,13 +116,14 @@ class _Examination:
             self._note("server", f"{_version(seen)}, answers in {seen.latency_s * 1000:.1f} ms")
         self._look_at_components(is_open=seen is not None and seen.store_error is None)
         if seen is not None and seen.store_error is None:
+            self._look_at_subscriptions()
             self._compare(is_small=_keys(seen) <= SMALL)
-        first: dict[str, Advice] = {}
-        for one in self._findings:
-            first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
         # Within a level in the order of the steps: what comes first explains what comes later.
-        ranked = sorted(first.values(), key=lambda one: LEVELS.index(one.level))
-        return Diagnosis(self._steps, ranked)
+        ranked = sorted(self._findings, key=lambda one: LEVELS.index(one.level))
+        first: dict[str, Advice] = {}
+        for one in ranked:
+            first.setdefault(f"{one.code} {one.key if one.code == 'SETTING_RISKY' else ''}", one)
+        return Diagnosis(self._steps, list(first.values()))
 
     # -- the way there -----------------------------------------------------------------------------------------------
 
@@ -200,21 +203,44 @@ class _Examination:
     def _look_at_components(self, *, is_open: bool) -> None:
         """Where the store cannot be opened, only at what stands on this host."""
         visible = PROBES.keys() if is_open else WITHOUT_REDIS
+        is_slow = any(one.code == "SERVER_SLOW" for one in self._findings)
         for one in Health(self._settings).look(visible - _JUDGED_BEFORE):
             self._note(one.name, f"{one.status.word}: {one.reason}")
+            if is_slow and one.is_failure and one.code in AWAY:
+                continue  # a slow server is what that comes of
             if one.status > Status.UNKNOWN or one.code is not None:
                 self._findings.append(_advice_of(one))
 
+    def _look_at_subscriptions(self) -> None:
+        """Whether durable subscriptions are behind that have no member any more."""
+        try:
+            with self._opened_log() as log:
+                made, totals = DurableSubscriptions(log.keyspace), standing(log)
+                found = [log.drive(made.show(name)) for name in log.drive(made.names())]
+        except (MusterError, redis.RedisError, OSError) as error:
+            typed = error if isinstance(error, MusterError) else connection_error(error)
+            self._note("subscriptions", f"could not be looked at: {typed}")
+            return
+        self._note("subscriptions", f"{len(found)} durable ones")
+        for one in found:
+            events = sum(behind(one, partition, totals) or 0 for partition in one.partitions)
+            if events and not one.members:
+                why = f"subscription {one.name} is {events} events behind, and no member of it lives"
+                self._findings.append(_advice("warning", "SUBSCRIPTION_FORSAKEN", "subscriptions", why))
+
+    def _opened_log(self) -> SessionLog:
+        settings = self._settings
+        return SessionLog.open(
+            quick(settings),
+            environment=settings.environment,
+            namespace=settings.namespace,
+            archive=settings.archive.opened(),
+        )
+
     def _compare(self, *, is_small: bool) -> None:
         """Reads logs for a while, and holds views, heads and totals against them."""
-        settings = self._settings
         try:
-            with SessionLog.open(
-                quick(settings),
-                environment=settings.environment,
-                namespace=settings.namespace,
-                archive=settings.archive.opened(),
-            ) as log:
+            with self._opened_log() as log:
                 validator = _Hurried(ProjectionStore(log.client, log.keyspace), log, for_s=self._read_for_s)
                 drifted = list(validator.findings(with_census=is_small))
         except (MusterError, redis.RedisError, OSError) as error:
@@ -222,10 +248,13 @@ class _Examination:
             self._note("drift", f"could not be looked for: {typed}")
             return
         self._note("drift", f"{validator.told}, {len(drifted)} findings")
-        if drifted:
-            worst, more = drifted[0], f", and {len(drifted) - 1} more" if len(drifted) > 1 else ""
-            why = f"stored state is not what the log says: {worst}{more}"
+        mendable = [one for one in drifted if not one.quarantined]
+        if mendable:
+            why = f"stored state is not what the log says: {_named(mendable)}"
             self._findings.append(_advice("error", "DRIFT_FOUND", "drift", why))
+        if quarantined := [one for one in drifted if one.quarantined]:
+            why = f"what precedes the damage is served, and appends are refused: {_named(quarantined)}"
+            self._findings.append(_advice("error", "QUARANTINED", "drift", why))
 
     def _found(self, error: MusterError) -> None:
         self._findings.append(_advice("error", error.code, "redis.url", error.cause))
@@ -247,8 +276,8 @@ class _Hurried:
         self._validator = Validator(store, log, went_through=self._took)
         self._is_over = False
 
-    def findings(self, *, with_census: bool) -> Iterator[str]:
-        """The drift that is found meanwhile, a line each. Parked sessions are known already. What stands in no list is
+    def findings(self, *, with_census: bool) -> Iterator[Finding]:
+        """The drift that is found meanwhile. Parked sessions are known already. What stands in no list is
         found by a census, which goes through all keys of the server.
         """
         unlisted = census(self._store) if with_census else {}
@@ -256,8 +285,7 @@ class _Hurried:
             for partition in range(self._store.keyspace.count):
                 for one in self._validator.partition(partition, unlisted.get(partition, Unlisted(set(), set()))):
                     if one.severity != "info" and one.code != "SESSION_PARKED":
-                        whose = one.session or one.agent or f"partition {partition}"
-                        yield f"{one.code} of {whose}"
+                        yield one
         except self._TimeIsOver:
             self._is_over = True
 
@@ -271,6 +299,14 @@ class _Hurried:
     def _took(self, events: int) -> None:
         if time.monotonic() > self._until:
             raise self._TimeIsOver
+
+
+def _named(found: list[Finding]) -> str:
+    """Findings in short: the first by name."""
+    first = found[0]
+    whose = first.session or first.agent or f"partition {first.partition}"
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{first.code} of {whose}{more}"
 
 
 def _look_up(host: str, port: int, answers: SimpleQueue[Any]) -> None:

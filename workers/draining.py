@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -21,6 +22,10 @@ from projections.store import ProjectionStore
 from workers.halting import DRAINING, FORCED, STOPPED, Halting
 from workers.leasing import living_workers
 from workers.tasks import Tasks
+
+#: How long a worker that holds nothing any more may take to say that it has stopped, in seconds; then it has all the
+#: same.
+ENDS_WITHIN_S: Final = 10.0
 
 
 class Working(Struct, frozen=True):
@@ -49,6 +54,7 @@ class Draining:
         self._publications = Publications(log.client, log.keyspace)
         self._tasks = Tasks(log.client, log.keyspace)
         self._seen: dict[str, dict[str, Any]] = {}
+        self._given_back: dict[str, float] = {}
 
     def look(self) -> Fleet:
         """Who works now."""
@@ -79,8 +85,12 @@ class Draining:
             return None
         if is_alive:
             return "finishes what is in flight" if phase == DRAINING else "has not seen the stop yet"
-        if not held or self._is_gone(name):
+        if self._is_gone(name):
             return None
+        if not held:
+            given_back_at = self._given_back.setdefault(name, time.monotonic())
+            is_ending = phase == DRAINING and time.monotonic() - given_back_at < ENDS_WITHIN_S
+            return "has given everything back, and ends" if is_ending else None
         return f"gives no sign of life, with {', '.join(held)} in its name: it is frozen, cut off or dead"
 
     def _is_gone(self, name: str) -> bool:

@@ -20,7 +20,9 @@ from domain.log import connect
 from domain.log.address import parse_address
 from domain.log.connection import Connecting, connection_error, raised, send
 from domain.log.durability import parse_durability
+from domain.log.keys import Keyspace
 from domain.log.protocol import APPEND_FUNCTION, Command
+from domain.log.read_only import Closed, parsed
 from domain.log.store import check_version, library_source, open_commands, parse_info, parse_open
 from workers.advice import Advice, Level, for_profile
 from workers.settings import Settings
@@ -48,6 +50,8 @@ class Seen(Struct, frozen=True):
     ahead_s: float
     latency_s: float
     is_guarded: bool
+    #: How the store is closed for appends, as far as this user sees.
+    closed: Closed | None = None
 
     def number(self, name: str) -> int:
         """A number of INFO; 0 where the server does not say."""
@@ -98,11 +102,13 @@ def see(settings: Settings) -> Seen:
                 ["FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE"],
                 ["FCALL", APPEND_FUNCTION, 0],
                 ["TIME"],
+                # All partitions are closed together, and the first is there in every store.
+                ["HGET", Keyspace(settings.environment, settings.namespace, 1).partitions[0].meta, "read_only"],
                 *open_commands(settings.environment, settings.namespace),
             ],
             connecting,
         )
-        info, config, listed, called, clock, *opened = replies
+        info, config, listed, called, clock, closed, *opened = replies
         seconds, micros = raised(clock)
         return Seen(
             info=parse_info(raised(info)),
@@ -113,6 +119,7 @@ def see(settings: Settings) -> Seen:
             ahead_s=int(seconds) + int(micros) / 1e6 - asked_at,
             latency_s=latency_s,
             is_guarded=_is_guarded(connecting),
+            closed=None if isinstance(closed, Exception) else parsed(closed, int(seconds) * 1000 + int(micros) // 1000),
         )
     finally:
         client.close()
@@ -149,6 +156,10 @@ def _what_keeps_it_from_working(seen: Seen) -> Iterator[Advice]:
         error = seen.store_error
         command = "muster init" if error.code == "STORE_MISSING" else ""
         yield _advice("error", error.code, "namespace", error.cause, command=command, always=True)
+    elif seen.closed is not None:
+        # No error: workers may start, and have what was appended before to work on.
+        why = f"the store takes no appends, by {seen.closed.who}: {seen.closed.why}"
+        yield _advice("warning", "READ_ONLY", "store", why, command="muster read-only off", always=True)
 
 
 def _persistence(settings: Settings, seen: Seen) -> Iterator[Advice]:
@@ -242,7 +253,9 @@ def _clocks_and_files(settings: Settings, seen: Seen) -> Iterator[Advice]:
         yield _advice("warning", "SERVER_FULL", "server:maxclients", f"{clients} of {most} clients are connected")
     if seen.latency_s > settings.health.latency_warning_s:
         why = f"a PING took {seen.latency_s:.3f} s"
-        yield _advice("warning", "SERVER_SLOW", "server:latency", why)
+        # Whoever works with it waits as long, in any profile.
+        slow: Level = "error" if seen.latency_s >= settings.health.latency_critical_s else "warning"
+        yield _advice(slow, "SERVER_SLOW", "server:latency", why, always=True)
 
 
 def _advice(level: Level, code: str, key: str, why: str, *, command: str = "", always: bool = False) -> Advice:

@@ -120,6 +120,9 @@ class Reloading:
         except MusterError as error:
             self._say(f"settings not reloaded: {error}")
             return {}
+        except Exception as error:  # a bug in who takes them must not end the watching
+            self._say(f"settings reloaded, and not taken by all: {type(error).__name__}: {error}")
+            return {}
         if not changes:
             self._say("settings reloaded: nothing differs")
             return {}
@@ -175,8 +178,8 @@ def follow_stdin(in_force: InForce, say: Callable[[str], None]) -> None:
         for line in sys.stdin:
             try:
                 in_force.swap(load(json.loads(line)))
-            except (MusterError, ValueError) as error:
-                say(f"settings not taken over: {error}")
+            except Exception as error:  # whatever is sent must not end the listening
+                say(f"settings not taken over: {type(error).__name__}: {error}")
 
     Thread(target=run, name="settings", daemon=True).start()
 

@@ -263,7 +263,7 @@ class ServeSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     #: Where it listens; beyond loopback it needs a token.
     host: str = "127.0.0.1"
-    #: 0: any that is free.
+    #: On which port; 0: any that is free.
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8420
     #: What who asks must send as `Authorization: Bearer …`, for all but /livez and /readyz.
     token: Annotated[str, Meta(min_length=16)] | None = None
@@ -302,12 +302,15 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings. `partitions` None means: as many as the store has (32 for a new one)."""
+    """All settings."""
 
     #: Which defaults hold, and how strictly all is judged: development, staging, production.
     profile: Profile = "development"
+    #: Which store on the server: the first part of the names of its keys, such as dev or prod.
     environment: str = "dev"
+    #: Which store of an environment: the second part of the names of its keys.
     namespace: str = "main"
+    #: How many partitions a new store gets, and what an existing one must have; None: 32, and as many as it has.
     partitions: Positive | None = None
     #: What a commit must have reached when its receipt is given: memory, local, replicated(1), …
     durability: str = "memory"
@@ -457,17 +460,6 @@ def masked(name: str, value: Any) -> Any:
     if name in SECRETS:
         return "***"
     return without_password(value) if name in ADDRESSES else value
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of `muster.toml`."""
-    made = msgspec.json.schema(Settings)
-    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    for name in SECRETS:
-        section, key = name.split(".")
-        properties = made["$defs"][f"{section.capitalize()}Settings"]["properties"]
-        properties[key]["writeOnly"] = True
-    return made
 
 
 def allowed(name: str) -> str:

@@ -21,6 +21,7 @@ from domain.log import create_store
 from domain.log.store import library_source
 from tests.own_server import OwnServer
 from workers.cli import main
+from workers.describing import descriptions
 from workers.readiness import Seen, judged, ready, refuse_unless_ready
 from workers.settings import ADDRESSES, PROFILES, SECRETS, Reading, Settings, load, shown
 from workers.validation import judge
@@ -127,6 +128,23 @@ def test_the_schema_describes_every_setting() -> None:
         assert secret == {one for one in SECRETS if one.startswith(f"{name}.")}
     assert sorted(names) == NAMES
     assert told["$defs"]["WorkerSettings"]["additionalProperties"] is False
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    """In the schema and in `config show`, by the comment at its definition; what shares one has the same."""
+    about = descriptions()
+
+    assert sorted(about) == NAMES
+    assert [name for name, text in about.items() if len(text) < 10 or text != text.strip()] == []
+    assert about["worker.threads"] == "Batches one process works on at a time."
+    assert about["health.lag_critical_s"] == about["health.lag_warning_s"]
+    assert about["redis.password"] == "User and password on the server; each wins over the one in the URL."
+    assert about["jobs.auto_repair"].endswith("head, cursor, registry. None of the log.")
+    properties = json.loads(run("config", "schema").out)["$defs"]
+    assert properties["WorkerSettings"]["properties"]["drain_s"]["x-reloadable"] is True
+    assert properties["WorkerSettings"]["properties"]["threads"]["description"] == about["worker.threads"]
+    (row,) = [one for one in json.loads(run("config", "show", "-o", "json").out) if one["setting"] == "worker.threads"]
+    assert (row["description"], row["reloadable"]) == (about["worker.threads"], False)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

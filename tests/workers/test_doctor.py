@@ -337,6 +337,13 @@ def test_no_workers_and_a_parked_session_and_drift(world: World) -> None:
             assert ran.verdict.startswith("verdict: DRIFT_FOUND: "), ran.out
             assert "of a" in ran.verdict
             assert "LOG_" in ran.verdict
+            found = finding(world, "DRIFT_FOUND")
+            assert found is not None
+            assert run(*shlex.split(found["command"])[1:]).code == 7
+            ran = doctor(world)
+            assert ran.verdict.startswith("verdict: QUARANTINED: "), ran.out
+            assert "of a" in ran.verdict
+            assert finding(world, "DRIFT_FOUND") is None
         finally:
             child.terminate()
             assert child.wait(60) == 0

@@ -52,6 +52,8 @@ def test_by_hand(world: World) -> None:
     assert "\nmuster_read_only 1\n" in exposition(found)
     assert found[1].remedy is not None
     assert "muster read-only off" in found[1].remedy
+    checked = {row["code"]: row for row in run_cli(world, "config", "check", "--live").rows}
+    assert (checked["READ_ONLY"]["level"], "moving house" in checked["READ_ONLY"]["why"]) == ("warning", True)
     assert run_cli(world, "read-only", "off").row["partitions"] == 4
     assert run_cli(world, "event", "append", "s", "start", "--actor", "a").code == 0
     assert run_cli(world, "read-only", "on").code == 2, "a reason is asked for"

@@ -29,6 +29,7 @@ from workers.halting import HALTED_EXIT, Halting
 from workers.health.looking import Health
 from workers.jobs import JobQueue
 from workers.settings import JobSettings
+from workers.tasks import Tasks
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 JOBS_DB: Final = 9
@@ -67,6 +68,7 @@ def test_all_workers_stop_and_nobody_starts_them_again_until_the_stop_is_taken_b
         ran = run_cli(world, "stop", "--why", "the disk is exchanged")
 
         assert (ran.code, ran.row["stopped"], ran.row["forced"], ran.row["working"]) == (0, 3, 0, [])
+        assert list(Halting(world.redis, world.keyspace).notes().values()) == ["stopped"] * 3
         assert re.match(r"announced: the fleet is stopped by .*: the disk is exchanged; 3 work\n", ran.err)
         assert "stopped: 3 processes; nothing is in flight" in ran.err
         assert alone.wait(60) == HALTED_EXIT
@@ -112,7 +114,7 @@ def test_who_hangs_is_named_and_waited_for_again(world: World) -> None:
         frozen, other = children
         os.kill(frozen.pid, signal.SIGSTOP)
 
-        ran = run_cli(world, "stop", "--timeout", "1.5")
+        ran = run_cli(world, "stop", "--timeout", "5")
 
         assert ran.code == 10
         assert f"process {frozen.pid} on {os.uname().nodename}" in ran.err.split("error: STOP_UNFINISHED: ")[1]
@@ -174,6 +176,20 @@ def test_a_recovery_by_hand_is_named(world: World) -> None:
     assert run_cli(world, "stop").code == 0
 
 
+def test_a_job_that_somebody_does_is_named(world: World) -> None:
+    """Also one of a process that holds no partition and gives no sign of life."""
+    tasks = Tasks(world.redis, world.keyspace)
+    task = tasks.create("verify", [0], {}, "me")
+    token = tasks.claim(task.id, f"elsewhere:7:abc:{task.id}")
+    assert token is not None
+
+    ran = run_cli(world, "stop", "--timeout", "0.1")
+
+    assert (ran.code, f"elsewhere:7:abc does job {task.id} (verify)" in ran.err) == (10, True), ran.err
+    tasks.release(task.id, token)
+    assert run_cli(world, "stop").code == 0
+
+
 def test_a_job_is_given_back(server_url: str, world: World) -> None:
     """Who does it stops after the partition it is in; when the stop is taken back it is gone on with."""
     url = f"{server_url.rpartition('/')[0]}/{JOBS_DB}"
@@ -186,6 +202,7 @@ def test_a_job_is_given_back(server_url: str, world: World) -> None:
             task = queue.ask("rebuild", "me", partitions=list(range(4)) * 100)
             wait_until(lambda: queue.tasks.get(task.id).position > 3, timeout_s=60, message="it is under way")
             assert run_cli(world, "stop").code == 0
+            assert list(Halting(world.redis, world.keyspace).notes().values()) == ["stopped"]
             assert child.wait(60) == HALTED_EXIT
         handed = queue.tasks.get(task.id)
         assert handed.holder is None

@@ -12,8 +12,9 @@ import msgspec
 from domain.errors import MusterError
 from workers.advice import SCHEMA, Advice
 from workers.cli import arguments, printing
+from workers.describing import descriptions, schema
 from workers.readiness import ready
-from workers.settings import RELOADABLE, Reading, allowed, schema, shown
+from workers.settings import RELOADABLE, Reading, allowed, shown
 from workers.validation import judge
 
 COLUMNS: Final = ("setting", "value", "origin")
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run_show(options: argparse.Namespace, reading: Reading) -> int:
     loaded = reading.loaded()
-    values = shown(loaded.valid())
+    values, about = shown(loaded.valid()), descriptions()
     rows = (
         {
             "schema": "muster.setting/1",
@@ -40,6 +41,7 @@ def run_show(options: argparse.Namespace, reading: Reading) -> int:
             "origin": loaded.origins[name],
             "allowed": allowed(name),
             "reloadable": name in RELOADABLE,
+            "description": about[name],
         }
         for name, value in values.items()
     )

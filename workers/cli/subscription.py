@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.log import SessionLog
-from domain.log.protocol import StandingRequest
 from domain.log.subscribing.durable import Durable, DurableSubscriptions
 from workers.cli import arguments, printing
 from workers.settings import Settings
+from workers.subscribed import behind, standing
 
 SCHEMA: Final = "muster.subscription/1"
 COLUMNS: Final = ("subscription", "behind", "unreadable", "members", "wants")
@@ -60,17 +59,6 @@ def run_drop(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def standing(log: SessionLog) -> list[int]:
-    """The running totals of all partitions."""
-
-    def flow() -> Any:
-        answers = yield [StandingRequest(partition) for partition in range(log.keyspace.count)]
-        return [answer.total for answer in answers]
-
-    totals: list[int] = log.run(flow())
-    return totals
-
-
 def row(found: Durable, totals: list[int]) -> dict[str, Any]:
     """A subscription as it is printed. What is behind is counted where the place is one in the feed."""
     known = [behind(found, partition, totals) for partition in found.partitions]
@@ -82,11 +70,3 @@ def row(found: Durable, totals: list[int]) -> dict[str, Any]:
         "members": found.members,
         "wants": {key: value for key, value in msgspec.to_builtins(found.wanted).items() if value is not None},
     }
-
-
-def behind(found: Durable, partition: int, totals: list[int]) -> int | None:
-    """How many events of a partition are not acknowledged yet; None where the place is known by its time alone."""
-    place = found.places[partition]
-    if place is None or place.total < 0 or place.catching is not None:
-        return None
-    return max(0, totals[partition] - place.total)

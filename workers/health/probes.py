@@ -20,7 +20,7 @@ from domain.log.protocol import APPEND_FUNCTION
 from domain.log.read_only import parsed
 from domain.log.store import parse_info
 from projections.indexing import readable_statistics
-from projections.lag import STUCK, lag
+from projections.lag import STUCK, Lag, lag
 from projections.lease import Leases
 from projections.own.publishing import Publications
 from projections.own.store import OwnStore
@@ -181,7 +181,7 @@ def projections(settings: Settings) -> Component:
     label, slowest = max(lags, key=lambda one: one[1].seconds)
     status, code, reason = Status.HEALTHY, None, "the views hold everything"
     if slowest.events:
-        reason = f"{label} is {slowest.events} events behind, the oldest since {slowest.seconds:.1f} s"
+        reason = f"{label} is {slowest.events} events behind, the oldest since {slowest.seconds:.1f} s{_who(slowest)}"
     since_ms = None
     if slowest.seconds >= settings.health.lag_warning_s:
         status = Status.CRITICAL if slowest.seconds >= settings.health.lag_critical_s else Status.WARNING
@@ -215,11 +215,15 @@ def workers(settings: Settings) -> Component:
         count, leases = store.keyspace.count, Leases(store.client, store.keyspace, "", owned=store.owned)
         # A partition changes hands within a second or so: one that nobody holds for a moment is no trouble.
         until = time.monotonic() + settings.health.timeout_s / 2
-        halt = Halting(store.client, store.keyspace).standing()
+        halt, now = Halting(store.client, store.keyspace).standing(), store.server_ms()
         while (held := _held(store, leases)) < count and living and halt is None and time.monotonic() < until:
             time.sleep(LOOK_AGAIN_S)
     measured = (Sample("muster_workers", len(living)), Sample("muster_partitions_held", held))
     reason = f"{len(living)} processes hold {held} of {count} partitions"
+    if halt is not None and living and now - halt.at_ms > settings.worker.drain_s * 1000:
+        hanging = ", ".join(f"process {one['pid']} on {one['host']}" for one in living)
+        reason = f"{halt.told}, and has not stopped: {hanging}"
+        return Component("workers", Status.CRITICAL, reason, "STOP_UNFINISHED", halt.at_ms, measured)
     if halt is not None:
         status = Status.WARNING if living else Status.DOWN
         return Component("workers", status, f"{halt.told}; {reason}", "FLEET_STOPPED", halt.at_ms, measured)
@@ -354,6 +358,15 @@ READY: Final = ("redis", "log")
 DEEP: Final[dict[str, Probe]] = {"configuration": configuration}
 #: What can be seen without the server of the store.
 WITHOUT_REDIS: Final = frozenset({"redis", "spool", "disk", "archive"})
+
+
+def _who(found: Lag) -> str:
+    """Who holds the partition that waits longest, and for which session, as far as that is known."""
+    slowest = max(found.partitions, key=lambda part: part.seconds)
+    session = f", session {slowest.session}" if slowest.session else ""
+    if slowest.owner is None:
+        return f": partition {slowest.partition}{session}, which nobody holds"
+    return f": partition {slowest.partition}{session}, held by {slowest.owner}"
 
 
 def _parked(store: ProjectionStore) -> int:
