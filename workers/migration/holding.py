@@ -27,7 +27,7 @@ class Holding:
     def __init__(self, target: End, migration: Migration, say: Callable[[str], None]) -> None:
         self.token = ""
         self._target = target
-        self._migrations = Migrations(target)
+        self._migrations = Migrations(target.store)
         self._migration = migration
         self._say = say
 

@@ -38,7 +38,7 @@ def migrate(log: SessionLog, settings: Settings, task: Task, partition: int) -> 
     with opened(
         _source(log, settings, id), Address(target.connecting, keyspace.environment, keyspace.namespace)
     ) as ends:
-        migration = Migrations(ends.target).get(id)
+        migration = Migrations(ends.target.store).get(id)
         if migration.state in record.ENDED:
             raise Conflict("MIGRATION_OVER", f"migration {id} is {migration.state}")
         pace = Pace(logger.debug, verb=phase, per_s=task.options.get("rate"))
@@ -62,7 +62,7 @@ def _source(log: SessionLog, settings: Settings, id: str) -> Address:
 def _sessions(ends: Ends, migration: Migration, partition: int) -> Iterator[str]:
     begun = set[str]()
     if migration.selection:
-        moves = Migrations(ends.target).moves(migration.id)
+        moves = Migrations(ends.target.store).moves(migration.id)
         begun = {session for session, _ in moves if ends.source.keyspace.partition_of(session) == partition}
         yield from sorted(begun)
     yield from (one for one in selected(ends.source, migration.selection, partition) if one not in begun)

@@ -211,7 +211,7 @@ def test_the_same_store_is_no_target(run: Run, scene: Scene) -> None:
     assert (refused.code, "the same store" in refused.err) == (9, True)
 
 
-def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run) -> None:
+def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that died in the middle: the status says so, and exits 1, as long as nobody goes on."""
     fill(scene.source.open(), ["a"])
     with scene.ends() as ends:
@@ -224,6 +224,11 @@ def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run) -> None:
         stuck = run("status")
 
         assert (stuck.code, stuck.told["stuck"]) == (1, True)
+        health = ["health", "--url", scene.target.url, "--namespace", scene.target.namespace, "-o", "jsonl"]
+        capsys.readouterr()
+        assert main(health) == 1
+        rows = {row["component"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert (rows["migrations"]["status"], rows["migrations"]["code"]) == ("warning", "MIGRATION_STUCK")
         phase.__exit__(None, None, None)
     assert run("cutover").code == 0
 

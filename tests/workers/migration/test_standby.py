@@ -39,7 +39,7 @@ def scene(servers: Servers, make_store: Callable[..., Store]) -> Scene:
 def sync(scene: Scene, *, policy: Policy = "manual") -> tuple[Synced, Migration]:
     """One round, of the standby that is there already or of a new one."""
     with scene.ends() as ends:
-        migrations = Migrations(ends.target)
+        migrations = Migrations(ends.target.store)
         migration = next(iter(migrations.all()), None) or scene.begun(ends, kind="sync")
         work = scene.moving(ends, migration)
         with work.phase("syncing", "in sync"):
