@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -192,6 +193,27 @@ def test_a_number_that_means_nothing_is_refused(run: Run, option: tuple[str, ...
         run(*option)
 
     assert ended.value.code == 2
+
+
+def test_lines_of_a_moved_session_are_refused_with_where_it_went(
+    scene: Scene, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An import at the source says so of each such line, and takes all others."""
+    fill(scene.source.open(), ["moved", "here"])
+    run("copy", "--session", "moved")
+    run("cutover")
+    lines = tmp_path / "lines.ndjson"
+    names = ("moved", "here", "moved")
+    lines.write_text(
+        "".join(f'{{"session":"{s}","type":"joined","actor":"b","id":"i-{n}"}}\n' for n, s in enumerate(names))
+    )
+    capsys.readouterr()
+
+    code = main(["event", "import", str(lines), "--url", scene.source.url, "--namespace", scene.source.namespace])
+
+    out, err = capsys.readouterr()
+    assert (code, (out + err).count("MOVED_TO")) == (7, 2)
+    assert len(history(scene.source.open(), "here")) == 4
 
 
 def test_a_password_in_an_argument_is_refused(run: Run, scene: Scene) -> None:
