@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
+from redis import RedisError
 
 from domain.errors import Conflict, NotFound, Refused, Unavailable
+from domain.log.connection import connection_error
 from domain.log.place import parse_place
 from workers.cli import arguments, filtering, printing
 from workers.cli.job import awaited
@@ -333,8 +335,11 @@ def keep_on(ends: Ends, migration: Migration, options: argparse.Namespace) -> No
                 done = work.round()
                 behind = lag_of(ends, migration.id)
                 progress(f"{behind.events} events behind, {behind.seconds:.1f} s; {done.conflicts} conflicts")
-            except Unavailable as away:
-                printing.say(f"{away.code}: {away.cause}")
+            except (Unavailable, RedisError) as error:
+                away = error if isinstance(error, Unavailable) else connection_error(error)
+                if not isinstance(away, Unavailable):
+                    raise away from error
+                progress(f"{away.code}: {away.cause}")
             time.sleep(options.every)
 
 
