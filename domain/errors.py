@@ -215,6 +215,12 @@ REGISTRY: dict[str, Entry] = {
     "MIGRATION_UNFINISHED": Entry(
         Conflict, "`muster migrate rollback` brings the sessions back, `muster migrate retire` leaves them moved"
     ),
+    "MIGRATION_STUCK": Entry(
+        Conflict, "run its command again: it goes on where it broke off; `muster migrate status` says where that is"
+    ),
+    "MIGRATION_UNFENCED": Entry(
+        Conflict, "run `muster failover` again when the old side is back, or now with --wait; stop who writes there"
+    ),
     "MIGRATION_OVER": Entry(Conflict, "begin another one: `muster migrate copy` without --task"),
     "ROLLBACK_REFUSED": Entry(
         Conflict, "carry what was appended since back to the source: `muster migrate rollback --carry-back`"
@@ -664,6 +670,8 @@ CAUSES: dict[str, str] = {
     "MIGRATION_CONFLICT": "The target of a migration holds other sessions under the same ids",
     "SYNC_CONFLICT": "A session was written on both sides of a standby",
     "MIGRATION_BUSY": "Another process works on the migration",
+    "MIGRATION_STUCK": "A migration is not over, and no process that lives works on it",
+    "MIGRATION_UNFENCED": "A standby took over, and the old side was not closed yet",
     "MIGRATION_OVER": "The migration has ended",
     "MIGRATION_UNFINISHED": "Sessions were sealed or moved by the migration that is to be ended",
     "MIGRATION_UNKNOWN": "There is no migration of this id on the target",

@@ -188,6 +188,7 @@ _SERVED: Final = (
     Metric("muster_partitions", "gauge", "", "Partitions of the store"),
     Metric("muster_partitions_held", "gauge", "", "Partitions that a worker holds"),
     Metric("muster_jobs_open", "gauge", "", "Jobs that have not ended"),
+    Metric("muster_migrations_open", "gauge", "", "Migrations to this store that have not ended"),
     Metric("muster_schedule_age_seconds", "gauge", "seconds", "How long ago what recurs was last begun"),
     Metric("muster_spool_commits", "gauge", "", "Commits that wait in the outage spool of this host"),
     Metric("muster_spool_bytes", "gauge", "bytes", "Bytes of commits in the outage spool of this host"),

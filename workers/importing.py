@@ -32,6 +32,8 @@ WINDOW_S: Final = 0.1
 COMMIT_BYTES: Final = 512 * 1024
 #: How many event ids are remembered between windows; sessions beyond it are read again when they come back.
 REMEMBERED_IDS: Final = 2_000_000
+#: What an append is told where other producers were quicker.
+_MOVED_ON: Final = frozenset({"SEQ_CONFLICT", "PART_KNOWN", "LEASE_LOST", "GATE_REFUSED"})
 #: How often a session is decided again when other producers are quicker.
 ATTEMPTS: Final = 32
 
@@ -149,7 +151,7 @@ class Importer:
         for commit in commits_of(new, self._limits):
             events = tuple(line.event for line in commit)
             (answer,) = yield [encode_append(Append(known.session, events, known.seq), self._limits)]
-            if isinstance(answer, Conflict) or (isinstance(answer, Refused) and answer.code == "GATE_REFUSED"):
+            if isinstance(answer, MusterError) and answer.code in _MOVED_ON:
                 return new[new.index(commit[0]) :]
             if isinstance(answer, MusterError) and not isinstance(answer, (Unavailable, Misconfigured)):
                 for line in new[new.index(commit[0]) :]:

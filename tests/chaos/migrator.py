@@ -19,7 +19,7 @@ def moving(ends: Ends, migration: Migration) -> Moving:
 
 def migrate(ends: Ends, task: str, what: str) -> None:
     """Moves everything, or brings it back."""
-    work = moving(ends, Migrations(ends.target).get(task))
+    work = moving(ends, Migrations(ends.target.store).get(task))
     if what == "move":
         with work.phase("copying", "copied"):
             work.copy()

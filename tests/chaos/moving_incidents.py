@@ -121,8 +121,8 @@ def move(there: Address, here: Address, *, sessions: int | None, rate: float | N
             rest = {name: events[name][len(events[name]) // 2 :] for name in names}
             producers.append(Producing(log, rest, None if rate is None else rate / PRODUCERS))
         began = time.monotonic()
-        migrations = Migrations(ends.target)
-        migration = migrations.create(ends.source, "move", {}, "tester")
+        migrations = Migrations(ends.target.store)
+        migration = migrations.create(ends, "move", {}, "tester")
         work = Moving(
             ends, migration, who="tester", pace=Pace(lambda _: None, verb=""), say=lambda _: None, batch=batch
         )

@@ -143,7 +143,7 @@ def finish(scene: Scene, task: str, what: str) -> None:
     with scene.ends() as ends:
         migrate(ends, task, what)
         if what == "move":
-            work = scene.moving(ends, Migrations(ends.target).get(task))
+            work = scene.moving(ends, Migrations(ends.target.store).get(task))
             with work.phase("moved", "moved"):
                 assert work.verify().problems == []
 
@@ -269,4 +269,4 @@ def test_a_server_or_the_way_there_that_dies_leaves_one_writer(
 
 def migration_state(scene: Scene, task: str) -> str:
     with scene.ends() as ends:
-        return Migrations(ends.target).get(task).state
+        return Migrations(ends.target.store).get(task).state

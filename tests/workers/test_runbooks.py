@@ -174,7 +174,7 @@ def frozen(ill: Ill) -> None:
 
 
 def slowed(ill: Ill) -> None:
-    """Two clients keep it busy, each for so long that whoever asks waits for one of them."""
+    """Clients keep it busy, each for so long that whoever asks waits for one of them."""
     ill.environ["MUSTER_REDIS__TIMEOUT_S"] = "5"
     ill.environ["MUSTER_HEALTH__LATENCY_WARNING_S"] = "0.05"
     ill.environ |= {"MUSTER_WORKER__LEASE_TTL_MS": "60000", "MUSTER_WORKER__BEAT_MS": "10000"}  # it shall live on
@@ -187,7 +187,7 @@ def slowed(ill: Ill) -> None:
             while not stop.is_set():
                 client.eval(busy, 0)
 
-    hogs = [Thread(target=hog) for _ in range(2)]
+    hogs = [Thread(target=hog) for _ in range(3)]
     for one in hogs:
         one.start()
 

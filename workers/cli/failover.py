@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def standby(target: End, task: str | None) -> Migration:
     """The migration that keeps the standby. Raises NotFound (MIGRATION_UNKNOWN)."""
-    migrations = Migrations(target)
+    migrations = Migrations(target.store)
     if task is not None:
         return migrations.get(task)
     for one in migrations.all():
@@ -98,7 +98,7 @@ def fenced(
 
 def told(target: End, migration: Migration, work: FailingOver, is_fenced: bool) -> dict[str, Any]:
     """What was done, and what is known not to have arrived."""
-    moves = dict(Migrations(target).moves(migration.id))
+    moves = dict(Migrations(target.store).moves(migration.id))
     return {
         "schema": SCHEMA,
         "task": migration.id,
@@ -114,7 +114,7 @@ def told(target: End, migration: Migration, work: FailingOver, is_fenced: bool) 
 
 
 def dry_run(target: End, migration: Migration, options: argparse.Namespace) -> int:
-    held = sum(move.state == "synced" for _, move in Migrations(target).moves(migration.id))
+    held = sum(move.state == "synced" for _, move in Migrations(target.store).moves(migration.id))
     printing.say(f"dry run: would open {held} sessions, and raise the epoch from {target.log.identity.epoch}")
     document = {"schema": SCHEMA, "task": migration.id, "from": migration.source, "to": migration.target}
     printing.document(document | {"would_open": held, "epoch": target.log.identity.epoch}, options.output)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
+from redis import RedisError
 
 from domain.errors import Conflict, NotFound, Refused, Unavailable
+from domain.log.connection import connection_error
 from domain.log.place import parse_place
 from workers.cli import arguments, filtering, printing
 from workers.cli.job import awaited
@@ -235,7 +237,7 @@ def run_sync(options: argparse.Namespace, settings: Settings) -> int:
         migration = synced(ends, options)
         if options.once:
             done = round_of(ends, migration, options)
-            told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id))
+            told = status(ends.target, ends.source, Migrations(ends.target.store).get(migration.id))
             printing.document(told, options.output)
             return 6 if told["conflicts"] else 7 if done.failed else 0
         keep_on(ends, migration, options)
@@ -245,7 +247,7 @@ def run_sync(options: argparse.Namespace, settings: Settings) -> int:
 def run_status(options: argparse.Namespace, settings: Settings) -> int:
     with one_end(address_of("to", options, settings)) as target:
         if options.all:
-            rows = [msgspec.to_builtins(one) for one in Migrations(target).all()]
+            rows = [msgspec.to_builtins(one) for one in Migrations(target.store).all()]
             printing.rows(rows, options.output, columns=("id", "kind", "state", "source", "target", "holder", "who"))
             return 0
         migration = meant(target, options, None, or_newest=True)
@@ -298,11 +300,11 @@ def synced(ends: Ends, options: argparse.Namespace) -> Migration:
     """The standby's migration: the one that is named, the open one, or a new one."""
     if options.task is not None:
         return found(ends, options)
-    migrations = Migrations(ends.target)
+    migrations = Migrations(ends.target.store)
     for one in migrations.all():
         if one.kind == "sync" and one.source_store == ends.source.place.store and one.state not in record.ENDED:
             return one
-    return migrations.create(ends.source, "sync", {}, arguments.who())
+    return migrations.create(ends, "sync", {}, arguments.who())
 
 
 def syncing(ends: Ends, migration: Migration, options: argparse.Namespace, by: str) -> Syncing:
@@ -333,8 +335,11 @@ def keep_on(ends: Ends, migration: Migration, options: argparse.Namespace) -> No
                 done = work.round()
                 behind = lag_of(ends, migration.id)
                 progress(f"{behind.events} events behind, {behind.seconds:.1f} s; {done.conflicts} conflicts")
-            except Unavailable as away:
-                printing.say(f"{away.code}: {away.cause}")
+            except (Unavailable, RedisError) as error:
+                away = error if isinstance(error, Unavailable) else connection_error(error)
+                if not isinstance(away, Unavailable):
+                    raise away from error
+                progress(f"{away.code}: {away.cause}")
             time.sleep(options.every)
 
 
@@ -363,12 +368,12 @@ def begun(ends: Ends, options: argparse.Namespace, kind: str = "move") -> Migrat
     """The migration to go on with: the one that is named; the open one, if it is of the same sessions; or a new one."""
     if options.task is not None:
         return found(ends, options)
-    migrations, asked_for = Migrations(ends.target), wanted(options)
+    migrations, asked_for = Migrations(ends.target.store), wanted(options)
     for one in migrations.all():
         is_open = one.source_store == ends.source.place.store and one.state not in record.ENDED
         if is_open and one.kind == kind and one.selection == asked_for:
             return one
-    return migrations.create(ends.source, kind, asked_for, arguments.who())
+    return migrations.create(ends, kind, asked_for, arguments.who())
 
 
 def found(ends: Ends, options: argparse.Namespace) -> Migration:
@@ -378,7 +383,7 @@ def found(ends: Ends, options: argparse.Namespace) -> Migration:
 
 def meant(target: End, options: argparse.Namespace, source_store: str | None, *, or_newest: bool = False) -> Migration:
     """As `found`; from any source where none is given, and one that is over too with `or_newest`."""
-    migrations = Migrations(target)
+    migrations = Migrations(target.store)
     if options.task is not None:
         migration = migrations.get(options.task)
     else:
@@ -424,7 +429,7 @@ def worked(
 
 def shown(ends: Ends, migration: Migration, options: argparse.Namespace, done: Done) -> int:
     """Prints how the migration stands; returns what came of a phase as an exit code."""
-    told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id))
+    told = status(ends.target, ends.source, Migrations(ends.target.store).get(migration.id))
     printing.document(told, options.output)
     printing.say(f"{done.sessions} sessions, {done.events} events, {done.failed} failed")
     return 7 if done.failed else 0
@@ -444,6 +449,6 @@ def asked(ends: Ends, migration: Migration, options: argparse.Namespace, setting
     if options.wait:
         task = awaited(queue.tasks, task.id, None)
     queue.close()
-    told = status(ends.target, ends.source, Migrations(ends.target).get(migration.id)) | {"job": task.id}
+    told = status(ends.target, ends.source, Migrations(ends.target.store).get(migration.id)) | {"job": task.id}
     printing.document(told, options.output)
     return 1 if task.error else 7 if task.result.get("failed") else 0

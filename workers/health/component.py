@@ -28,8 +28,8 @@ class Status(IntEnum):
 
 #: Every component by name, in the order they are told.
 NAMES: Final = (
-    *("redis", "memory", "log", "feed", "projections", "verification", "workers", "jobs", "schedule", "spool", "disk"),
-    "archive",
+    *("redis", "memory", "log", "feed", "projections", "verification", "workers", "jobs", "schedule", "migrations"),
+    *("spool", "disk", "archive"),
 )
 
 

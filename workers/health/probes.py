@@ -33,6 +33,7 @@ from workers.glance import opened_store as _store
 from workers.halting import Halting
 from workers.health.component import Component, Sample, Status
 from workers.leasing import living_workers
+from workers.migration.record import ENDED, UNFENCED, Migrations
 from workers.readiness import quick, ready
 from workers.schedule import SCRUB, SWEEP, SWEEP_EVERY_S, ticked
 from workers.settings import Settings
@@ -279,6 +280,22 @@ def schedule(settings: Settings) -> Component:
     return Component("schedule", Status.HEALTHY, f"{', '.join(every)}: in time", samples=measured)
 
 
+def migrations(settings: Settings) -> Component:
+    """Whether sessions are on their way here, or from here back, and nobody is at it."""
+    with _store(settings) as store:
+        still = [one for one in Migrations(store).all() if one.state not in ENDED]
+    measured = (Sample("muster_migrations_open", len(still)),)
+    for one in sorted(still, key=lambda one: not one.may_hold_sessions):
+        if one.is_stuck:
+            status = Status.CRITICAL if one.may_hold_sessions else Status.WARNING
+            reason = f"migration {one.id} is {one.state}, and nobody is at it"
+            return Component("migrations", status, reason, "MIGRATION_STUCK", one.beat, measured)
+        if one.state == UNFENCED:
+            reason = f"{one.source} was failed over from, and still takes appends when it is back"
+            return Component("migrations", Status.CRITICAL, reason, "MIGRATION_UNFENCED", one.beat, measured)
+    return Component("migrations", Status.HEALTHY, f"{len(still)} open", samples=measured)
+
+
 def spool(settings: Settings) -> Component:
     """What waits in the outage spool of this host."""
     path = settings.spool.path
@@ -348,6 +365,7 @@ PROBES: Final[dict[str, Probe]] = {
     "workers": workers,
     "jobs": jobs,
     "schedule": schedule,
+    "migrations": migrations,
     "spool": spool,
     "disk": disk,
     "archive": archive,

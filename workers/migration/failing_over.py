@@ -52,7 +52,7 @@ class FailingOver:
     def __init__(self, target: End, migration: Migration, *, by: str, who: str, say: Callable[[str], None]) -> None:
         self._target = target
         self._migration = migration
-        self._migrations = Migrations(target)
+        self._migrations = Migrations(target.store)
         self._by = by
         self._who = who
         self._say = say

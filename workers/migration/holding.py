@@ -27,7 +27,7 @@ class Holding:
     def __init__(self, target: End, migration: Migration, say: Callable[[str], None]) -> None:
         self.token = ""
         self._target = target
-        self._migrations = Migrations(target)
+        self._migrations = Migrations(target.store)
         self._migration = migration
         self._say = say
 
@@ -72,13 +72,16 @@ class Holding:
     def _claimed(self) -> str:
         worker = f"{platform.node()}:{os.getpid()}:{time.monotonic_ns()}"
         deadline = time.monotonic() + record.LEASE_TTL_MS / 1000 + PATIENCE_S
+        is_told = False
         while True:
             try:
                 return self._migrations.claim(self._migration.id, worker)
             except Conflict as busy:
                 if time.monotonic() > deadline:
                     raise
-                self._say(f"waiting: {busy.cause}")
+                if not is_told:
+                    self._say(f"waiting: {busy.cause}")
+                is_told = True
                 time.sleep(min(0.25, busy.facts["left_ms"] / 1000 + 0.01))
 
     def _keep(self, done: Event) -> None:

@@ -39,7 +39,7 @@ def migrate(log: SessionLog, settings: Settings, task: Task, partition: int) -> 
     keyspace, target = log.keyspace, address("to", settings, url=settings.redis.url)
     here = structs.replace(target, environment=keyspace.environment, namespace=keyspace.namespace)
     with opened(_source(log, settings, id), here) as ends:
-        migration = Migrations(ends.target).get(id)
+        migration = Migrations(ends.target.store).get(id)
         if migration.state in record.ENDED:
             raise Conflict("MIGRATION_OVER", f"migration {id} is {migration.state}")
         pace = Pace(logger.debug, verb=phase, per_s=task.options.get("rate"))
@@ -63,7 +63,7 @@ def _source(log: SessionLog, settings: Settings, id: str) -> Address:
 def _sessions(ends: Ends, migration: Migration, partition: int) -> Iterator[str]:
     begun = set[str]()
     if migration.selection:
-        moves = Migrations(ends.target).moves(migration.id)
+        moves = Migrations(ends.target.store).moves(migration.id)
         begun = {session for session, _ in moves if ends.source.keyspace.partition_of(session) == partition}
         yield from sorted(begun)
     yield from (one for one in selected(ends.source, migration.selection, partition) if one not in begun)

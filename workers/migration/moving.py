@@ -61,7 +61,7 @@ class Moving:
     ) -> None:
         self.ends = ends
         self.migration = migration
-        self._migrations = Migrations(ends.target)
+        self._migrations = Migrations(ends.target.store)
         self._who = who
         self._pace = pace
         self._say = say

@@ -16,7 +16,7 @@ from domain.log.protocol import Command
 from domain.log.store import parse_info
 from workers.migration.ends import End
 
-#: How long replicas and disk are waited for at a time, in ms.
+#: How long replicas and disk are waited for at a time, each, in ms.
 WAIT_MS: Final = 2_000
 
 
@@ -25,6 +25,8 @@ class Proof:
 
     def __init__(self, end: End) -> None:
         self._end = end
+        #: Shorter than the connection waits for both answers.
+        self._wait_ms = int(min(WAIT_MS, 400 * end.log.connecting.timeout_s))
         info, settings = end.ask([["INFO", "replication"], ["CONFIG", "GET", "appendonly"]])
         fields = {} if isinstance(info, MusterError) else parse_info(info)
         self._replicas = int(fields.get("connected_slaves", 0))
@@ -40,9 +42,9 @@ class Proof:
         touch: Command = ["FCALL", "muster_touch_1", 1, end.keyspace.partitions[0].meta, end.log.identity.store]
         asked = [touch, *(self._local.after(0) if self._local else [])]
         if self._replicas:
-            asked.append(["WAIT", self._replicas, WAIT_MS])
+            asked.append(["WAIT", self._replicas, self._wait_ms])
         if self._has_waitaof:
-            asked.append(["WAITAOF", 1, 0, WAIT_MS])
+            asked.append(["WAITAOF", 1, 0, self._wait_ms])
         return asked
 
     def proved(self, replies: Sequence[Any]) -> str:

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from domain.errors import Conflict, NotFound
 from domain.log import SessionLog
-from workers.migration.ends import End
+from projections.store import ProjectionStore
+from workers.migration.ends import Ends
 
 #: States of a migration. From those in ENDED nothing leads on.
 PLANNED: Final = "planned"
@@ -67,6 +68,11 @@ class Migration(Struct, frozen=True):
     holder: str | None = None
 
     @property
+    def may_hold_sessions(self) -> bool:
+        """Sessions may be closed on both sides until somebody goes on."""
+        return self.state in (CUTTING, ROLLING_BACK)
+
+    @property
     def is_stuck(self) -> bool:
         """Somebody should be at work, and nobody is."""
         return self.state in AT_WORK and self.holder is None
@@ -93,18 +99,17 @@ class Move(Struct, frozen=True, omit_defaults=True):
 class Migrations:
     """All migrations to one store."""
 
-    def __init__(self, target: End) -> None:
-        self._client: Any = target.log.client
-        self._keyspace = target.keyspace
-        self._target = target
+    def __init__(self, store: ProjectionStore) -> None:
+        self._client = store.client
+        self._keyspace = store.keyspace
+        self._store = store
 
-    def create(self, source: End, kind: str, selection: dict[str, Any], who: str) -> Migration:
-        """Writes a new one down."""
-        now = self._target.now_ms()
+    def create(self, ends: Ends, kind: str, selection: dict[str, Any], who: str) -> Migration:
+        """Writes a new one down, between these ends, of which the target is this store."""
+        now, source = self._store.server_ms(), ends.source.place
         migration = Migration(
-            uuid4().hex[:12], kind, PLANNED, str(source.place), str(self._target.place), source.place.store,
-            selection, who, now,
-        )  # fmt: skip
+            uuid4().hex[:12], kind, PLANNED, str(source), str(ends.target.place), source.store, selection, who, now
+        )
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(self._keyspace.migration(migration.id), "record", msgspec.json.encode(migration))
         pipe.zadd(self._keyspace.migrations, {migration.id: now})
@@ -122,7 +127,7 @@ class Migrations:
         record = msgspec.json.decode(fields.pop(b"record"), type=dict)
         for name, value in fields.items():
             record[name.decode()] = msgspec.json.decode(value)
-        is_held = worker is not None and int(deadline or 0) > self._target.now_ms()
+        is_held = worker is not None and int(deadline or 0) > self._store.server_ms()
         return msgspec.convert(record | {"holder": worker.decode() if is_held else None}, Migration)
 
     @staticmethod
@@ -169,7 +174,7 @@ class Migrations:
         """Keeps the lease, and notes a sign of life; False if the lease was lost."""
         if not self._client.fcall("muster_renew_1", 1, self._keyspace.task_owner(id), token, LEASE_TTL_MS):
             return False
-        self.note(id, beat=self._target.now_ms())
+        self.note(id, beat=self._store.server_ms())
         return True
 
     def release(self, id: str, token: str) -> None:

@@ -71,7 +71,7 @@ class Syncing:
     ) -> None:
         self._ends = ends
         self._task = migration.id
-        self._migrations = Migrations(ends.target)
+        self._migrations = Migrations(ends.target.store)
         self._by = by
         self._who = who
         self._policy = policy
@@ -265,7 +265,7 @@ class Syncing:
 
 def lag_of(ends: Ends, task: str) -> Lag:
     """How far a standby is behind, by the source's own numbers."""
-    source, at = ends.source, Migrations(ends.target).positions(task)
+    source, at = ends.source, Migrations(ends.target.store).positions(task)
     events, oldest = 0, None
     for partition in range(source.keyspace.count):
         total, position = source.store.total(partition), at.get(partition, 0)

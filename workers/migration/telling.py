@@ -31,7 +31,7 @@ class Seals(Struct, frozen=True):
 
 def status(target: End, source: End | None, migration: Migration) -> dict[str, Any]:
     """How a migration stands, asked of both servers; of the target alone, where the source does not answer."""
-    moves = dict(Migrations(target).moves(migration.id))
+    moves = dict(Migrations(target.store).moves(migration.id))
     states = Counter(move.state for move in moves.values())
     begun = [move for move in moves.values() if move.state in _BEGUN]
     sessions, lag, lag_s = _lag(Ends(source, target), migration, moves) if source else (len(moves), None, None)

@@ -40,7 +40,7 @@ class Undoing:
     ) -> None:
         self._ends = ends
         self._task = migration.id
-        self._migrations = Migrations(ends.target)
+        self._migrations = Migrations(ends.target.store)
         self._by = by
         self._who = who
         self._carry_back = carry_back

@@ -46,7 +46,7 @@ class Scene:
             yield ends
 
     def begun(self, ends: Ends, selection: dict[str, Any] | None = None, kind: str = "move") -> Migration:
-        return Migrations(ends.target).create(ends.source, kind, selection or {}, WHO)
+        return Migrations(ends.target.store).create(ends, kind, selection or {}, WHO)
 
     def moving(self, ends: Ends, migration: Migration, **options: Any) -> Moving:
         return moving(ends, migration, **options)
@@ -58,11 +58,11 @@ class Scene:
             work = self.moving(ends, migration)
             copied(work)
             cut(work)
-            return Migrations(ends.target).get(migration.id)
+            return Migrations(ends.target.store).get(migration.id)
 
     def moves(self, migration: Migration) -> dict[str, Move]:
         with self.ends() as ends:
-            return dict(Migrations(ends.target).moves(migration.id))
+            return dict(Migrations(ends.target.store).moves(migration.id))
 
     def producer(self, **options: Any) -> SessionLog:
         """A producer at the source that knows of the target."""

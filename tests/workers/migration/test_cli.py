@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -194,6 +195,27 @@ def test_a_number_that_means_nothing_is_refused(run: Run, option: tuple[str, ...
     assert ended.value.code == 2
 
 
+def test_lines_of_a_moved_session_are_refused_with_where_it_went(
+    scene: Scene, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An import at the source says so of each such line, and takes all others."""
+    fill(scene.source.open(), ["moved", "here"])
+    run("copy", "--session", "moved")
+    run("cutover")
+    lines = tmp_path / "lines.ndjson"
+    names = ("moved", "here", "moved")
+    lines.write_text(
+        "".join(f'{{"session":"{s}","type":"joined","actor":"b","id":"i-{n}"}}\n' for n, s in enumerate(names))
+    )
+    capsys.readouterr()
+
+    code = main(["event", "import", str(lines), "--url", scene.source.url, "--namespace", scene.source.namespace])
+
+    out, err = capsys.readouterr()
+    assert (code, (out + err).count("MOVED_TO")) == (7, 2)
+    assert len(history(scene.source.open(), "here")) == 4
+
+
 def test_a_password_in_an_argument_is_refused(run: Run, scene: Scene) -> None:
     """Everybody on the host can read arguments."""
     url = scene.source.url.replace("redis://", "redis://ann:secret@")
@@ -211,7 +233,7 @@ def test_the_same_store_is_no_target(run: Run, scene: Scene) -> None:
     assert (refused.code, "the same store" in refused.err) == (9, True)
 
 
-def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run) -> None:
+def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that died in the middle: the status says so, and exits 1, as long as nobody goes on."""
     fill(scene.source.open(), ["a"])
     with scene.ends() as ends:
@@ -224,6 +246,11 @@ def test_nobody_at_work_is_reported_as_stuck(scene: Scene, run: Run) -> None:
         stuck = run("status")
 
         assert (stuck.code, stuck.told["stuck"]) == (1, True)
+        health = ["health", "--url", scene.target.url, "--namespace", scene.target.namespace, "-o", "jsonl"]
+        capsys.readouterr()
+        assert main(health) == 1
+        rows = {row["component"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert (rows["migrations"]["status"], rows["migrations"]["code"]) == ("warning", "MIGRATION_STUCK")
         phase.__exit__(None, None, None)
     assert run("cutover").code == 0
 

@@ -241,7 +241,7 @@ def test_a_migration_is_gone_on_with_wherever_it_broke_off(scene: Scene) -> None
         work = scene.moving(ends, migration)
         copied(work, ["opened", "sealed", "copied"])
         cut(work, ["opened"])
-        Migrations(ends.target).put(migration.id, {"opened": Move("sealing"), "sealed": Move("sealing")})
+        Migrations(ends.target.store).put(migration.id, {"opened": Move("sealing"), "sealed": Move("sealing")})
         ends.source.ask([sealing(ends, "sealed", migration)])
         fill(log, ["new"])
 

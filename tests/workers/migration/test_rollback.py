@@ -84,7 +84,7 @@ def test_what_was_copied_and_not_noted_is_taken_back_too(scene: Scene) -> None:
         migration = scene.begun(ends)
         work = scene.moving(ends, migration)
         copied(work)
-        Migrations(ends.target).put(migration.id, {"s": Move("begun")})
+        Migrations(ends.target.store).put(migration.id, {"s": Move("begun")})
 
     assert rolled_back(scene, migration) == (1, 0)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from domain import Damaged, SessionLog, Unavailable
+from domain import Damaged, Head, SessionLog, Unavailable
 from domain.log import AsyncSessionLog, Connecting, create_store
 from domain.log.epoch import Epochs
 from domain.log.keys import Keyspace
@@ -16,7 +20,9 @@ from tests.chaos.proxy import Proxy, proxied
 from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.logs import Blocking
 from tests.projections.world import World
+from tests.waiting import wait_until
 from tests.workers.migration.scene import Scene, fill, history, note, refused
+from workers.child_process import start_child
 from workers.cli import main
 from workers.migration.record import Migration, Migrations
 from workers.migration.syncing import Policy, Synced, Syncing, lag_of
@@ -39,7 +45,7 @@ def scene(servers: Servers, make_store: Callable[..., Store]) -> Scene:
 def sync(scene: Scene, *, policy: Policy = "manual") -> tuple[Synced, Migration]:
     """One round, of the standby that is there already or of a new one."""
     with scene.ends() as ends:
-        migrations = Migrations(ends.target)
+        migrations = Migrations(ends.target.store)
         migration = next(iter(migrations.all()), None) or scene.begun(ends, kind="sync")
         work = scene.moving(ends, migration)
         with work.phase("syncing", "in sync"):
@@ -165,6 +171,37 @@ def test_a_policy_settles_what_was_written_on_both_sides(scene: Scene, policy: P
         kept = [commit.body for commit in here.log.read("s@5")]
         assert kept[: len(theirs)] == [commit.body for commit in theirs]
     assert here.codes() == []
+
+
+def test_a_standby_is_kept_through_outages(scene: Scene) -> None:
+    """By one command that goes on until it is told to end; then it says that nobody is at it."""
+    log, target = scene.source.open(), scene.target.open()
+    fill(log, ["a"])
+    with proxied(scene.source.url) as way:
+        muster = Path(sys.executable).parent / "muster"
+        flags = ["--from", way.url, "--to", scene.target.url, "--every", "0.02"]
+        for side in ("from", "to"):
+            flags += [f"--{side}-environment", ENVIRONMENT, f"--{side}-namespace", scene.source.namespace]
+        environ = {"PATH": "/usr/bin:/bin", "MUSTER_REDIS__RETRY_FOR_S": "0"}
+        child = start_child([muster, "migrate", "sync", *flags], env=environ)
+        try:
+            wait_until(lambda: target.head("a") == as_held(log.head("a")), message="it is equal")
+            with way.cut():
+                refused_before = way.refused
+                log.append("a", note())
+                wait_until(lambda: way.refused > refused_before, message="it tried while the source was away")
+            wait_until(lambda: target.head("a") == as_held(log.head("a")), message="it goes on by itself")
+        finally:
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == 130
+    with scene.ends() as ends:
+        (migration,) = Migrations(ends.target.store).all()
+    assert (migration.state, migration.is_stuck) == ("syncing", True)
+
+
+def as_held(head: Head | None) -> Head | None:
+    """A head as a standby has it."""
+    return None if head is None else structs.replace(head, flags="m")
 
 
 # -- failing over ----------------------------------------------------------------------------------------------------

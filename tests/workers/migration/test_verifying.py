@@ -73,11 +73,11 @@ def problems(scene: Scene, *, moves: bool, damage: Callable[[str], None]) -> lis
             cut(work)
         with work.phase("copying", "copied"):
             assert work.verify().problems == []
-            assert all(move.verified for _, move in Migrations(ends.target).moves(migration.id))
+            assert all(move.verified for _, move in Migrations(ends.target.store).moves(migration.id))
             damage("s")
             found = work.verify()
         assert (found.sessions, [one.session for one in found.problems if one.session != "s"]) == (3, [])
-        moved = dict(Migrations(ends.target).moves(migration.id))
+        moved = dict(Migrations(ends.target.store).moves(migration.id))
         assert not moved["s"].verified
         return found.problems
 
@@ -201,7 +201,7 @@ def test_a_session_that_was_moved_on_is_no_problem(servers: Servers, scene: Scen
     third.moved()
 
     with scene.ends() as ends:
-        work = scene.moving(ends, Migrations(ends.target).get(first.id))
+        work = scene.moving(ends, Migrations(ends.target.store).get(first.id))
         with work.phase("moved", "moved"):
             assert work.verify().problems == []
     assert third.target.open().append("s", note()).first_seq == 7
