@@ -73,8 +73,11 @@ class LeaseKeeper:
         self._thread.start()
 
     def pace(self, *, lease_ttl_ms: int, beat_ms: int) -> None:
-        """How long leases last and how often there is a beat, from the next beat on."""
+        """How long leases last and how often there is a beat; there is one at once, since leases that were taken for
+        less may not last until the next.
+        """
         self._lease_ttl_ms, self._beat_ms = lease_ttl_ms, beat_ms
+        self.look_now()
 
     def look_now(self) -> None:
         """A lease was seen taken: the next beats come soon, so that a partition that a recovery held for a moment is

@@ -16,7 +16,8 @@ from tests.main_job.running import Dev
 def module_dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     """A `muster dev` on an empty data directory, shared by the tests of a module."""
     scratch = tmp_path_factory.mktemp("dev")
-    with Dev(scratch, scratch / "data") as dev:
+    # The logs hold sessions that may idle for a minute and a half: on a busy machine they would be warned meanwhile.
+    with Dev(scratch, scratch / "data", MUSTER_SESSIONS__EXPIRE="false") as dev:
         yield dev
 
 
