@@ -218,10 +218,10 @@ def run_rollback(options: argparse.Namespace, settings: Settings) -> int:
             printing.document(told, options.output)
             return 0
         options.rate = None
-        ends_as = None if options.session else record.ROLLED_BACK
+        ends_as = migration.state if options.session else record.ROLLED_BACK
         with worked(ends, migration, options, "rollback", record.ROLLING_BACK, ends_as) as work:
             done = work.rollback(options.session or None, carry_back=options.carry_back)
-            if done.failed and ends_as is not None:
+            if done.failed and not options.session:
                 raise Conflict("MIGRATION_UNFINISHED", f"{done.failed} sessions could not be brought back")
         return shown(ends, migration, options, done)
 

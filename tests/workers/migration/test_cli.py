@@ -125,6 +125,7 @@ def test_it_is_rolled_back_or_retired_and_then_over(scene: Scene, run: Run) -> N
     cancelled, refused = run("cancel"), run("rollback")
     assert (cancelled.code, "MIGRATION_UNFINISHED" in cancelled.err) == (6, True)
     assert (refused.code, "ROLLBACK_REFUSED" in refused.err, "a (seqs 7 to 7)" in refused.err) == (6, True, True)
+    assert (run("status").code, run("status").told["state"]) == (0, "moved")
     back = run("rollback", "--carry-back")
     assert (back.code, back.told["state"], back.told["back"]) == (0, "rolled back", 1)
     assert log.append("a", note()).first_seq == 8
@@ -144,6 +145,24 @@ def test_it_is_rolled_back_or_retired_and_then_over(scene: Scene, run: Run) -> N
 def audit(scene: Scene) -> list[dict[str, str]]:
     entries: Any = scene.target.client.xrange(scene.target.keyspace.audit)
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
+
+
+def test_one_session_is_brought_back_and_moved_again(scene: Scene, run: Run) -> None:
+    """The others stay moved; a cutover leaves it where it is, until it is copied again."""
+    log = scene.source.open()
+    fill(log, ["a", "b"])
+    run("copy")
+    run("cutover")
+
+    back = run("rollback", "--session", "a")
+    assert (back.code, back.told["state"], back.told["stuck"], back.told["back"]) == (0, "moved", False, 1)
+    assert log.append("a", note()).first_seq == 7
+    assert run("cutover").told["moved"] == 1
+
+    again = run("copy")
+    assert (again.code, again.told["copied"]) == (0, 2)
+    assert run("cutover").told["moved"] == 2
+    assert history(scene.target.open(), "a") == history(log, "a")
 
 
 def test_a_cancelled_migration_leaves_nothing(scene: Scene, run: Run) -> None:
@@ -183,6 +202,7 @@ def test_a_proof_that_cannot_be_given_is_refused_before_anything_is_sealed(scene
     refused = run("cutover", "--proof", "local")
 
     assert (refused.code, "is wanted" in refused.err) == (9, True)
+    assert (run("status").code, run("status").told["state"]) == (0, "copied")
     assert log.append("a", note()).appended == 1
 
 
