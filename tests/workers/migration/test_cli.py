@@ -12,7 +12,7 @@ from msgspec import structs
 
 from domain.log import connect
 from tests.conftest import ENVIRONMENT
-from tests.workers.migration.scene import Scene, fill, history, note
+from tests.workers.migration.scene import Scene, fill, history, note, refused
 from workers.cli import main
 from workers.jobs import JobQueue, JobRunner
 from workers.settings import JobSettings, RedisSettings, Settings
@@ -145,6 +145,26 @@ def test_it_is_rolled_back_or_retired_and_then_over(scene: Scene, run: Run) -> N
 def audit(scene: Scene) -> list[dict[str, str]]:
     entries: Any = scene.target.client.xrange(scene.target.keyspace.audit)
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
+
+
+def test_seals_are_asserted_again_until_the_source_is_retired(scene: Scene, run: Run) -> None:
+    """A source that came back without one is found, closed, and right the next time."""
+    log = scene.source.open()
+    fill(log, ["a", "b"])
+    run("copy")
+    run("cutover")
+    keys = scene.source.keyspace.of("a")
+    packed: Any = scene.source.client.get(keys.head("a"))
+    scene.source.client.set(keys.head("a"), packed.decode().replace(" m", " -"))
+    lost = run("status")
+    assert (lost.code, lost.told["seals"]["lost"]) == (1, ["a"])
+
+    found, again = run("verify", "--seals"), run("verify", "--seals")
+
+    assert (found.code, [one["session"] for one in found.told["problems"]], again.code) == (8, ["a"], 0)
+    assert "critical: SEAL_LOST" in found.err
+    with refused("MOVED_TO"):
+        log.append("a", note())
 
 
 def test_one_session_is_brought_back_and_moved_again(scene: Scene, run: Run) -> None:
