@@ -1871,6 +1871,8 @@ local function seal(keys, args)
     return redis.call('EXISTS', of.log) == 1 and { 'DAMAGED', 'HEAD_MISSING' } or { 'ABSENT' }
   elseif has(head, 'q') then
     return quarantined(of.hold)
+  elseif head.seq == 0 then
+    return taken(head, of.hold) -- a name that is held, and no session
   end
   local field_name = 'moved_' .. args[6]
   local hold = redis.call('HMGET', of.hold, 'moved_task', field_name, 'holder', 'token', 'deadline', 'ttl', 'counter', 'moved_token',

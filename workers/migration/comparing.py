@@ -7,7 +7,7 @@ end where it was sealed, and be sealed; what the target holds after that is its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -88,6 +88,13 @@ class Comparing:
             return True, []
         cause = f"the views of session {session} at seq {moved.seq} differ, and its commits do not"
         return True, [Problem(session, moved.seq, "target", "VIEW_DIFFERS", "error", cause)]
+
+    def seals(self, moved: Mapping[str, Move]) -> list[Problem]:
+        """Looks at the seals of these sessions alone."""
+        found: list[Problem] = []
+        for session, move in moved.items():
+            found += self._seal(session, Position(move.seq, move.digest))
+        return found
 
     def _seal(self, session: str, moved: Position) -> Iterator[Problem]:
         """A seal that is not there is put back, and named: until now the source took appends."""

@@ -12,7 +12,7 @@ from typing import Final
 
 import redis
 
-from domain.errors import Conflict, MusterError
+from domain.errors import Conflict, MusterError, Refused
 from workers.migration import record
 from workers.migration.ends import End
 from workers.migration.record import Migration, Migrations
@@ -50,8 +50,11 @@ class Holding:
             if ends is not None:
                 self.becomes(ends)
         except MusterError as error:
+            # What was refused before anything was changed leaves the migration as it was.
+            is_refused = isinstance(error, Refused) or error.code == "ROLLBACK_REFUSED"
+            told = {"state": self._migration.state} if is_refused else {"error": f"{error.code}: {error.cause}"}
             with suppress(redis.RedisError):  # whoever runs this is told by the error itself
-                self._migrations.note(id, error=f"{error.code}: {error.cause}")
+                self._migrations.note(id, **told)
             raise
         finally:
             done.set()

@@ -200,6 +200,16 @@ class Moving:
             self._put(moves)
         return done
 
+    def assert_seals(self) -> Verified:
+        """Looks whether the sources of what was moved are sealed, and seals again what is not. Raises Unavailable."""
+        comparing = Comparing(self.ends, self.migration, self._token, self._pace)
+        done = Verified()
+        for page in pages(self._migrations.moves(self.migration.id)):
+            moved = {session: move for session, move in page if move.state == "moved"}
+            done.problems += comparing.seals(moved)
+            done.sessions += len(moved)
+        return done
+
     def rollback(self, sessions: Iterable[str] | None = None, *, carry_back: bool = False) -> Done:
         """Undoes what this migration did. Raises as `Undoing.undo`."""
         undoing = Undoing(

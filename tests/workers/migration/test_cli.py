@@ -12,7 +12,7 @@ from msgspec import structs
 
 from domain.log import connect
 from tests.conftest import ENVIRONMENT
-from tests.workers.migration.scene import Scene, fill, history, note
+from tests.workers.migration.scene import Scene, fill, history, note, refused
 from workers.cli import main
 from workers.jobs import JobQueue, JobRunner
 from workers.settings import JobSettings, RedisSettings, Settings
@@ -125,6 +125,7 @@ def test_it_is_rolled_back_or_retired_and_then_over(scene: Scene, run: Run) -> N
     cancelled, refused = run("cancel"), run("rollback")
     assert (cancelled.code, "MIGRATION_UNFINISHED" in cancelled.err) == (6, True)
     assert (refused.code, "ROLLBACK_REFUSED" in refused.err, "a (seqs 7 to 7)" in refused.err) == (6, True, True)
+    assert (run("status").code, run("status").told["state"]) == (0, "moved")
     back = run("rollback", "--carry-back")
     assert (back.code, back.told["state"], back.told["back"]) == (0, "rolled back", 1)
     assert log.append("a", note()).first_seq == 8
@@ -144,6 +145,44 @@ def test_it_is_rolled_back_or_retired_and_then_over(scene: Scene, run: Run) -> N
 def audit(scene: Scene) -> list[dict[str, str]]:
     entries: Any = scene.target.client.xrange(scene.target.keyspace.audit)
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
+
+
+def test_seals_are_asserted_again_until_the_source_is_retired(scene: Scene, run: Run) -> None:
+    """A source that came back without one is found, closed, and right the next time."""
+    log = scene.source.open()
+    fill(log, ["a", "b"])
+    run("copy")
+    run("cutover")
+    keys = scene.source.keyspace.of("a")
+    packed: Any = scene.source.client.get(keys.head("a"))
+    scene.source.client.set(keys.head("a"), packed.decode().replace(" m", " -"))
+    lost = run("status")
+    assert (lost.code, lost.told["seals"]["lost"]) == (1, ["a"])
+
+    found, again = run("verify", "--seals"), run("verify", "--seals")
+
+    assert (found.code, [one["session"] for one in found.told["problems"]], again.code) == (8, ["a"], 0)
+    assert "critical: SEAL_LOST" in found.err
+    with refused("MOVED_TO"):
+        log.append("a", note())
+
+
+def test_one_session_is_brought_back_and_moved_again(scene: Scene, run: Run) -> None:
+    """The others stay moved; a cutover leaves it where it is, until it is copied again."""
+    log = scene.source.open()
+    fill(log, ["a", "b"])
+    run("copy")
+    run("cutover")
+
+    back = run("rollback", "--session", "a")
+    assert (back.code, back.told["state"], back.told["stuck"], back.told["back"]) == (0, "moved", False, 1)
+    assert log.append("a", note()).first_seq == 7
+    assert run("cutover").told["moved"] == 1
+
+    again = run("copy")
+    assert (again.code, again.told["copied"]) == (0, 2)
+    assert run("cutover").told["moved"] == 2
+    assert history(scene.target.open(), "a") == history(log, "a")
 
 
 def test_a_cancelled_migration_leaves_nothing(scene: Scene, run: Run) -> None:
@@ -183,6 +222,7 @@ def test_a_proof_that_cannot_be_given_is_refused_before_anything_is_sealed(scene
     refused = run("cutover", "--proof", "local")
 
     assert (refused.code, "is wanted" in refused.err) == (9, True)
+    assert (run("status").code, run("status").told["state"]) == (0, "copied")
     assert log.append("a", note()).appended == 1
 
 
