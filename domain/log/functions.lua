@@ -1206,11 +1206,20 @@ local function state(keys, args)
   return replies.err and replies or replies[1]
 end
 
--- Where commits that were appended elsewhere leave a session that stands at `from`: seq, digest, ms, bytes, and what of events
--- and bytes each span holds; or nil and the reply, for one whose digest is not that of its content. They are the arguments from
+-- An error reply unless the caller may do all of these writes.
+local function may_not(writes)
+  for _, write in ipairs(writes) do
+    if not redis.acl_check_cmd(unpack(write)) then
+      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
+    end
+  end
+end
+
+-- Where commits that were appended elsewhere leave a session that stands at `from`: seq, digest, ms, bytes, the digests at the
+-- ends of commits by seq; or nil and the reply, for one whose digest is not that of its content. They are the arguments from
 -- `first` on, five each: number of events, server ms, digest, body, traceparent (or "").
 local function chained(args, first, session, from)
-  local seq, digest, ms, bytes = from.seq, from.digest, from.ms, 0
+  local seq, digest, ms, bytes, digests = from.seq, from.digest, from.ms, 0, {}
   for at = first, #args, 5 do
     local events = whole(args[at])
     if not events or events < 1 or not whole(args[at + 1]) then
@@ -1223,8 +1232,12 @@ local function chained(args, first, session, from)
       return nil, { 'CHAIN', integer(seq + 1) }
     end
     seq = seq + events
+    digests[seq] = digest
   end
-  return { seq = seq, digest = digest, ms = ms, bytes = bytes }
+  if not whole(integer(seq)) then
+    return nil, redis.error_reply('ARGUMENTS_INVALID no log is so long')
+  end
+  return { seq = seq, digest = digest, ms = ms, bytes = bytes, digests = digests }
 end
 
 -- Writes those commits, as they are, into a log that ends at a seq.
@@ -1299,10 +1312,12 @@ local function trim(keys, args)
   elseif not (from and upto) or upto <= from or args[7] == '' then
     return redis.error_reply('ARGUMENTS_INVALID what is trimmed has a beginning, an end, and segments')
   end
-  local may = redis.acl_check_cmd
-  if not (may('HSET', keys[3], 'horizon', '') and may('SET', keys[2], '') and may('XTRIM', keys[4], 'MINID', '0')
-    and may('UNLINK', keys[4]) and may('UNLINK', keys[5])) then
-    return redis.error_reply('ACCESS_DENIED the user may not do all that trimming does')
+  local denial = may_not({
+    { 'HSET', keys[3], 'horizon', '' }, { 'SET', keys[2], '' }, { 'XTRIM', keys[4], 'MINID', '0' }, { 'UNLINK', keys[4] },
+    { 'UNLINK', keys[5] },
+  })
+  if denial then
+    return denial
   end
   local head, unreadable = read_head(keys[2])
   if unreadable then
@@ -1333,19 +1348,15 @@ end
 
 -- The first of the writes of a repair that its caller may not do; nil if he may do all.
 local function may_not_repair(keys)
-  local may = redis.acl_check_cmd
-  for _, write in ipairs({
+  local writes = {
     { 'RENAME', keys[4], keys[9] }, { 'XADD', keys[4], '*', 'b', '' }, { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' },
     { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' }, { 'HSET', keys[1], 'total', '' },
     { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' },
-  }) do
-    if not may(unpack(write)) then
-      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
-    end
+  }
+  if keys[10] then
+    writes[#writes + 1] = { 'ZREM', keys[10], '' }
   end
-  if keys[10] and not may('ZREM', keys[10], '') then
-    return redis.error_reply('ACCESS_DENIED the user may not ZREM ' .. keys[10])
-  end
+  return may_not(writes)
 end
 
 -- muster_repair_1: an operator accepts that a quarantined session lost what follows its longest verified prefix. The log as it
@@ -1442,7 +1453,6 @@ end
 
 -- The first of the writes of a fork's step that its caller may not do; nil if he may do all.
 local function may_not_fork(keys, is_audited, has_skips)
-  local may = redis.acl_check_cmd
   local writes = {
     { 'XADD', keys[4], '*', 'b', '' }, { 'SET', keys[5], '' }, { 'HSET', keys[6], 'code', '' }, { 'HDEL', keys[6], 'code' },
     { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' }, { 'HSET', keys[1], 'total', '' },
@@ -1454,11 +1464,7 @@ local function may_not_fork(keys, is_audited, has_skips)
   if has_skips then
     writes[#writes + 1] = { 'HSET', keys[8], '', '' }
   end
-  for _, write in ipairs(writes) do
-    if not may(unpack(write)) then
-      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
-    end
-  end
+  return may_not(writes)
 end
 
 -- muster_fork_1: one step of copying a session's beginning into a new one. All but the last step leave the new session
@@ -1588,49 +1594,6 @@ local function fork(keys, args)
   return { mark ~= '' and 'FORKED' or 'COPIED', integer(head.seq), head.digest, integer(at) }
 end
 
--- The first of the writes of a graft that its caller may not do; nil if he may do all.
-local function may_not_graft(keys)
-  local may = redis.acl_check_cmd
-  for _, write in ipairs({
-    { 'DEL', keys[10] }, { 'XADD', keys[10], '*', 'b', '' }, { 'RENAME', keys[4], keys[9] }, { 'RENAME', keys[10], keys[4] },
-    { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' }, { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' },
-    { 'HSET', keys[1], 'total', '' }, { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' }, { 'ZREM', keys[11], '' },
-  }) do
-    if not may(unpack(write)) then
-      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
-    end
-  end
-end
-
--- The commits of a graft's step, each after the one before it: where they end, and the digests at their ends by seq; or nil and
--- why not.
-local function grafted(args, first, session, seq, digest)
-  local commits, digests, ms = {}, {}, 0
-  for at = first, #args, 5 do
-    local events, time = whole(args[at]), whole(args[at + 1])
-    if not events or events < 1 or not time then
-      return nil, redis.error_reply('ARGUMENTS_INVALID a commit has a number of events and a time in ms')
-    end
-    local place = '|1|' .. session .. '|' .. integer(seq + 1) .. '|' .. integer(events) .. '|' .. integer(time) .. '|'
-    digest = string.sub(redis.sha1hex(digest .. place .. args[at + 3]), 1, DIGEST_LENGTH)
-    if digest ~= args[at + 2] then
-      return nil, { 'CHAIN', integer(seq + 1) }
-    end
-    seq, ms = seq + events, math.max(ms, time)
-    digests[seq] = digest
-    local entry = { integer(seq) .. '-' .. integer(events), 't', integer(time), 'd', digest, 'b', args[at + 3] }
-    if args[at + 4] ~= '' then
-      entry[#entry + 1] = 'c'
-      entry[#entry + 1] = args[at + 4]
-    end
-    commits[#commits + 1] = entry
-  end
-  if not whole(integer(seq)) then
-    return nil, redis.error_reply('ARGUMENTS_INVALID no log is so long')
-  end
-  return { commits = commits, digests = digests, seq = seq, digest = digest, ms = ms }
-end
-
 -- muster_graft_1: one step of completing a damaged log from elsewhere. What the log is to be is built beside it, each digest
 -- computed again; the last step puts it in the log's place, if nothing came meanwhile, and lifts the quarantine. Until then the
 -- session is as it was. A log that holds anything else is put aside as it was.
@@ -1666,7 +1629,11 @@ local function graft(keys, args)
   if not meta then
     return problem
   end
-  local denial = may_not_graft(keys)
+  local denial = may_not({
+    { 'DEL', keys[10] }, { 'XADD', keys[10], '*', 'b', '' }, { 'RENAME', keys[4], keys[9] }, { 'RENAME', keys[10], keys[4] },
+    { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' }, { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' },
+    { 'HSET', keys[1], 'total', '' }, { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' }, { 'ZREM', keys[11], '' },
+  })
   if denial then
     return denial
   end
@@ -1702,7 +1669,7 @@ local function graft(keys, args)
       return { 'MOVED', stands, field(last, 'd') or '' }
     end
   end
-  local step, why = grafted(args, 16 + 2 * spans, session, from, args[7])
+  local step, why = chained(args, 16 + 2 * spans, session, { seq = from, digest = args[7], ms = 0 })
   if not step then
     return why
   end
@@ -1760,9 +1727,7 @@ local function graft(keys, args)
   if is_new then
     redis.call('DEL', keys[10])
   end
-  for _, entry in ipairs(step.commits) do
-    redis.call('XADD', keys[10], unpack(entry))
-  end
+  add_copies(keys[10], args, 16 + 2 * spans, from)
   if how == '' then
     return { 'BUILT', integer(step.seq), step.digest }
   end
@@ -1832,15 +1797,6 @@ end
 -- Whether a text may stand for a place, or a task: producers and people are told it.
 local function is_told(text)
   return #text <= 500 and string.find(text, '^[\32-\126]+$') ~= nil
-end
-
--- An error reply unless the caller may do all of these writes.
-local function may_not(writes)
-  for _, write in ipairs(writes) do
-    if not redis.acl_check_cmd(unpack(write)) then
-      return redis.error_reply('ACCESS_DENIED the user may not ' .. write[1] .. ' ' .. write[2])
-    end
-  end
 end
 
 -- That a session is here, and no task's to be moved: or this other one's.
