@@ -32,7 +32,9 @@ def migrate(ends: Ends, task: str, what: str) -> None:
 
 def main(environment: str, source: str, there: str, target: str, here: str, task: str, what: str) -> None:
     addresses = [
-        Address(Connecting(url), environment, namespace) for url, namespace in ((source, there), (target, here))
+        # Patient: on a busy machine it is to die of nothing but what the test does to it.
+        Address(Connecting(url, timeout_s=30, retry_for_s=60), environment, namespace)
+        for url, namespace in ((source, there), (target, here))
     ]
     with opened(*addresses) as ends:
         migrate(ends, task, what)

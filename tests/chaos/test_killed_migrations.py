@@ -31,7 +31,7 @@ from workers.embedded import EmbeddedServer
 from workers.migration.record import Migrations
 
 SESSIONS: Final = ("s-0", "s-1", "s-2")
-PATIENCE_S: Final = 60
+PATIENCE_S: Final = 120
 #: More requests than a migration of these sessions sends.
 ENOUGH: Final = 120
 
