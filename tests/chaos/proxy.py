@@ -131,7 +131,7 @@ class Proxy:
         """One connection: requests that came together, their replies, the next. Clients of the log never send ahead."""
         try:
             while True:
-                count, request = _messages(client)
+                count, request = _commands(client)
                 fault, strike = self._what_befalls(request)
                 if strike and strike.moment is Moment.ARRIVING:
                     strike.act()
@@ -194,8 +194,34 @@ def proxied(url: str) -> Iterator[Proxy]:
         proxy.close()
 
 
+def _commands(connection: socket.socket) -> tuple[int, bytes]:
+    """The commands that came together: how many, and their bytes; none is cut in two. OSError at the end."""
+    received = b""
+    while not (count := _whole_commands(received)):
+        if not (chunk := connection.recv(_CHUNK)):
+            raise ConnectionError("closed")
+        received += chunk
+    return count, received
+
+
+def _whole_commands(data: bytes) -> int:
+    """How many commands these bytes are; 0 if they end in the middle of one."""
+    count = at = 0
+    while at < len(data):
+        left = 1
+        while left:
+            end = data.find(b"\r\n", at)
+            if end < 0:
+                return 0
+            kind, number = data[at : at + 1], int(data[at + 1 : end])
+            left += number - 1 if kind == b"*" else -1
+            at = end + 2 + (number + 2 if kind == b"$" else 0)
+        count += 1
+    return count if at == len(data) else 0
+
+
 def _messages(connection: socket.socket, count: int = 1) -> tuple[int, bytes]:
-    """So many requests or replies, and those that came with them: how many, and their bytes. OSError at the end."""
+    """So many replies, and those that came with them: how many, and their bytes. OSError at the end."""
     reader, found, received = hiredis.Reader(), 0, b""
     while found < count or reader.has_data():
         if not (chunk := connection.recv(_CHUNK)):
