@@ -42,6 +42,7 @@ from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.memory import MemoryWatch, Watermarks
 from workers.partitions import HeldPartitions
+from workers.patience import Patience
 from workers.registered import registered
 from workers.reloading import FOLLOWS, InForce, follow_stdin
 from workers.schedule import Schedule
@@ -127,7 +128,7 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
         halted = Halted(Halting(log.client, log.keyspace), worker_id, stop)
         if halted.is_told():
             return HALTED_EXIT
-        about = {"pid": str(os.getpid()), "host": platform.node()}
+        about = {"pid": str(os.getpid()), "host": platform.node(), **Patience.of(settings.sessions).told}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
         sessions = Following(
@@ -164,7 +165,7 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
         Thread(target=end_if_stuck, args=(following, in_force, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
         jobs.start()
-        in_force.tell(lambda changed: take(changed, following, jobs))
+        in_force.tell(lambda changed: take(changed, following, jobs, about))
         stop.wait()
         jobs.stop_soon()
         shutdown = Shutdown(*(one.partitions for one in following), drain_s=in_force.settings.worker.drain_s, say=say)
@@ -184,8 +185,11 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
     return HALTED_EXIT if halted.halt is not None else code
 
 
-def take(settings: Settings, following: Sequence[Following], jobs: Jobs) -> None:
-    """Settings changed: what asks for them at each turn has them already, these are told."""
+def take(settings: Settings, following: Sequence[Following], jobs: Jobs, about: dict[str, str]) -> None:
+    """Settings changed: what asks for them at each turn has them already, these are told, and the others by the next
+    sign of life.
+    """
+    about.update(Patience.of(settings.sessions).told)
     for one in following:
         one.keeper.pace(lease_ttl_ms=settings.worker.lease_ttl_ms, beat_ms=settings.worker.beat_ms)
     jobs.take(settings)
