@@ -154,14 +154,8 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
         Thread(target=look_after, args=housekeeping, name="housekeeper", daemon=True).start()
         if settings.archive.url is not None and settings.archive.write:
             keeping = Keeping(settings.archive.hot_events, settings.archive.after_end_s)
-            Archiving(
-                log,
-                store,
-                partitions.tokens,
-                keeping=keeping,
-                every_s=settings.archive.every_s,
-                is_short=lambda: memory.is_short,
-            ).start(stop)
+            archiving = Archiving(log, store, partitions.tokens, keeping, memory, every_s=settings.archive.every_s)
+            archiving.start(stop)
         Thread(target=end_if_stuck, args=(following, in_force, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
         jobs.start()
@@ -297,16 +291,17 @@ def look_after(
     while not stop.wait(SERVER_LOOK_S):
         try:
             look_at_server(log)
+            # First what frees memory: what comes after it may need some.
             memory.look(sessions.partitions.tokens())
-            for store, totals in caught_up.items():
-                if totals is not None:
-                    caught_up[store] = publications.offer(store, worker_id, totals)
-            silences.look(list(sessions.partitions.tokens()))
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
                 worker = in_force.settings.worker
                 keep = {"keep_s": worker.feed_keep_s, "pin_s": worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
+            for store, totals in caught_up.items():
+                if totals is not None:
+                    caught_up[store] = publications.offer(store, worker_id, totals)
+            silences.look(list(sessions.partitions.tokens()))
         except (MusterError, redis.RedisError, OSError) as error:
             silences.broke()
             hindrances.met(
