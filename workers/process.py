@@ -42,6 +42,7 @@ from workers.hindrances import Hindrances
 from workers.jobs import JobRunner
 from workers.memory import MemoryWatch, Watermarks
 from workers.partitions import HeldPartitions
+from workers.patience import Patience
 from workers.registered import registered
 from workers.reloading import FOLLOWS, InForce, follow_stdin
 from workers.schedule import Schedule
@@ -127,7 +128,7 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
         halted = Halted(Halting(log.client, log.keyspace), worker_id, stop)
         if halted.is_told():
             return HALTED_EXIT
-        about = {"pid": str(os.getpid()), "host": platform.node()}
+        about = {"pid": str(os.getpid()), "host": platform.node(), **Patience.of(settings.sessions).told}
         partitions = HeldPartitions()
         project = Projector(store, log, worker_id, goes_on=partitions.goes_on).project
         sessions = Following(
@@ -153,18 +154,12 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
         Thread(target=look_after, args=housekeeping, name="housekeeper", daemon=True).start()
         if settings.archive.url is not None and settings.archive.write:
             keeping = Keeping(settings.archive.hot_events, settings.archive.after_end_s)
-            Archiving(
-                log,
-                store,
-                partitions.tokens,
-                keeping=keeping,
-                every_s=settings.archive.every_s,
-                is_short=lambda: memory.is_short,
-            ).start(stop)
+            archiving = Archiving(log, store, partitions.tokens, keeping, memory, every_s=settings.archive.every_s)
+            archiving.start(stop)
         Thread(target=end_if_stuck, args=(following, in_force, stop), name="deadline", daemon=True).start()
         jobs = Jobs(settings, log, definitions, worker_id)
         jobs.start()
-        in_force.tell(lambda changed: take(changed, following, jobs))
+        in_force.tell(lambda changed: take(changed, following, jobs, about))
         stop.wait()
         jobs.stop_soon()
         shutdown = Shutdown(*(one.partitions for one in following), drain_s=in_force.settings.worker.drain_s, say=say)
@@ -184,8 +179,11 @@ def run(in_force: InForce, definitions: Sequence[Definition], stop: Event) -> in
     return HALTED_EXIT if halted.halt is not None else code
 
 
-def take(settings: Settings, following: Sequence[Following], jobs: Jobs) -> None:
-    """Settings changed: what asks for them at each turn has them already, these are told."""
+def take(settings: Settings, following: Sequence[Following], jobs: Jobs, about: dict[str, str]) -> None:
+    """Settings changed: what asks for them at each turn has them already, these are told, and the others by the next
+    sign of life.
+    """
+    about.update(Patience.of(settings.sessions).told)
     for one in following:
         one.keeper.pace(lease_ttl_ms=settings.worker.lease_ttl_ms, beat_ms=settings.worker.beat_ms)
     jobs.take(settings)
@@ -293,16 +291,17 @@ def look_after(
     while not stop.wait(SERVER_LOOK_S):
         try:
             look_at_server(log)
+            # First what frees memory: what comes after it may need some.
             memory.look(sessions.partitions.tokens())
-            for store, totals in caught_up.items():
-                if totals is not None:
-                    caught_up[store] = publications.offer(store, worker_id, totals)
-            silences.look(list(sessions.partitions.tokens()))
             if time.monotonic() >= next_trim:
                 next_trim = time.monotonic() + TRIM_EVERY_S
                 worker = in_force.settings.worker
                 keep = {"keep_s": worker.feed_keep_s, "pin_s": worker.feed_pin_s}
                 trim_feeds(sessions.store, sessions.partitions.tokens(), **keep)
+            for store, totals in caught_up.items():
+                if totals is not None:
+                    caught_up[store] = publications.offer(store, worker_id, totals)
+            silences.look(list(sessions.partitions.tokens()))
         except (MusterError, redis.RedisError, OSError) as error:
             silences.broke()
             hindrances.met(

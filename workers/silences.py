@@ -5,11 +5,15 @@ While the store takes no appends, nobody is silent by his own doing: nothing is 
 
 from __future__ import annotations
 
+import math
+
 from domain.log import SessionLog
 from domain.log.read_only import ReadOnlyMode
 from projections.store import ProjectionStore
 from workers.absence import Absences
 from workers.expiry import Expiry
+from workers.leasing import living_workers
+from workers.patience import Patience
 from workers.reloading import InForce
 from workers.vigil import Vigil
 
@@ -37,7 +41,8 @@ class Silences:
             return
         self._vigil.look(now, partitions)
         self._absences.look(now)
-        if self._settings.sessions.expire:
+        self._be_as_patient_as_the_others()
+        if self._patience.idle_s < math.inf:
             self._expiry.look(now, self._vigil)
 
     def broke(self) -> None:
@@ -46,6 +51,17 @@ class Silences:
 
     def _heed(self) -> None:
         self._settings = settings = self._in_force.settings
-        ends, grace_s = settings.sessions, settings.worker.absence_grace_s
+        grace_s = settings.worker.absence_grace_s
         self._absences = Absences(self._log, self._store, self._vigil, grace_s=grace_s)
-        self._expiry = Expiry(self._log, self._store, idle_s=ends.idle_s, grace_s=ends.grace_s)
+        self._wait(Patience.of(settings.sessions))
+
+    def _be_as_patient_as_the_others(self) -> None:
+        own = Patience.of(self._settings.sessions)
+        patience = own.with_that_of(living_workers(self._log.client, self._log.keyspace))
+        if patience != self._patience:
+            self._wait(patience)
+
+    def _wait(self, patience: Patience) -> None:
+        self._patience = patience
+        if patience.idle_s < math.inf:
+            self._expiry = Expiry(self._log, self._store, idle_s=patience.idle_s, grace_s=patience.grace_s)

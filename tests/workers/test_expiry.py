@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,7 +19,11 @@ from domain.log.keys import Keyspace
 from tests.conftest import ENVIRONMENT, Store
 from tests.projections.world import World, did, foreign_append, run_cli
 from tests.waiting import wait_until
+from workers.child_process import start_child
 from workers.expiry import Expiry
+from workers.leasing import living_workers
+from workers.patience import Patience
+from workers.settings import SessionSettings
 from workers.vigil import Vigil
 
 MINUTE = 60_000
@@ -165,6 +174,58 @@ def test_workers_warn_who_idles(server_url: str, make_store: Callable[..., Store
     assert said(world, "new") == [("start", "ann")]
 
 
+def test_a_wrong_setting_of_one_host_ends_no_session_that_another_would_wait_for(
+    server_url: str, make_store: Callable[..., Store]
+) -> None:
+    """Whichever of them holds the partition; and where one is told that none expires, none does. Alone it goes by its
+    own.
+    """
+    store = make_store(server_url, partitions=2)
+    world = World(store)
+    now = world.projections.server_ms()
+    for partition in range(2):
+        for session, ago_ms in (("hours", 3_600_000), ("minutes", 600_000)):
+            copy_into(world, named(world, session, partition), now - ago_ms)
+    hasty, patient = {"MUSTER_SESSIONS__IDLE_S": "60"}, {"MUSTER_SESSIONS__IDLE_S": "1800"}
+    with started(world, patient), started(world, hasty):
+        for partition in range(2):
+            wait_until(partial(is_warned, world, "hours", partition), message="what idles for all of them is warned")
+        assert [is_warned(world, "minutes", partition) for partition in range(2)] == [False, False]
+    with started(world, hasty):
+        for partition in range(2):
+            wait_until(partial(is_warned, world, "minutes", partition), message="by its own word it is warned")
+
+
+def test_the_most_patient_word_holds() -> None:
+    own = Patience(60, 180)
+    others = [{"idle_s": "1800", "grace_s": "60"}, {"host": "of an older release"}, {"idle_s": "x", "grace_s": ""}]
+    assert own.with_that_of(others) == Patience(1800, 180)
+    assert own.with_that_of([*others, Patience.of(SessionSettings(expire=False)).told]).idle_s == math.inf
+
+
+def is_warned(world: World, prefix: str, partition: int) -> bool:
+    return len(said(world, named(world, prefix, partition))) > 1
+
+
+def named(world: World, prefix: str, partition: int) -> str:
+    """A session of a partition."""
+    names = (f"{prefix}-{number}" for number in count())
+    return next(name for name in names if world.keyspace.partition_of(name) == partition)
+
+
+@contextmanager
+def started(world: World, settings: dict[str, str]) -> Iterator[None]:
+    """A worker process with settings of its own, from when it gives signs of life on."""
+    before = len(living_workers(world.redis, world.keyspace))
+    child = start_child([sys.executable, "-m", "workers.process"], env=world.environ() | settings)
+    try:
+        wait_until(lambda: len(living_workers(world.redis, world.keyspace)) > before, message="the worker lives")
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
 def copy_into(world: World, session: str, at_ms: int) -> None:
     """A session with one commit of another time, as a restored store has."""
     keys = Keyspace(ENVIRONMENT, world.store.namespace, world.keyspace.count).of(session)
@@ -173,7 +234,7 @@ def copy_into(world: World, session: str, at_ms: int) -> None:
     world.redis.xadd(keys.log(session), {"t": at_ms, "d": digest, "b": body}, id="1-1")
     world.redis.set(keys.head(session), f"1 {digest} o {at_ms} -")
     world.redis.zadd(keys.sessions, {session: 0})
-    world.redis.hset(keys.meta, "total", 1)
+    world.redis.hincrby(keys.meta, "total", 1)
 
 
 def test_a_warning_in_a_commit_of_a_foreign_producer_is_read_alike_by_both_readings(world: World) -> None:

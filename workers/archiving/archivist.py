@@ -55,6 +55,8 @@ class Archivist:
         self._archive = archive
         self._goes_on = goes_on
         self.done = Archived()
+        #: Of which sessions it was said that they do not verify: once is enough.
+        self._told: set[str] = set()
 
     def partition(self, partition: int, keeping: Keeping) -> None:
         """Archives what may go of a partition; `goes_on` is told of the events of each session.
@@ -68,8 +70,10 @@ class Archivist:
                 self._session(partition, candidate)
             except Damaged as damaged:
                 self.done.left += 1
-                about = {"action": "archive.left", "session": candidate.session}
-                logger.error("session %s is not archived: %s", candidate.session, damaged, extra=about)
+                if candidate.session not in self._told:
+                    self._told.add(candidate.session)
+                    about = {"action": "archive.left", "session": candidate.session}
+                    logger.error("session %s is not archived: %s", candidate.session, damaged, extra=about)
             self._goes_on(self.done.events - events)
 
     def _session(self, partition: int, candidate: Candidate) -> None:

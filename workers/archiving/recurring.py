@@ -19,6 +19,7 @@ from projections.store import ProjectionStore
 from workers.archiving.archivist import Archivist
 from workers.archiving.choosing import TIGHT, Keeping
 from workers.hindrances import Hindrances
+from workers.memory import MemoryWatch
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,16 @@ class Archiving:
         log: SessionLog,
         store: ProjectionStore,
         held: Callable[[], Iterable[int]],
-        *,
         keeping: Keeping,
+        memory: MemoryWatch,
+        *,
         every_s: float,
-        is_short: Callable[[], bool],
     ) -> None:
         self._archivist = Archivist(log, store, log.archive)
         self._held = held
         self._keeping = keeping
         self._every_s = every_s
-        self._is_short = is_short
+        self._memory = memory
         self._hindrances = Hindrances(logger)
 
     def start(self, stop: Event) -> None:
@@ -53,7 +54,7 @@ class Archiving:
         waited_s = 0.0
         while not stop.wait(SOON_S):
             waited_s += SOON_S
-            if waited_s >= self._every_s or self._is_short():
+            if waited_s >= self._every_s or self._memory.is_short:
                 waited_s = 0.0
                 self._round(stop)
 
@@ -63,7 +64,7 @@ class Archiving:
             for partition in list(self._held()):
                 if stop.is_set():
                     return
-                self._archivist.partition(partition, TIGHT if self._is_short() else self._keeping)
+                self._archivist.partition(partition, TIGHT if self._memory.is_short else self._keeping)
         except (MusterError, redis.RedisError, OSError) as error:
             self._hindrances.met("archive.hindered", "nothing can be archived", error)
         except Exception:

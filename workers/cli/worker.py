@@ -79,4 +79,6 @@ def _row(worker: dict[str, Any]) -> dict[str, Any]:
         "host": worker["host"],
         "partitions": worker["partitions"],
         "heartbeat_at": rfc3339(int(worker["heartbeat_at"])),
+        "idle_s": worker.get("idle_s"),
+        "grace_s": worker.get("grace_s"),
     }
