@@ -162,10 +162,14 @@ class MigrateSettings(Struct, frozen=True, forbid_unknown_fields=True):
     `redis`. Users and passwords are those of `redis` too, unless given here.
     """
 
+    #: The server that sessions come from.
     from_url: str | None = None
+    #: User and password there; None: those of `redis`.
     from_username: str | None = None
     from_password: str | None = None
+    #: The server that sessions go to.
     to_url: str | None = None
+    #: User and password there; None: those of `redis`.
     to_username: str | None = None
     to_password: str | None = None
 

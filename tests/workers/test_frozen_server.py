@@ -144,6 +144,8 @@ def test_every_command_answers(
         "REDIS__RETRY_FOR_S": "0.2",
         "HEALTH__TIMEOUT_S": "0.2",
         "JOBS__URL": frozen.url.rpartition("/")[0] + "/1",
+        "MIGRATE__FROM_URL": frozen.url,
+        "MIGRATE__TO_URL": frozen.url,
     }.items():
         monkeypatch.setenv(f"MUSTER_{name}", value)
     if command.startswith("spool"):
