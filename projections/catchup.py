@@ -23,13 +23,14 @@ from msgspec import Struct
 from domain.agent import NOTHING, Totals, contributions, difference, merge
 from domain.codec import Commit
 from domain.errors import Damaged, MusterError
+from domain.log.archive.place import is_of_archive
 from domain.log.contract import CommitReader, Position
 from domain.log.feed import Span
 from domain.stretch import Stretch
 from projections import agent_view, indexing, session_view
 from projections.careful import CarefulReader
 from projections.indexing import Entries, Given, IndexMoves, given
-from projections.parking import KILLED, fingerprint, is_of_archive
+from projections.parking import KILLED, fingerprint
 from projections.session_view import Folding
 from projections.shortcut import folding_from
 from projections.store import (

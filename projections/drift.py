@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from domain.agent import NOTHING, Totals, contributions
 from domain.errors import Damaged
+from domain.log.archive.place import is_of_archive
 from domain.log.contract import CommitReader, Head, Position
 from domain.log.feed import FeedEntry, parse_feed_position
 from domain.log.protocol import parse_entry
@@ -35,7 +36,7 @@ from projections.catchup import advance
 from projections.census import Unlisted, census
 from projections.findings import KINDS, Finding, difference, finding
 from projections.index_drift import IndexCheck, Should
-from projections.parking import KILLED, is_of_archive
+from projections.parking import KILLED
 from projections.proof import NO_PROOFS, Proof, fingerprint
 from projections.second_reading import SecondReading, contributed_by, indexed_by, summed_by, taken_apart
 from projections.session_view import Folding
@@ -377,7 +378,8 @@ class Validator:
             for at, (session, reason, skipped) in enumerate(zip(sessions, parked, skips, strict=True))
         ]
         archived = [snapshot.session for snapshot in snapshots if snapshot.head is None or snapshot.head.is_archived]
-        horizons = dict(zip(archived, self._store.horizons(archived), strict=True))
+        found = zip(archived, self._store.horizons(archived), strict=True)
+        horizons = {session: horizon.seq for session, horizon in found if horizon is not None}
         snapshots = [
             structs.replace(snapshot, horizon=horizons[snapshot.session]) if snapshot.session in horizons else snapshot
             for snapshot in snapshots

@@ -23,7 +23,7 @@ from domain.errors import Damaged, NotFound
 from domain.invariants import gate_of, is_chained, is_dense
 from domain.log import SessionLog
 from domain.log.contract import Head, Position
-from domain.log.protocol import CALL_BYTES, CALL_COMMITS, parse_entry
+from domain.log.protocol import chunks, parse_entry
 from domain.session import OPEN_GATE
 from projections import session_view
 from projections.store import ProjectionStore, readable_head
@@ -272,7 +272,7 @@ class Grafting:
 
     def _built(self, session: str, merged: _Merged, at: Position) -> bool:
         """The same, beginning where a graft stands."""
-        steps = _steps(self._commits(session, merged, at.seq))
+        steps = chunks(self._commits(session, merged, at.seq))
         step: list[Commit] | None = next(steps, [])
         while step is not None:
             following = next(steps, None)
@@ -317,7 +317,7 @@ class Grafting:
         """What of the log nobody was told of yet, in portions as an append has them."""
         head = merged.stored.head
         told = max(merged.known_seq, head.seq if head is not None else 0, merged.stored.base.seq)
-        return list(_steps(self._commits(session, merged, told)))
+        return list(chunks(self._commits(session, merged, told)))
 
 
 def _told(session: str, merged: _Merged) -> Graft:
@@ -401,16 +401,3 @@ def _nothing_of(session: str) -> Held:
 def _position(session: str, entry: tuple[bytes, Any]) -> Position:
     commit = parse_entry(session, entry)
     return Position(commit.last_seq, commit.digest)
-
-
-def _steps(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
-    """Commits in portions that one call takes."""
-    step, size = list[Commit](), 0
-    for commit in commits:
-        if step and (len(step) == CALL_COMMITS or size + len(commit.body) > CALL_BYTES):
-            yield step
-            step, size = [], 0
-        step.append(commit)
-        size += len(commit.body)
-    if step:
-        yield step

@@ -28,11 +28,6 @@ _VARYING: Final = re.compile(
 )
 
 
-def is_of_archive(code: str) -> bool:
-    """Whether it is the archive that could not be read: then nothing is known of the log that lies in it."""
-    return code.startswith("ARCHIVE_")
-
-
 def fingerprint(code: str, cause: str, session: str) -> str:
     """12 hex digits that are the same for the same trouble in any session, at any seq.
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from domain.errors import MusterError
+from domain.log.archive.place import is_of_archive
 from domain.log.contract import CommitReader, Position
 from projections import session_view
-from projections.parking import is_of_archive
 from projections.session_view import Folding
 
 #: Shorter sessions are folded whole: that costs little, and makes all their checkpoints anew.

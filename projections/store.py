@@ -18,7 +18,7 @@ from domain.errors import Conflict, Damaged
 from domain.log.contract import Head
 from domain.log.feed import FeedEntry, Span, parse_feed_entry, parse_feed_position
 from domain.log.keys import Keyspace, PartitionKeys
-from domain.log.protocol import pack_head, parse_head, parse_stretch
+from domain.log.protocol import HORIZON_FIELDS, Horizon, pack_head, parse_head, parse_horizon, parse_stretch
 from domain.log.skips import parse_skips, with_marks
 from domain.log.witness import Loss
 from domain.session import Session
@@ -320,13 +320,13 @@ class ProjectionStore:
             for code, first_bad_seq in reasons
         ]
 
-    def horizons(self, sessions: Sequence[str]) -> list[int]:
+    def horizons(self, sessions: Sequence[str]) -> list[Horizon | None]:
         """Up to where sessions are in the archive and no more in their logs."""
         pipe = self.client.pipeline(transaction=False)
         for session in sessions:
-            pipe.hget(self.keyspace.of(session).hold(session), "horizon")
-        replies = pipe.execute(raise_on_error=False) if sessions else []
-        return [parse_position(reply) or 0 for reply in replies]
+            pipe.hmget(self.keyspace.of(session).hold(session), *HORIZON_FIELDS)
+        replies = [unless_of_another_type(reply) for reply in (pipe.execute(raise_on_error=False) if sessions else [])]
+        return [None if reply is None else parse_horizon(reply) for reply in replies]
 
     def places(self, sessions: Sequence[str]) -> list[dict[str, str]]:
         """Where sessions are that are closed here because of that: the fields that say so."""

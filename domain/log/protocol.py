@@ -10,7 +10,7 @@ Appends of one list that belong to one partition travel in one call of the appen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -132,6 +132,10 @@ class HorizonRequest(Struct, frozen=True):
     """Up to where a session's commits are in the archive and no more in its log. Answered by a Horizon or None."""
 
     session: str
+
+
+#: The fields of a session's hold that say so.
+HORIZON_FIELDS = ("horizon", "horizon_digest", "segments")
 
 
 class Horizon(Struct, frozen=True):
@@ -334,7 +338,7 @@ class Protocol:
                 command = ["GET", self.keyspace.of(session).head(session)]
                 return Call(command, [place], lambda reply: [parse_head(reply)])
             case HorizonRequest(session):
-                command = ["HMGET", self.keyspace.of(session).hold(session), "horizon", "horizon_digest", "segments"]
+                command = ["HMGET", self.keyspace.of(session).hold(session), *HORIZON_FIELDS]
                 return Call(command, [place], lambda reply: [parse_horizon(reply)])
             case RangeRequest(session, from_seq, to_seq, count, backward):
                 low, high = str(from_seq), "+" if to_seq is None else str(to_seq)
@@ -481,6 +485,20 @@ def damaged(session: str, code: str, *rest: str) -> Damaged:
     if code == "QUARANTINED":
         return quarantined(session, rest[0], int(rest[1]))
     return Damaged(code, f"session {session}: the log and its head do not fit together", session=session)
+
+
+def chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
+    """Commits that exist already, as many as a call of a function takes at a time."""
+    chunk: list[Commit] = []
+    size = 0
+    for commit in commits:
+        if chunk and (len(chunk) == CALL_COMMITS or size + len(commit.body) > CALL_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(commit)
+        size += len(commit.body)
+    if chunk:
+        yield chunk
 
 
 def pack_position(known: Position | None) -> str:

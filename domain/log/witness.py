@@ -16,6 +16,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from domain.errors import Damaged, MusterError
+from domain.log.archive.place import is_of_archive
 from domain.log.contract import Position, Receipt
 from domain.log.protocol import Flow, HeadRequest, RangeRequest, ReadFlow, position_of, taken
 
@@ -101,7 +102,7 @@ class Witness:
                     if not any(commit.digest == known.digest for commit in taken(found)):
                         losses.append((yield from self._loss_flow(session, known)))
                 except MusterError as error:  # one session's trouble; the validator has the words for it
-                    if not isinstance(error, Damaged) and not error.code.startswith("ARCHIVE_"):
+                    if not isinstance(error, Damaged) and not is_of_archive(error.code):
                         raise
                     about = {"action": "log.incomparable", "session": session}
                     logger.warning("session %s could not be compared: %s", session, error, extra=about)

@@ -16,14 +16,13 @@ from domain.errors import Damaged, MusterError
 from domain.invariants import is_chained, is_dense
 from domain.log import SessionLog
 from domain.log.archive.joining import labels_of
-from domain.log.archive.place import Archive
+from domain.log.archive.place import Archive, is_of_archive
 from domain.log.archive.segment import Label, label_of, name_of, opened
 from domain.log.contract import Position
-from domain.log.protocol import Horizon, parse_horizon
+from domain.log.protocol import Horizon
 from projections.findings import Finding, finding
-from projections.parking import is_of_archive
 from projections.shortcut import holds
-from projections.store import ProjectionStore, unless_of_another_type
+from projections.store import ProjectionStore
 
 
 class Checked(Struct):
@@ -57,7 +56,7 @@ class Check:
         """
         for partition in range(self._store.keyspace.count):
             for page in self._store.member_pages(partition):
-                for session, horizon in zip(page, self._horizons(page), strict=True):
+                for session, horizon in zip(page, self._store.horizons(page), strict=True):
                     if horizon is not None:
                         yield from self._named(partition, session, horizon)
         yield from self._unnamed()
@@ -91,7 +90,7 @@ class Check:
         labels = map(label_of, self._archive.names(self._log.identity.store))
         by_session = groupby((label for label in labels if label is not None), key=lambda label: label.session)
         for session, found in by_session:
-            (horizon,) = self._horizons([session])
+            (horizon,) = self._store.horizons([session])
             named = set() if horizon is None else {*labels_of(self._log.identity.store, session, horizon)}
             for label in found:
                 if label not in named:
@@ -112,10 +111,3 @@ class Check:
                 "ARCHIVE_STRAY", partition, session=label.session, first_bad_seq=label.from_seq,
                 stored={"segment": name, "seq": last.last_seq, "digest": last.digest},
             )  # fmt: skip
-
-    def _horizons(self, sessions: list[str]) -> list[Horizon | None]:
-        pipe = self._store.client.pipeline(transaction=False)
-        for session in sessions:
-            pipe.hmget(self._store.keyspace.of(session).hold(session), "horizon", "horizon_digest", "segments")
-        replies = [unless_of_another_type(reply) for reply in pipe.execute(raise_on_error=False)]
-        return [None if reply is None else parse_horizon(reply) for reply in replies]

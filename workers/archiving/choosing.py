@@ -1,10 +1,9 @@
 """Which sessions may leave the server's memory, and up to where.
 
 A session that ended long enough ago goes as a whole, and while memory is short one that idles; of any other the newest
-events stay. Nothing goes that is
-not behind what is derived from it: a session that is whole stands with its view, one that is open lies behind a
-checkpoint that can be read, and no cursor of a projection of the user's own has it still before it. Whoever stands in
-doubt (parked, quarantined, without a view that can be read) stays.
+events stay. Nothing goes that is not behind what is derived from it: a session that goes as a whole stands with its
+view, one that is open lies behind a checkpoint that can be read, and no cursor of a projection of the user's own has it
+still before it. Whoever stands in doubt (parked, quarantined, moved, without a view that can be read) stays.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from domain.log.contract import Head, Position
-from domain.log.protocol import Horizon, parse_horizon
+from domain.log.protocol import HORIZON_FIELDS, Horizon, parse_horizon
 from domain.session import OPEN_GATE
 from projections import session_view
 from projections.own.publishing import Publications, positions
@@ -103,7 +102,7 @@ def _settled(
     keys = store.keys(partition)
     pipe = store.client.pipeline(transaction=False)
     for session in heads:
-        pipe.hmget(keys.hold(session), "horizon", "horizon_digest", "segments")
+        pipe.hmget(keys.hold(session), *HORIZON_FIELDS)
         pipe.get(keys.session_view(session))
         pipe.hgetall(keys.checkpoints(session))
     replies = [unless_of_another_type(reply) for reply in pipe.execute(raise_on_error=False)]

@@ -119,7 +119,7 @@ def standing(store: ProjectionStore) -> Standing:
             stands.events += sum(head.seq for head in heads if head)
             stands.cold += sum(head.is_cold for head in heads if head)
             stands.begun += sum(head.is_archived and not head.is_cold for head in heads if head)
-            stands.events_archived += sum(store.horizons(archived))
+            stands.events_archived += sum(horizon.seq for horizon in store.horizons(archived) if horizon)
     return stands
 
 

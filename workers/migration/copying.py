@@ -9,14 +9,14 @@ twice adds nothing, and whoever goes on asks the copy where it stands. A source 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
 from domain.codec import Commit, genesis
 from domain.errors import Damaged, Misconfigured, MusterError, Unavailable
 from domain.log.contract import Position
-from domain.log.protocol import CALL_BYTES, CALL_COMMITS, Command, quarantined
+from domain.log.protocol import CALL_BYTES, Command, chunks, quarantined
 from workers.migration import calls
 from workers.migration.calls import Standing
 from workers.migration.ends import Ends
@@ -151,20 +151,6 @@ class _Batch:
                 )
             else:
                 found[session] = _error(answer)
-
-
-def chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
-    """Commits, as many as a call takes at a time."""
-    chunk: list[Commit] = []
-    size = 0
-    for commit in commits:
-        if chunk and (len(chunk) == CALL_COMMITS or size + len(commit.body) > CALL_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(commit)
-        size += len(commit.body)
-    if chunk:
-        yield chunk
 
 
 def _is_at_beginning(at: Position | MusterError) -> bool:

@@ -22,13 +22,12 @@ from domain.codec import Commit, genesis
 from domain.errors import Conflict, MusterError, Unavailable
 from domain.invariants import gate_of
 from domain.log.contract import Head, Position
-from domain.log.protocol import Command
+from domain.log.protocol import Command, chunks
 from domain.log.skips import decode_skips
 from domain.session import OPEN_GATE
 from projections.skipping import DISCARDED
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
-from workers.migration.copying import chunks
 from workers.migration.ends import Ends
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages

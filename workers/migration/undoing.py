@@ -20,10 +20,10 @@ from domain.codec import Commit, genesis
 from domain.errors import Conflict, Damaged, MusterError, Unavailable
 from domain.invariants import gate_of
 from domain.log.contract import Position
+from domain.log.protocol import chunks
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
 from workers.migration.comparing import is_sealed
-from workers.migration.copying import chunks
 from workers.migration.cutting import confirmed
 from workers.migration.ends import End, Ends
 from workers.migration.proof import Proof

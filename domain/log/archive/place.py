@@ -39,6 +39,11 @@ class Archive(Protocol):
         """Where it is, without any secret."""
 
 
+def is_of_archive(code: str) -> bool:
+    """Whether it is the archive that could not be read: then nothing is known of the log that lies in it."""
+    return code.startswith("ARCHIVE_")
+
+
 class NotGiven:
     """The archive of whoever was given none: what is asked of it says so (Misconfigured, ARCHIVE_NOT_GIVEN)."""
 
