@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from msgspec import Struct
 
 from domain.errors import Misconfigured
-from domain.log.archive.bucket import Bucket
 from domain.log.archive.folder import Folder
 
 
@@ -94,6 +93,8 @@ def open_archive(url: str, keys: Keys | None = None) -> Archive:
         if scheme == "s3" and parts.netloc and not {"@", ":"} & {*parts.netloc} and not parts.fragment:
             endpoint, region = query.pop("endpoint", None), query.pop("region", None)
             if not query and _is_endpoint(endpoint):
+                from domain.log.archive.bucket import Bucket  # here: its library is loaded by nobody else
+
                 secrets = (keys.key_id, keys.secret, keys.token) if keys is not None else None
                 return Bucket(
                     parts.netloc, unquote(parts.path).strip("/"), endpoint=endpoint, region=region, secrets=secrets
