@@ -203,7 +203,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "SESSION_TAKEN": Entry(Conflict, "give the fork a name of its own: `--as NAME`"),
     "MOVED_TO": Entry(
-        Conflict, "append the same there, with the same ids; a log opened with `moved=[URL]` does so by itself"
+        Conflict, "go on there: append the same, with the same ids; a log opened with `moved=[URL]` does so by itself"
     ),
     "MIGRATION_CONFLICT": Entry(
         Conflict, "leave these sessions out, or take the target's away first: what a target holds is never overwritten"
@@ -665,7 +665,7 @@ CAUSES: dict[str, str] = {
     "LOG_GAP": "Seqs in the log do not follow one another",
     "LOG_TRIMMED": "The beginning of the log is gone",
     "LOG_ALTERED": "A commit is not what its digest says",
-    "MOVED_TO": "The session was moved to another store, and its writers append there",
+    "MOVED_TO": "The session, or durable subscription, was moved to another store, and is gone on with there",
     "SESSION_ARRIVING": "The session is being moved here and is not whole yet",
     "MIGRATION_CONFLICT": "The target of a migration holds other sessions under the same ids",
     "SYNC_CONFLICT": "A session was written on both sides of a standby",

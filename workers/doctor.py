@@ -224,7 +224,7 @@ class _Examination:
         self._note("subscriptions", f"{len(found)} durable ones")
         for one in found:
             events = sum(behind(one, partition, totals) or 0 for partition in one.partitions)
-            if events and not one.members:
+            if events and not one.members and one.moved_to is None:
                 why = f"subscription {one.name} is {events} events behind, and no member of it lives"
                 self._findings.append(_advice("warning", "SUBSCRIPTION_FORSAKEN", "subscriptions", why))
 

@@ -40,7 +40,7 @@ class Finding(Struct, frozen=True):
     """The store at a place. Answered by whether this log can reach it, or why not now; of a session, by the way."""
 
     place: Place
-    session: str
+    session: str | None
 
 
 class Pausing(Struct, frozen=True):

@@ -67,6 +67,12 @@ KEYS: Final = (
     Key("{p}:beats", "zset", KeyClass.EPHEMERAL, "entries until the agent leaves or is reported gone"),
     Key("{p}:place:<subscription>", "string", KeyClass.CONTROL, "until dropped; up to where it is acknowledged"),
     Key("{p}:acked:<subscription>", "hash", KeyClass.CONTROL, "as the place; its position in the feed"),
+    Key(
+        "{p}:reached:<subscription>",
+        "hash",
+        KeyClass.CONTROL,
+        "as the place; up to where moved sessions were given",
+    ),
     Key("{p}:subowner:<subscription>", "hash", KeyClass.CONTROL, "as the place; which member holds it"),
     Key("{p}:lost", "hash", KeyClass.CONTROL, "until the loss is accepted; what witnesses reported lost"),
     Key("{p}:audit", "stream", KeyClass.CONTROL, "for ever"),
@@ -123,6 +129,7 @@ KEYS: Final = (
     Key("{store}:migrations", "zset", KeyClass.CONTROL, "for ever; ids of migrations to here, scores when they began"),
     Key("{store}:migration:<task>", "hash", KeyClass.CONTROL, "as `migrations`; what is moved, how far it is"),
     Key("{store}:moves:<task>", "hash", KeyClass.CONTROL, "as the migration; what became of each session"),
+    Key("{store}:cursors:<task>", "hash", KeyClass.CONTROL, "as a standby's migration; the source's subscriptions"),
     Key("{store}:tick:<job>:<tick>", "string", KeyClass.EPHEMERAL, "two ticks; who was first in this one"),
     Key("{store}:ticked", "hash", KeyClass.EPHEMERAL, "for ever; when what recurs was last due and begun"),
     Key("{store}:audit", "stream", KeyClass.CONTROL, "for ever; what was done to projections"),
@@ -225,6 +232,9 @@ class PartitionKeys:
     def acked(self, subscription: str) -> str:
         return f"{self._tag}:acked:{subscription}"
 
+    def reached(self, subscription: str) -> str:
+        return f"{self._tag}:reached:{subscription}"
+
     def subscription_owner(self, subscription: str) -> str:
         return f"{self._tag}:subowner:{subscription}"
 
@@ -301,6 +311,9 @@ class Keyspace:
 
     def moves(self, task: str) -> str:
         return f"{self._store}:moves:{task}"
+
+    def cursors(self, task: str) -> str:
+        return f"{self._store}:cursors:{task}"
 
     def tick(self, job: str, tick: int) -> str:
         return f"{self._store}:tick:{job}:{tick}"

@@ -46,6 +46,7 @@ from domain.log.grouping import TaskGrouping, ThreadGrouping
 from domain.log.keys import DEFAULT_PARTITIONS, Keyspace
 from domain.log.lease import DEFAULT_TTL_MS, AsyncLease, Lease, handing_off
 from domain.log.observing import Observer
+from domain.log.place import Place
 from domain.log.protocol import (
     Command,
     Flow,
@@ -187,7 +188,7 @@ class SessionLog(Exchanges, BlockingReads):
         self._candidates: list[Connecting] = []
         self._found: dict[str, SessionLog] = {}
         self._finding = Lock()
-        self._follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
+        self.follower = FollowingThread(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingThread(self.spool, self.drain) if self.spool is not None else None
 
     @classmethod
@@ -254,7 +255,7 @@ class SessionLog(Exchanges, BlockingReads):
         self.close()
 
     def close(self) -> None:
-        self._follower.close()
+        self.follower.close()
         if self._drainer is not None:
             self._drainer.close()
         for log in self._found.values():
@@ -357,7 +358,7 @@ class SessionLog(Exchanges, BlockingReads):
     ) -> Subscription:
         wanted = Wanted.of(session, types, actors, tags)
         beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
-        return Subscription(self, self._follower, session, beginning)
+        return Subscription(self, self.follower, session, beginning)
 
     def subscribe_as(
         self,
@@ -379,7 +380,7 @@ class SessionLog(Exchanges, BlockingReads):
         """
         check_name(name)
         membership = Membership(self.keyspace, name, Wanted.of(sessions, types, actors, tags), member, ttl_ms)
-        return DurableSubscription(self, self._follower, membership, after)
+        return DurableSubscription(self, self.follower, membership, after)
 
     def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
@@ -543,7 +544,8 @@ class SessionLog(Exchanges, BlockingReads):
                 log.close()
         if step.place.store not in self._found:
             return False if failure is None else failure
-        self._hand_over(step.session, self._found[step.place.store].witness)
+        if step.session is not None:
+            self._hand_over(step.session, self._found[step.place.store].witness)
         return True
 
     def _succeed(self) -> str | None:
@@ -569,6 +571,21 @@ class SessionLog(Exchanges, BlockingReads):
                     return log.identity.store
                 log.close()
         return None
+
+    def elsewhere(self, place: Place | None) -> SessionLog | None:
+        """The log at a place, or (None) of the store that replaces this one; None if this log was not told of it.
+
+        Raises Unavailable.
+        """
+        if self._following is None:
+            return None
+        if place is None:
+            store = self._succeed()
+            return None if store is None else self._found[store]
+        found = self._find(Finding(place, None))
+        if isinstance(found, MusterError):
+            raise found
+        return self._found[place.store] if found else None
 
     def _log_of(self, session: str) -> SessionLog:
         store = None if self._following is None else self._following.store_of(session)
@@ -639,7 +656,7 @@ class AsyncSessionLog(Exchanges):
         self._appends = TaskGrouping(self._send_timed)
         self._candidates: list[Connecting] = []
         self._found: dict[str, AsyncSessionLog] = {}
-        self._follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
+        self.follower = FollowingTask(keyspace, self.drive, connecting.timeout_s)
         self._drainer = DrainingTask(self.spool, self.drain) if self.spool is not None else None
 
     @classmethod
@@ -687,7 +704,7 @@ class AsyncSessionLog(Exchanges):
         await self.close()
 
     async def close(self) -> None:
-        await self._follower.close()
+        await self.follower.close()
         if self._drainer is not None:
             await self._drainer.close()
         for log in self._found.values():
@@ -792,7 +809,7 @@ class AsyncSessionLog(Exchanges):
     ) -> AsyncSubscription:
         wanted = Wanted.of(session, types, actors, tags)
         beginning = begin_flow(self.keyspace, self.identity, session, wanted, after)
-        return AsyncSubscription(self, self._follower, session, beginning)
+        return AsyncSubscription(self, self.follower, session, beginning)
 
     def subscribe_as(
         self,
@@ -809,7 +826,7 @@ class AsyncSessionLog(Exchanges):
         """As `SessionLog.subscribe_as`."""
         check_name(name)
         membership = Membership(self.keyspace, name, Wanted.of(sessions, types, actors, tags), member, ttl_ms)
-        return AsyncDurableSubscription(self, self._follower, membership, after)
+        return AsyncDurableSubscription(self, self.follower, membership, after)
 
     async def compare(self) -> list[Loss]:
         """Holds every receipt and position this log remembers against the server; returns what is lost, by session.
@@ -1007,7 +1024,8 @@ class AsyncSessionLog(Exchanges):
                 await log.close()
         if step.place.store not in self._found:
             return False if failure is None else failure
-        self._hand_over(step.session, self._found[step.place.store].witness)
+        if step.session is not None:
+            self._hand_over(step.session, self._found[step.place.store].witness)
         return True
 
     async def _succeed(self) -> str | None:
@@ -1031,6 +1049,18 @@ class AsyncSessionLog(Exchanges):
                 return log.identity.store
             await log.close()
         return None
+
+    async def elsewhere(self, place: Place | None) -> AsyncSessionLog | None:
+        """As `SessionLog.elsewhere`."""
+        if self._following is None:
+            return None
+        if place is None:
+            store = await self._succeed()
+            return None if store is None else self._found[store]
+        found = await self._find(Finding(place, None))
+        if isinstance(found, MusterError):
+            raise found
+        return self._found[place.store] if found else None
 
     def _log_of(self, session: str) -> AsyncSessionLog:
         store = None if self._following is None else self._following.store_of(session)

@@ -21,6 +21,7 @@ from domain import Damaged, Event, Misconfigured, MusterError, SessionLog
 from domain.log import connect
 from domain.log.connection import connection_error
 from domain.log.keys import Keyspace
+from domain.log.subscribing.durable import DurableSubscriptions
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from tests.domain.log.logs import note, refused
@@ -632,6 +633,9 @@ def test_a_migrator_moves_sessions_and_brings_them_back(filled: Guarded) -> None
     assert filled.run("deployer", "init", "--namespace", "other", "--partitions", "3").code == 0
     ends = ["--from", filled.server.url, "--to", filled.server.url, "--to-namespace", "other"]
     told: Ran
+    with filled.open("subscriber") as log, log.subscribe_as("audit", after="beginning") as member:
+        assert member.get(timeout_s=30) is not None
+        member.ack()
 
     for command in ("plan", "copy", "verify", "cutover", "verify", "status"):
         told = filled.run("migrator", "migrate", command, *ends)
@@ -649,6 +653,8 @@ def test_a_migrator_moves_sessions_and_brings_them_back(filled: Guarded) -> None
     assert filled.run("migrator", "migrate", "sync", "--once", *ends).code == 0
     told = filled.run("migrator", "failover", *ends[2:])
     assert (told.code, told.rows[0]["opened"], told.rows[0]["fenced"]) == (0, 1, True), (told, filled.denials())
+    with SessionLog.open(filled.settings("root").connecting, environment=ENVIRONMENT, namespace="other") as log:
+        assert log.drive(DurableSubscriptions(log.keyspace).show("audit")).moved_to is None
     assert filled.denials() == []
 
 

@@ -13,7 +13,7 @@ from workers.settings import Settings
 from workers.subscribed import behind, standing
 
 SCHEMA: Final = "muster.subscription/1"
-COLUMNS: Final = ("subscription", "behind", "unreadable", "members", "wants")
+COLUMNS: Final = ("subscription", "behind", "unreadable", "members", "moved_to", "wants")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,5 +68,6 @@ def row(found: Durable, totals: list[int]) -> dict[str, Any]:
         "behind": sum(count for count in known if count is not None),
         "unreadable": [partition for partition, place in found.places.items() if place is None],
         "members": found.members,
+        "moved_to": found.moved_to,
         "wants": {key: value for key, value in msgspec.to_builtins(found.wanted).items() if value is not None},
     }

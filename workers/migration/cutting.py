@@ -25,6 +25,7 @@ from domain.log.contract import Position
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
 from workers.migration.copying import Copied, Copying
+from workers.migration.cursors import Cursors
 from workers.migration.ends import End, Ends
 from workers.migration.proof import Proof
 
@@ -59,8 +60,9 @@ Outcome: TypeAlias = Moved | Waiting | MusterError
 class CuttingOver:
     """The cutover of one migration."""
 
-    def __init__(self, ends: Ends, task: str, who: str, copying: Copying) -> None:
+    def __init__(self, ends: Ends, task: str, who: str, copying: Copying, cursors: Cursors) -> None:
         self._ends = ends
+        self._cursors = cursors
         self._task = task
         self._who = who
         self._copying = copying
@@ -150,7 +152,8 @@ class CuttingOver:
             calls.open_(target, session, self._task, by, one, "" if skip is None else skip.decode(), self._who)
             for (session, one), skip in zip(sealed.items(), skips, strict=True)
         ]
-        replies = target.ask(opens)
+        expected = self._cursors.expected(sealed)
+        replies = target.ask([*expected, *opens])[len(expected) :]
         down_ms = round((time.monotonic() - began) * 1000, 3)
         found: dict[str, Outcome] = {}
         for (session, one), reply in zip(sealed.items(), replies, strict=True):

@@ -75,6 +75,14 @@ class End:
         found = send(self.log.client, list(commands), self.log.connecting, wrote=False) if commands else []
         return [connection_error(reply) if isinstance(reply, Exception) else reply for reply in found]
 
+    def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """As `ask`; raises the first error."""
+        found = self.ask(commands)
+        for reply in found:
+            if isinstance(reply, MusterError):
+                raise reply
+        return found
+
     def check_functions(self) -> None:
         """Raises Misconfigured (FUNCTIONS_MISSING) if the server has functions of an earlier release."""
         (reply,) = self.ask([["FCALL", "muster_yield_1", 0]])

@@ -25,6 +25,7 @@ from domain.log.exchange import REPLACES
 from workers.migration import calls
 from workers.migration.calls import Sealed
 from workers.migration.ends import End, Ends
+from workers.migration.mirror import Mirror
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages
 
@@ -56,6 +57,7 @@ class FailingOver:
         self._by = by
         self._who = who
         self._say = say
+        self._mirror = Mirror(target, migration.id, say)
         self.done = FailedOver()
 
     def fence(self, ends: Ends, bring: Callable[[list[str]], None] | None) -> None:
@@ -64,6 +66,7 @@ class FailingOver:
         What it lacks then is listed. Raises Unavailable.
         """
         place = str(ends.target.place)
+        self._mirror.close(ends.source, is_looked_at=bring is not None)
         for page in pages(ends.source.log.sessions(), PAGE):
             seals = [calls.seal(ends.source, one, self._migration.id, self._by, "to", place) for one in page]
             answers = [calls.answered(*one) for one in zip(page, ends.source.ask(seals), strict=True)]
@@ -84,6 +87,7 @@ class FailingOver:
         """The standby takes appends. May be done again."""
         log = self._target.log
         if self._target.ask([["HGET", log.keyspace.store_meta, REPLACES]])[0] != self._migration.source_store.encode():
+            self._mirror.restore()
             self.done.epoch, _ = Epochs(log).raised(self._who)
             log.identity = structs.replace(log.identity, epoch=self.done.epoch)
             self._target.ask([["HSET", log.keyspace.store_meta, REPLACES, self._migration.source_store]])

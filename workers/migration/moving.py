@@ -16,8 +16,9 @@ from domain.errors import MusterError
 from workers.migration import calls
 from workers.migration.comparing import Comparing, Problem
 from workers.migration.copying import Copied, Copying
+from workers.migration.cursors import Cursors
 from workers.migration.cutting import BATCH, CuttingOver, Moved, Waiting
-from workers.migration.ends import Ends
+from workers.migration.ends import End, Ends
 from workers.migration.holding import Holding
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import pages, selected
@@ -102,10 +103,12 @@ class Moving:
 
         Raises as `CuttingOver.move`, and Refused (USAGE) if the source cannot give the `proof` of a seal that is asked.
         """
-        cutting = CuttingOver(self.ends, self.migration.id, self._who, self.copying)
+        cursors = Cursors(self.ends, self.migration.id, self._say)
+        cutting = CuttingOver(self.ends, self.migration.id, self._who, self.copying, cursors)
         if proof is not None:
             cutting.check_proof(proof)
         self._migrations.note(self.migration.id, proof=cutting.proof.wanted)
+        cursors.begin()
         done = Done()
         chosen = None if sessions is None else list(sessions)
         sealed = [
@@ -120,7 +123,17 @@ class Moving:
             left = [session for session in page if known[session].state not in SETTLED]
             self._begin(left, known)
             self._move(cutting, self._caught_up(left, done), done)
+        self._bring_cursors(cursors)
         return done
+
+    def _bring_cursors(self, cursors: Cursors) -> None:
+        """Whoever is subscribed goes on at the target with what was moved, and there alone if that is everything."""
+        self.check_held()
+        states = {session: move.state for session, move in self._migrations.moves(self.migration.id)}
+        moved = {session for session, state in states.items() if state == "moved"}
+        gone = sum(state in ("moved", "elsewhere") for state in states.values())
+        left = cursors.bring(moved, are_all=bool(moved) and gone >= _count(self.ends.source))
+        self._migrations.note(self.migration.id, cursors_waiting=left)
 
     def _begin(self, sessions: list[str], known: dict[str, Move]) -> None:
         """Notes sessions before the first of them is copied: a rollback finds what was begun with by the record."""
@@ -211,11 +224,20 @@ class Moving:
         return done
 
     def rollback(self, sessions: Iterable[str] | None = None, *, carry_back: bool = False) -> Done:
-        """Undoes what this migration did. Raises as `Undoing.undo`."""
+        """Undoes what this migration did. Raises as `Undoing.check_unchanged`, if nothing is to be carried back."""
         undoing = Undoing(
             self.ends, self.migration, by=self._token, who=self._who, carry_back=carry_back, say=self._say
         )
-        back, failed = undoing.undo(None if sessions is None else list(sessions))
+        chosen = None if sessions is None else list(sessions)
+        if not carry_back:
+            undoing.check_unchanged(chosen)
+        cursors = Cursors(self.ends, self.migration.id, self._say)
+        cursors.look()
+        undone = {session for session, _ in undoing.sessions(chosen)}
+        cursors.take_back(undone)
+        back, failed = undoing.undo(chosen)
+        returned = {session for session, move in self._migrations.moves(self.migration.id) if move.state == "back"}
+        cursors.put_back(returned, undone - returned, are_all=not _count(self.ends.target))
         return Done(sessions=back, failed=failed)
 
     # -- what phases share -------------------------------------------------------------------------------------------
@@ -252,6 +274,11 @@ class Moving:
     def check_held(self) -> None:
         """Raises Conflict (MIGRATION_BUSY) if another process goes on with the migration."""
         self._holding.check()
+
+
+def _count(end: End) -> int:
+    """How many sessions a store has, wherever they went from there."""
+    return sum(end.replies([["ZCARD", keys.sessions] for keys in end.keyspace.partitions]))
 
 
 def _is_elsewhere(error: MusterError) -> bool:

@@ -64,6 +64,8 @@ class Migration(Struct, frozen=True):
     beat: int = 0
     ended: int = 0
     proof: str = ""
+    #: Of so many sessions the cursors of durable subscriptions have not arrived with them.
+    cursors_waiting: int = 0
     error: str | None = None
     holder: str | None = None
 

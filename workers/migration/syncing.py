@@ -29,6 +29,7 @@ from projections.skipping import DISCARDED
 from workers.migration import calls
 from workers.migration.calls import Sealed, Standing
 from workers.migration.ends import Ends
+from workers.migration.mirror import Mirror
 from workers.migration.record import Migration, Migrations, Move
 from workers.migration.selecting import PAGE, pages
 from workers.pacing import Pace
@@ -76,6 +77,7 @@ class Syncing:
         self._policy = policy
         self._pace = pace
         self._say = say
+        self.mirror = Mirror(ends.target, migration.id, say)
         #: Looked at again every round: an operator may have settled them.
         moves = self._migrations.moves(migration.id)
         self._conflicts = {session for session, move in moves if move.state == "conflict"}
@@ -90,6 +92,7 @@ class Syncing:
             reached = self._partition(partition, at.get(partition), done)
             if reached != at.get(partition):
                 self._migrations.reached(self._task, partition, reached)
+        self.mirror.look(self._ends.source)
         done.conflicts = len(self._conflicts)
         return done
 

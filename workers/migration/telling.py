@@ -60,6 +60,7 @@ def status(target: End, source: End | None, migration: Migration) -> dict[str, A
         "eta_s": _eta_s(migration, events, lag),
         "downtime_ms": downtimes(moves.values()),
         "seal_proof": migration.proof or None,
+        "cursors_waiting": migration.cursors_waiting,
         "seals": msgspec.to_builtins(seals),
         "from": migration.source,
         "to": migration.target,
@@ -77,6 +78,7 @@ def status(target: End, source: End | None, migration: Migration) -> dict[str, A
 def is_well(told: dict[str, Any]) -> bool:
     """Whether nobody needs to look at it."""
     bad = told["stuck"] or told["failed"] or told["conflicts"] or told["state"] == UNFENCED or told["seals"]["lost"]
+    bad = bad or told["cursors_waiting"]
     return not (bad or (told["error"] and not told["holder"]))
 
 

@@ -7,23 +7,29 @@ was taken for dead, and whose share another has, cannot move it back.
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from domain.errors import Damaged, NotFound, Refused
+from domain.errors import Conflict, Damaged, NotFound, Refused
 from domain.events import shortened
 from domain.log.connection import raised
 from domain.log.exchange import Sending, Wire
 from domain.log.keys import Keyspace
 from domain.log.protocol import Command
 from domain.log.subscribing.delivery import Place, Wanted, thinned
+from domain.log.subscribing.reached import Mark
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _PLACE = msgspec.msgpack.Decoder(Place)
 _PACKER = msgspec.msgpack.Encoder()
 _WANTED = msgspec.json.Decoder(Wanted)
+#: The field that says where a subscription was moved to as a whole.
+MOVED_TO: Final = "moved_to"
+#: How many marks an operation of a step moves: more would not fit on Lua's stack.
+_MARKS: Final = 1000
 
 
 def check_name(name: object) -> None:
@@ -52,14 +58,39 @@ def read_wanted(stored: bytes) -> Wanted:
     return _WANTED.decode(stored)
 
 
+def marking(key: int, moved: Mapping[str, Mark | None]) -> list[Any]:
+    """The operations of a step that write marks to the key of this index."""
+    operations: list[Any] = []
+    written = [(session, str(mark)) for session, mark in moved.items() if mark is not None]
+    for at in range(0, len(written), _MARKS):
+        page = [part for pair in written[at : at + _MARKS] for part in pair]
+        operations += ["HSET", key, len(page), *page]
+    dropped = [session for session, mark in moved.items() if mark is None]
+    for at in range(0, len(dropped), _MARKS):
+        names = dropped[at : at + _MARKS]
+        operations += ["HDEL", key, len(names), *names]
+    return operations
+
+
+def check_is_here(name: str, moved_to: bytes | None) -> None:
+    """Raises Conflict (MOVED_TO) if a subscription was moved: `facts["place"]` says where it is."""
+    if moved_to is not None:
+        place = moved_to.decode()
+        raise Conflict("MOVED_TO", f"subscription {name} was moved to {place}", subscription=name, place=place)
+
+
 class Durable(Struct, frozen=True):
-    """What the store knows of a durable subscription. Places that cannot be read are None."""
+    """What the store knows of a durable subscription. Places that cannot be read are None.
+
+    `moved_to`: the place it was moved to as a whole.
+    """
 
     name: str
     wanted: Wanted
     partitions: list[int]
     places: dict[int, Place | None]
     members: list[str]
+    moved_to: str | None = None
 
 
 class DurableSubscriptions:
@@ -71,7 +102,8 @@ class DurableSubscriptions:
     def create(self, name: str, wanted: Wanted, places: dict[int, Place]) -> Wire[None]:
         """Makes it, or finishes making it, unless it is there: then its places stay as they are.
 
-        Raises Refused (SUBSCRIPTION_DIFFERS) if it is there and wants something else.
+        Raises Refused (SUBSCRIPTION_DIFFERS) if it is there and wants something else, Conflict (MOVED_TO) if it is
+        elsewhere now.
         """
         about = self._keyspace.subscription(name)
         asked = msgspec.json.encode(wanted, order="deterministic")
@@ -82,7 +114,8 @@ class DurableSubscriptions:
                 "SUBSCRIPTION_DIFFERS",
                 f"subscription {name} exists and wants {raised(stored).decode()}, not {asked.decode()}",
             )
-        (is_ready,) = yield Sending([["HGET", about, "ready"]])
+        is_ready, moved_to = yield Sending([["HGET", about, "ready"], ["HGET", about, MOVED_TO]])
+        check_is_here(name, raised(moved_to))
         if raised(is_ready) and not made:
             return
         commands: list[Command] = [["ZADD", self._keyspace.subscriptions, 0, name]]
@@ -106,9 +139,11 @@ class DurableSubscriptions:
 
     def show(self, name: str) -> Wire[Durable]:
         """What the store knows of one. Raises NotFound (SUBSCRIPTION_UNKNOWN)."""
-        stored, now, members = yield Sending(
+        about = self._keyspace.subscription(name)
+        stored, moved_to, now, members = yield Sending(
             [
-                ["HGET", self._keyspace.subscription(name), "wanted"],
+                ["HGET", about, "wanted"],
+                ["HGET", about, MOVED_TO],
                 ["TIME"],
                 ["ZRANGE", self._keyspace.members(name), 0, -1, "WITHSCORES"],
             ]
@@ -127,7 +162,8 @@ class DurableSubscriptions:
         now_ms = int(raised(now)[0]) * 1000
         scored = zip(raised(members)[::2], members[1::2], strict=True)
         living = [member.decode() for member, deadline in scored if float(deadline) > now_ms]
-        return Durable(name, wanted, partitions, places, living)
+        place = raised(moved_to)
+        return Durable(name, wanted, partitions, places, living, None if place is None else place.decode())
 
     def drop(self, name: str, who: str) -> Wire[None]:
         """Forgets it, places and all; the audit stream keeps who did.
@@ -140,7 +176,8 @@ class DurableSubscriptions:
         commands: list[Command] = [["HDEL", self._keyspace.subscription(name), "ready"]]
         for partition in found.partitions:
             keys = self._keyspace.partitions[partition]
-            commands += [["DEL", key] for key in (keys.place(name), keys.acked(name), keys.subscription_owner(name))]
+            kept = (keys.place(name), keys.acked(name), keys.reached(name), keys.subscription_owner(name))
+            commands += [["DEL", key] for key in kept]
         commands += [
             ["DEL", self._keyspace.members(name)],
             ["ZREM", self._keyspace.subscriptions, name],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, Final, Literal
 
-from domain.errors import MusterError
+from domain.errors import Conflict, MusterError, Unavailable
+from domain.log.connection import PASSES
 from domain.log.exchange import Wire
+from domain.log.place import Place, parse_place
 from domain.log.protocol import Flow
-from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.delivery import Delivery, Wanted
 from domain.log.subscribing.durable import DurableSubscriptions
 from domain.log.subscribing.listening import JOIN_S, FollowingTask, FollowingThread
 from domain.log.subscribing.membership import Membership
@@ -24,18 +27,25 @@ from domain.log.subscribing.subscription import (
     SubscribedLog,
     Subscribing,
     Subscription,
+    Waiting,
     begin_flow,
+    pause_s,
 )
 
 logger = logging.getLogger(__name__)
 
 SILENT: Final = {"action": "subscription.silent"}
+MOVED: Final = {"action": "subscription.moved"}
+#: After so many failures in a row it is asked whether another store replaces the one that does not answer.
+FAILURES: Final = 8
 
 
 class _Member(Subscribing):
     """What both faces of a member share. Does no I/O."""
 
     _membership: Membership
+    #: The log it was opened from, which was told of other places.
+    _home: Any
 
     @property
     def partitions(self) -> list[int]:
@@ -55,6 +65,31 @@ class _Member(Subscribing):
             finally:
                 self._forget_lost()
             self._is_at_end = False
+
+    def _weighing(self) -> Steps[None]:
+        yield Driving(self._membership.weigh())
+
+    def _looks_elsewhere(self) -> bool:
+        return self._failures % FAILURES == 0
+
+    def _moved_to(self, error: Conflict | Unavailable) -> Place | None:
+        """Where the subscription is; None: where whoever replaces the store is, which does not answer. Raises the error
+        if it says neither.
+        """
+        if isinstance(error, Unavailable):
+            return None
+        place = parse_place(error.facts["place"]) if error.code == "MOVED_TO" else None
+        if place is None:
+            raise error
+        return place
+
+    def _become(self, log: Any, membership: Membership) -> None:
+        """Goes on at another store. What was taken and not acknowledged is given again there."""
+        logger.info("member %s goes on at %s", self.member, log.identity.store, extra=MOVED)
+        self._log, self._follower, self._membership = log, log.follower, membership
+        self._reader = membership.reader
+        self._page.clear()
+        self._failures, self._is_at_end, self._listens = 0, False, False
 
     def _forget_lost(self) -> None:
         """What was read of a partition that another member has now is that one's to work on."""
@@ -77,7 +112,10 @@ def _places(log: SubscribedLog | AsyncSubscribedLog, after: Literal["now", "begi
 
 
 class DurableSubscription(_Member, Subscription):
-    """A member of a durable subscription: as `Subscription`, and what was taken is to be acknowledged (`ack`)."""
+    """A member of a durable subscription: as `Subscription`, and what was taken is to be acknowledged (`ack`).
+
+    If the subscription is moved to another store, and its log was told of it (`moved`), it goes on there.
+    """
 
     def __init__(
         self,
@@ -86,17 +124,39 @@ class DurableSubscription(_Member, Subscription):
         membership: Membership,
         after: Literal["now", "beginning"],
     ) -> None:
-        made = DurableSubscriptions(log.keyspace)
-        places = {}
-        if not log.drive(made.is_made(membership.name)):
-            places = {at: reader.place for at, reader in log.run(_places(log, after)).readers.items()}
-        log.drive(made.create(membership.name, membership.wanted, places))
         super().__init__(log, follower, None, _begin(membership))
+        self._home = log
+        self._after = after
         self._membership = membership
+        try:
+            self._make(log)
+        except Conflict as error:
+            if not self._follow(error):
+                raise
         self._looks_after_s = membership.beat_s
         self._stop = Event()
         self._beats = Thread(target=self._beat, name="muster-member", daemon=True)
         self._beats.start()
+
+    def get(self, timeout_s: float | None = None) -> Delivery | None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                return super().get(left)
+            except (Conflict, Unavailable) as error:
+                if isinstance(error, Unavailable) and error.code not in PASSES:
+                    raise
+                try:
+                    if self._follow(error):
+                        continue
+                    if isinstance(error, Conflict):
+                        raise
+                except Unavailable:
+                    pass  # neither is where it is to be gone on
+            if left is not None and left <= 0:
+                return None
+            self._wait(Waiting(pause_s(self._failures), or_until_heard=False))
 
     def ack(self) -> None:
         """Everything that was taken is done. Harmless to repeat.
@@ -122,6 +182,29 @@ class DurableSubscription(_Member, Subscription):
         self._stop.set()
         super().end()
 
+    def _make(self, log: SubscribedLog) -> None:
+        """Makes the subscription in a store, unless it is there."""
+        made = DurableSubscriptions(log.keyspace)
+        places = {}
+        if not log.drive(made.is_made(self._membership.name)):
+            places = {at: reader.place for at, reader in log.run(_places(log, self._after)).readers.items()}
+        log.drive(made.create(self._membership.name, self._membership.wanted, places))
+
+    def _follow(self, error: Conflict | Unavailable) -> bool:
+        """Whether it goes on elsewhere now."""
+        place = self._moved_to(error)
+        is_home = place is not None and place.store == self._home.identity.store
+        log = self._home if is_home else self._home.elsewhere(place)
+        if log is None or log is self._log:
+            return False
+        self._make(log)
+        if place is not None:
+            with suppress(MusterError):
+                self._log.drive(self._membership.leave())
+        self._follower.remove(self, None)
+        self._become(log, self._membership.at(log.keyspace))
+        return True
+
     def _beat(self) -> None:
         while not self._stop.wait(self._membership.beat_s):
             try:
@@ -141,6 +224,7 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
         after: Literal["now", "beginning"],
     ) -> None:
         super().__init__(log, follower, None, _begin(membership))
+        self._home = log
         self._membership = membership
         self._after = after
         self._looks_after_s = membership.beat_s
@@ -148,14 +232,35 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
 
     async def _begin(self) -> None:
         if self._reader is None and not self.is_closed:
-            made = DurableSubscriptions(self._log.keyspace)
-            places = {}
-            if not await self._drive(made.is_made(self._membership.name)):
-                reader = await self._run(_places(self._log, self._after))
-                places = {at: one.place for at, one in reader.readers.items()}
-            await self._drive(made.create(self._membership.name, self._membership.wanted, places))
+            try:
+                await self._make(self._log)
+            except Conflict as error:
+                if not await self._follow(error):
+                    raise
             await super()._begin()
             self._beats = asyncio.get_running_loop().create_task(self._beat(), name="muster-member")
+
+    async def get(self, timeout_s: float | None = None) -> Delivery | None:
+        """As `DurableSubscription.get`."""
+        await self._begin()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                return await super().get(left)
+            except (Conflict, Unavailable) as error:
+                if isinstance(error, Unavailable) and error.code not in PASSES:
+                    raise
+                try:
+                    if await self._follow(error):
+                        continue
+                    if isinstance(error, Conflict):
+                        raise
+                except Unavailable:
+                    pass
+            if left is not None and left <= 0:
+                return None
+            await self._wait(Waiting(pause_s(self._failures), or_until_heard=False))
 
     async def ack(self) -> None:
         """As `DurableSubscription.ack`."""
@@ -173,6 +278,28 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
             await asyncio.wait([self._beats])
             with suppress(MusterError):
                 await self._drive(self._membership.leave())
+
+    async def _make(self, log: AsyncSubscribedLog) -> None:
+        made = DurableSubscriptions(log.keyspace)
+        places = {}
+        if not await log.drive(made.is_made(self._membership.name)):
+            reader = await log.run(_places(log, self._after))
+            places = {at: one.place for at, one in reader.readers.items()}
+        await log.drive(made.create(self._membership.name, self._membership.wanted, places))
+
+    async def _follow(self, error: Conflict | Unavailable) -> bool:
+        place = self._moved_to(error)
+        is_home = place is not None and place.store == self._home.identity.store
+        log = self._home if is_home else await self._home.elsewhere(place)
+        if log is None or log is self._log:
+            return False
+        await self._make(log)
+        if place is not None:
+            with suppress(MusterError):
+                await self._drive(self._membership.leave())
+        await self._follower.remove(self, None)
+        self._become(log, self._membership.at(log.keyspace))
+        return True
 
     async def _drive(self, wire: Wire[Any]) -> Any:
         return await self._log.drive(wire)

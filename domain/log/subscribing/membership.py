@@ -21,7 +21,8 @@ from domain.log.exchange import Sending, Wire
 from domain.log.keys import Keyspace
 from domain.log.protocol import Command, parse_time
 from domain.log.subscribing.delivery import Place, Wanted
-from domain.log.subscribing.durable import pack_place, partitions_of, read_place
+from domain.log.subscribing.durable import MOVED_TO, check_is_here, marking, pack_place, partitions_of, read_place
+from domain.log.subscribing.reached import marks_of
 from domain.log.subscribing.readers import FeedReader, PartitionReader, SessionReader
 
 #: How long a member's share stays its own after its last sign of life, in ms, unless told otherwise.
@@ -58,8 +59,16 @@ class Membership:
         #: Partitions that were lost with something taken from them, of which nobody was told yet.
         self._lost_unacknowledged: set[int] = set()
         self._living: list[str] = []
+        self._moved_to: bytes | None = None
         self._settled_at = 0.0
         self._lock = Lock()
+
+    def at(self, keyspace: Keyspace) -> Membership:
+        """The same member at another store, to which the subscription was moved."""
+        moved = Membership(keyspace, self.name, self.wanted, self.member, self._ttl_ms)
+        unacknowledged = {partition for partition, share in self._shares.items() if share.taken}
+        moved._lost_unacknowledged = self._lost_unacknowledged | unacknowledged
+        return moved
 
     @property
     def beat_s(self) -> float:
@@ -96,10 +105,12 @@ class Membership:
         commands += [
             ["ZADD", members, now_ms + self._ttl_ms, self.member],
             ["ZREMRANGEBYSCORE", members, "-inf", now_ms],
+            ["HGET", self._keyspace.subscription(self.name), MOVED_TO],
             ["ZRANGE", members, 0, -1],
         ]
         replies = [raised(reply) for reply in (yield Sending(commands))]
         with self._lock:
+            self._moved_to = replies[-2]
             self._living = sorted(name.decode() for name in replies[-1])
             for (partition, token), renewed in zip(held.items(), replies, strict=False):
                 if not renewed and partition in self._shares and self._shares[partition].token == token:
@@ -110,12 +121,14 @@ class Membership:
     def settle(self, pending: Collection[int]) -> Wire[None]:
         """Drops, gives back and takes partitions, until this member holds its share.
 
-        Of the `pending` ones something was read that is not taken yet.
+        Of the `pending` ones something was read that is not taken yet. Raises Conflict (MOVED_TO) if the subscription
+        was moved, so that nothing is to be had here.
         """
         if not self._living:
             yield from self.beat()
         self._settled_at = time.monotonic()
         self._drop_lost()
+        check_is_here(self.name, self._moved_to)
         yield from self._pass_what_nobody_wanted()
         surplus = len(self._shares) - self._fair_share()
         self._choose_leaving(max(0, surplus))
@@ -148,7 +161,7 @@ class Membership:
         moved = {
             partition: share
             for partition, share in self._shares.items()
-            if not share.taken and _position(share.reader.place) not in ("", share.position)
+            if not share.taken and (share.reader.moved or _position(share.reader.place) not in ("", share.position))
         }
         yield from self._acknowledge(moved)
 
@@ -190,9 +203,18 @@ class Membership:
         if not isinstance(token, bytes):
             return  # another one was quicker
         keys = self._keyspace.partitions[partition]
-        stored, position = yield Sending([["GET", keys.place(self.name)], ["HGET", keys.acked(self.name), "position"]])
+        # The lease first: who moves a subscription away says so, then takes the leases of all.
+        moved_to, stored, position, marks = yield Sending(
+            [
+                ["HGET", self._keyspace.subscription(self.name), MOVED_TO],
+                ["GET", keys.place(self.name)],
+                ["HGET", keys.acked(self.name), "position"],
+                ["HGETALL", keys.reached(self.name)],
+            ]
+        )
+        check_is_here(self.name, raised(moved_to))
         place = read_place(self.name, partition, raised(stored))
-        reader = PartitionReader(partition, self.wanted, place)
+        reader = PartitionReader(partition, self.wanted, place, marks_of(raised(marks)))
         share = Share(token.decode(), reader, (raised(position) or b"").decode())
         with self._lock:
             self._shares[partition] = share
@@ -215,6 +237,26 @@ class Membership:
         )
         for reply in replies:
             raised(reply)
+
+    def weigh(self) -> Wire[None]:
+        """Reads the marks of sessions that were just heard of: they may have come from another store."""
+        readers = [share.reader for share in self._shares.values()]
+        unsure = [one for one in readers if one.unmarked or one.is_any_unmarked]
+        if not unsure:
+            return
+        names = [None if one.is_any_unmarked else sorted(one.unmarked) for one in unsure]
+        keys = [self._keyspace.partitions[one.partition].reached(self.name) for one in unsure]
+        replies = yield Sending(
+            [
+                ["HGETALL", key] if asked is None else ["HMGET", key, *asked]
+                for key, asked in zip(keys, names, strict=True)
+            ]
+        )
+        for reader, asked, reply in zip(unsure, names, replies, strict=True):
+            found = raised(reply)
+            if asked is not None:
+                found = {name.encode(): mark for name, mark in zip(asked, found, strict=True) if mark is not None}
+            reader.learn(marks_of(found))
 
     # -- acknowledging -----------------------------------------------------------------------------------------------
 
@@ -242,6 +284,7 @@ class Membership:
             # A reply that did not come, and the same again: the first one was taken.
             if raised(reply)[0] == b"OK" or reply == [b"CURSOR_MOVED", position.encode()]:
                 share.position, share.taken = position or share.position, 0
+                share.reader.moved.clear()
             else:
                 self._lost.add(partition)
         self._drop_lost()
@@ -249,9 +292,10 @@ class Membership:
     def _acknowledging(self, partition: int, share: Share) -> Command:
         keys = self._keyspace.partitions[partition]
         place = share.reader.place
-        names = [self._owner(partition), keys.acked(self.name), keys.place(self.name)]
+        names = [self._owner(partition), keys.acked(self.name), keys.place(self.name), keys.reached(self.name)]
         arguments: list[Any] = [share.token, share.position, _position(place), share.taken]
-        return ["FCALL", "muster_step_1", len(names), *names, *arguments, "SET", 3, 1, pack_place(place)]
+        operations = ["SET", 3, 1, pack_place(place), *marking(4, share.reader.moved)]
+        return ["FCALL", "muster_step_1", len(names), *names, *arguments, *operations]
 
     def leave(self) -> Wire[None]:
         """Gives back all that is held. What is not acknowledged is given to others again."""

@@ -9,13 +9,16 @@ order of writing.
 Before anything is delivered, the commit that was written last of those delivered is looked at again. What a server
 wrote is lost from its end on, so if that commit is there, so is all before it. If it is not, the subscriber is told,
 each time it asks, until it accepts that.
+
+A session that has a mark of its own (`reached.py`) is read on from there first, and what the feed tells of it up to
+there is passed over.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final
@@ -51,6 +54,7 @@ from domain.log.subscribing.delivery import (
     Wanted,
     lost_error,
 )
+from domain.log.subscribing.reached import Mark, older_flow
 from domain.log.subscribing.stride import Stride
 
 #: How many entries of a feed, commits of a session, and names of a registry are read at a time.
@@ -75,11 +79,14 @@ class Item(Struct, frozen=True):
     anchor: Anchor | None = None
     total: int = 0
     at_ms: int = 0
+    #: Up to which seq the entry of the feed tells of the session that this is of.
+    to_seq: int = 0
+    #: It was read on from the session's own mark, not by the place.
+    is_owed: bool = False
 
     def take(self) -> Delivery | None:
-        """The delivery; from now on the reader stands after it."""
-        self.reader.stand_after(self)
-        return self.delivery
+        """The delivery, unless it was given before; from now on the reader stands after it."""
+        return self.delivery if self.reader.stand_after(self) else None
 
 
 class _Told(Struct, frozen=True):
@@ -109,10 +116,11 @@ class SessionReader:
     def place(self) -> Place:
         return Place(self.seq, 0, None, None, list(self._recent))
 
-    def stand_after(self, item: Item) -> None:
+    def stand_after(self, item: Item) -> bool:
         assert item.seq is not None
         self.seq = item.seq
         _remember(self._recent, item.anchor)
+        return True
 
     def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next; None if that is all for now. Only to be asked for when all before was taken.
@@ -167,13 +175,22 @@ class SessionReader:
 class PartitionReader:
     """Reads a partition by its feed, and by registry and logs where the feed does not reach back."""
 
-    def __init__(self, partition: int, wanted: Wanted, place: Place) -> None:
+    def __init__(self, partition: int, wanted: Wanted, place: Place, marks: Mapping[str, Mark] | None = None) -> None:
         self.partition = partition
         self._wanted = wanted
         self._recent = list(place.recent)
         self._place = place
         self.is_lost = False
         self._names: deque[str] = deque()
+        self.marks: dict[str, Mark] = {}
+        #: Marks that were moved since they were read, and (None) those that the place stands for by now.
+        self.moved: dict[str, Mark | None] = {}
+        #: Sessions that were told of from their beginning, so that they may have got a mark since the marks were read.
+        self.unmarked: set[str] = set()
+        #: So may any, because it may have arrived while the feed was not followed.
+        self.is_any_unmarked = False
+        self._owed: deque[str] = deque()
+        self.learn(marks or {})
         #: The ms of the commit that was read by sessions last, so that nobody knows which of that ms came last.
         self._unordered_ms = self._recent[-1].at_ms if self._recent else 0
 
@@ -182,9 +199,37 @@ class PartitionReader:
         place = self._place
         return Place(place.total, place.at_ms, place.ties, place.catching, list(self._recent))
 
-    def stand_after(self, item: Item) -> None:
+    def learn(self, marks: Mapping[str, Mark]) -> None:
+        """Takes marks as the store has them, of sessions that had none so far."""
+        for session in sorted(marks.keys() - self.marks.keys() - self.moved.keys()):
+            self.marks[session] = marks[session]
+            if not marks[session].is_away and self._is_wanted(session):
+                self._owed.append(session)
+
+    def stand_after(self, item: Item) -> bool:
+        """Returns whether it was not given before."""
+        mark = self.marks.get(item.session)
+        is_new = mark is None or not (mark.is_away or (item.seq is not None and item.seq <= mark.seq))
+        self._stand_at(item)
+        if mark is not None and not mark.is_away and item.seq is not None and item.seq >= mark.seq:
+            self._mark(item.session, None if 0 < item.to_seq <= item.seq else Mark(item.seq))
+        if is_new:
+            _remember(self._recent, item.anchor)
+        return is_new
+
+    def _mark(self, session: str, mark: Mark | None) -> None:
+        self.moved[session] = mark
+        if mark is None:
+            del self.marks[session]
+        else:
+            self.marks[session] = mark
+
+    def _stand_at(self, item: Item) -> None:
         place = self._place
-        if place.catching is not None:
+        if item.is_owed:
+            if item.seq is None:
+                self._owed.popleft()
+        elif place.catching is not None:
             place.catching.session, place.catching.seq = item.session, item.seq
             if item.seq is None:
                 self._names.popleft()
@@ -196,13 +241,16 @@ class PartitionReader:
                 place.at_ms, place.ties = item.at_ms, {}
             place.total = item.total
             place.ties[item.session] = item.seq
-        _remember(self._recent, item.anchor)
 
     def next_page(self, stride: Stride) -> Flow[list[Item] | None]:
         """What comes next, which may be nothing yet; None if that is all for now. Only to be asked for when all before
         was taken. Raises Damaged (TAIL_LOST, FORK).
         """
+        self.unmarked = set()
         yield from self._check_anchor()
+        self._owed = deque(session for session in self._owed if session in self.marks)
+        if self._owed:
+            return (yield from self._next_owed(stride))
         if self._place.catching is not None:
             return (yield from self._next_of_logs(self._place.catching, stride))
         place = self._place
@@ -226,6 +274,31 @@ class PartitionReader:
             self.is_lost = True
             raise (yield from _loss(self._recent))
 
+    # -- by marks ----------------------------------------------------------------------------------------------------
+
+    def _next_owed(self, stride: Stride) -> Flow[list[Item]]:
+        """What the logs hold after the marks of sessions."""
+        names = [self._owed[at] for at in range(min(len(self._owed), stride.of(SIDE_BY_SIDE)))]
+        count = stride.of(LOG_PAGE)
+        pages = yield from _logs([RangeRequest(name, self.marks[name].seq + 1, None, count) for name in names])
+        items: list[Item] = []
+        for name in names:
+            page = list(pages[name].values())
+            items += self._of_owed(name, page)
+            if len(page) == count:
+                break  # there is more of it
+            items.append(Item(self, None, name, None, is_owed=True))
+        return items
+
+    def _of_owed(self, name: str, commits: list[Commit]) -> Iterator[Item]:
+        reached = self.marks[name].seq
+        for commit in commits:
+            if commit.first_seq > reached + 1:
+                delivery = Delivery(name, reached + 1, None, commit.at_ms, "", error=_missing(name, reached + 1))
+                yield Item(self, delivery, name, commit.first_seq - 1, is_owed=True)
+            yield from _of_commit(self, commit, self._wanted, reached, is_owed=True)
+            reached = commit.last_seq
+
     # -- by the feed -------------------------------------------------------------------------------------------------
 
     def _next_of_feed(self, entries: list[FeedEntry], stride: Stride) -> Flow[list[Item]]:
@@ -236,6 +309,9 @@ class PartitionReader:
                 low, _ = ranges.get(one.session, (one.reached + 1, 0))
                 ranges[one.session] = (low, one.to_seq)
         most = stride.of(PAGE_ENTRIES)
+        self.unmarked.update(
+            one.session for one in told if not one.reached and one.session in ranges and one.session not in self.marks
+        )
         logs = yield from _logs(
             [RangeRequest(session, low, high, min(most, high - low + 1)) for session, (low, high) in ranges.items()]
         )
@@ -279,9 +355,9 @@ class PartitionReader:
             if commit is None or commit.first_seq > reached + 1 or commit.at_ms > at_ms:
                 error = _missing(session, reached + 1)
                 delivery = Delivery(session, reached + 1, None, at_ms, "", error=error)
-                yield Item(self, delivery, session, to, None, offset + to, at_ms)
+                yield Item(self, delivery, session, to, None, offset + to, at_ms, to)
                 return
-            yield from _of_commit(self, commit, self._wanted, reached, offset, at_ms)
+            yield from _of_commit(self, commit, self._wanted, reached, offset, at_ms, to)
             reached = commit.last_seq
 
     def _is_wanted(self, session: str) -> bool:
@@ -304,6 +380,7 @@ class PartitionReader:
             if not names:
                 self._place.total, self._place.at_ms, self._place.ties = catching.to_total, catching.to_at_ms, None
                 self._place.catching = None
+                self.is_any_unmarked = True
                 return []
             self._names.extend(names)
         # One that is longer than a page is read on alone: what was read of the next ones would be thrown away.
@@ -311,6 +388,7 @@ class PartitionReader:
         together_now = [self._names[at] for at in range(min(width, len(self._names)))]
         count = stride.of(LOG_PAGE)
         lows = yield from self._beginnings(together_now, catching, count)
+        self.unmarked.update(set(together_now) - self.marks.keys())
         pages = yield from _logs([RangeRequest(name, lows[name] + 1, None, count) for name in together_now])
         items: list[Item] = []
         for name in together_now:
@@ -348,32 +426,24 @@ class PartitionReader:
         return {name: taken(low) for name, low in zip(names, found, strict=True)}
 
     def _beginning(self, name: str, begun: int | None, count: int) -> Flow[int]:
+        mark = self.marks.get(name)
+        if mark is not None:
+            return max(mark.seq, begun or 0)
         if begun is not None:
             return begun
-        if not self._place.at_ms:
-            return 0
-        (head,) = yield [HeadRequest(name)]
-        high = head.seq if head is not None and not isinstance(head, MusterError) else 0
-        low = 0
-        while high - low > count:
-            middle = (low + high) // 2
-            (found,) = yield [RangeRequest(name, middle, None, 1)]
-            page: list[Commit] = taken(found)
-            if page and page[0].at_ms < self._place.at_ms:
-                low = page[0].last_seq
-            else:
-                high = middle
-        return low
+        return (yield from older_flow(name, self._place.at_ms, count)) if self._place.at_ms else 0
 
     def _of_log(self, name: str, commits: list[Commit], low: int, catching: Catching) -> Iterator[Item]:
-        place, reached = self._place, low
+        place, reached, is_marked = self._place, low, name in self.marks
         for commit in commits:
             if commit.at_ms > catching.to_at_ms:
                 break
-            if commit.at_ms < place.at_ms or (commit.at_ms == place.at_ms and place.ties is None and place.at_ms):
+            if is_marked:
+                pass  # where it goes on is not for the place to tell
+            elif commit.at_ms < place.at_ms or (commit.at_ms == place.at_ms and place.ties is None and place.at_ms):
                 reached = commit.last_seq
                 continue
-            if commit.at_ms == place.at_ms and place.ties is not None:
+            elif commit.at_ms == place.at_ms and place.ties is not None:
                 reached = max(reached, place.ties.get(name, 0))
             if commit.first_seq > reached + 1:
                 delivery = Delivery(name, reached + 1, None, commit.at_ms, "", error=_missing(name, reached + 1))
@@ -461,6 +531,9 @@ def _of_commit(
     reached: int,
     offset: int = 0,
     at_ms: int = 0,
+    to_seq: int = 0,
+    *,
+    is_owed: bool = False,
 ) -> Iterator[Item]:
     """The events of a commit after seq `reached`; what is not wanted of it is passed at once where it ends."""
     anchor = Anchor(commit.session, commit.last_seq, commit.digest, commit.at_ms)
@@ -475,7 +548,7 @@ def _of_commit(
             commit.session, reached + 1, None, commit.at_ms, commit.digest, commit.traceparent, commit.skipped, error
         )
         last = commit.last_seq
-        yield Item(reader, delivery, commit.session, last, anchor, offset + last, at_ms)
+        yield Item(reader, delivery, commit.session, last, anchor, offset + last, at_ms, to_seq, is_owed)
         return
     for seq, event in enumerate(events, commit.first_seq):
         if seq <= reached:
@@ -485,9 +558,11 @@ def _of_commit(
             delivery = Delivery(
                 commit.session, seq, event, commit.at_ms, commit.digest, commit.traceparent, commit.skipped
             )
-            yield Item(reader, delivery, commit.session, seq, anchor, offset + seq, at_ms)
+            yield Item(reader, delivery, commit.session, seq, anchor, offset + seq, at_ms, to_seq, is_owed)
     if passed:
-        yield Item(reader, None, commit.session, commit.last_seq, anchor, offset + commit.last_seq, at_ms)
+        yield Item(
+            reader, None, commit.session, commit.last_seq, anchor, offset + commit.last_seq, at_ms, to_seq, is_owed
+        )
 
 
 def _logs(ranges: list[RangeRequest]) -> Flow[dict[str, dict[int, Commit]]]:

@@ -22,6 +22,7 @@ from domain.log.connection import PASSES
 from domain.log.contract import Position, Receipt
 from domain.log.exchange import Wire
 from domain.log.keys import Keyspace
+from domain.log.place import Place as StorePlace
 from domain.log.protocol import Flow, Request, Standing, StandingRequest, TimeRequest, head_flow, taken
 from domain.log.store import Identity
 from domain.log.subscribing.delivery import Anchor, Delivery, Place, SubscriptionPosition, Wanted, thinned
@@ -53,6 +54,10 @@ class _OpenLog(Protocol):
 class SubscribedLog(_OpenLog, Protocol):
     """What a blocking subscription needs of its log."""
 
+    follower: FollowingThread
+
+    def elsewhere(self, place: StorePlace | None) -> SubscribedLog | None: ...
+
     def run(self, flow: Flow[T]) -> T: ...
 
     def look(self, flow: Flow[T]) -> T: ...
@@ -62,6 +67,10 @@ class SubscribedLog(_OpenLog, Protocol):
 
 class AsyncSubscribedLog(_OpenLog, Protocol):
     """What an asyncio subscription needs of its log."""
+
+    follower: FollowingTask
+
+    async def elsewhere(self, place: StorePlace | None) -> AsyncSubscribedLog | None: ...
 
     async def run(self, flow: Flow[T]) -> T: ...
 
@@ -98,7 +107,9 @@ def begin_flow(
 def _places_of(
     position: SubscriptionPosition, keyspace: Keyspace, identity: Identity, session: str | None
 ) -> dict[int, Place]:
-    if position.store != identity.store:
+    # Of one session, what was given last proves that this log is the same: the subscription looks for it first.
+    is_provable = session is not None and position.session == session and bool(position.places.get(0, Place()).recent)
+    if position.store != identity.store and not is_provable:
         raise Misconfigured("STORE_CHANGED", f"the position is one in the store {position.store}, not in this one")
     whole = set(range(keyspace.count)) if session is None else {0}
     if position.session != session or position.places.keys() != whole:
@@ -164,6 +175,8 @@ Steps: TypeAlias = Generator[Reading | Driving | Waiting, Any, T]
 class Subscribing:
     """What both faces share. Does no I/O: a face runs the steps of `_getting`."""
 
+    _follower: Any
+
     def __init__(self, log: _OpenLog, session: str | None) -> None:
         self._log: Any = log
         self._session = session
@@ -220,6 +233,14 @@ class Subscribing:
         """What is to be done between two deliveries."""
         yield from ()
 
+    def _weighing(self) -> Steps[None]:
+        """What is to be known before a page that was read is taken from."""
+        yield from ()
+
+    def _looks_elsewhere(self) -> bool:
+        """Whether, after a failure, it is time to look whether all there is to be had is elsewhere by now."""
+        return False
+
     def _took(self, item: Item) -> None:
         """A delivery is handed out."""
 
@@ -237,11 +258,11 @@ class Subscribing:
                 if (yield from self._read_on()):
                     continue
             except Unavailable as error:
-                if error.code not in PASSES:
-                    raise
                 self._failures += 1
                 self._note(None)
-                wait = Waiting(_pause_s(self._failures), or_until_heard=False)
+                if error.code not in PASSES or self._looks_elsewhere():
+                    raise
+                wait = Waiting(pause_s(self._failures), or_until_heard=False)
             left = wait.seconds if deadline is None else min(wait.seconds, deadline - time.monotonic())
             if left <= 0:
                 return None
@@ -264,6 +285,7 @@ class Subscribing:
         self._is_at_end = False
         try:
             page = yield Reading(self._begun.next_page(self._stride))
+            yield from self._weighing()
         except Unavailable:
             self._stride.shorten()
             raise
@@ -275,7 +297,7 @@ class Subscribing:
         return page is not None
 
 
-def _pause_s(failures: int) -> float:
+def pause_s(failures: int) -> float:
     return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, 0.02 * 2.0 ** min(failures, 8))
 
 

@@ -38,7 +38,7 @@ def all_keys(keyspace: Keyspace) -> list[str]:
     found += [keyspace.subscriptions, keyspace.subscription("audit"), keyspace.members("audit")]
     found += [keyspace.task_cursor("t"), keyspace.tick("verify", 3)]
     found += [keyspace.halt, keyspace.halted, keyspace.ticked]
-    found += [keyspace.migrations, keyspace.migration("t"), keyspace.moves("t")]
+    found += [keyspace.migrations, keyspace.migration("t"), keyspace.moves("t"), keyspace.cursors("t")]
     for keys in keyspace.partitions:
         found += [value for name, value in vars(keys).items() if not name.startswith("_")]
         for name, method in inspect.getmembers(keys, inspect.ismethod):
@@ -60,7 +60,7 @@ def test_every_key_has_a_row() -> None:
 
     assert [key for key, row in rows.items() if row is None] == []
     assert {row.pattern for row in rows.values() if row} == {row.pattern for row in KEYS}
-    assert len(rows) == 22 + 2 * (len(KEYS) - 22)
+    assert len(rows) == 23 + 2 * (len(KEYS) - 23)
 
 
 def test_a_key_is_described_by_one_row_alone() -> None:

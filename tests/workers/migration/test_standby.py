@@ -6,19 +6,22 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
 
-from domain import Damaged, Head, SessionLog, Unavailable
+from domain import Conflict, Damaged, Head, SessionLog, Unavailable
 from domain.log import AsyncSessionLog, Connecting, create_store
 from domain.log.epoch import Epochs
 from domain.log.keys import Keyspace
 from tests.chaos.proxy import Proxy, proxied
 from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.logs import Blocking
+from tests.domain.log.subscribing.deliveries import everything, rest, some
+from tests.domain.log.subscribing.member_processes import is_acknowledged
 from tests.projections.world import World
 from tests.waiting import wait_until
 from tests.workers.migration.scene import Scene, fill, history, note, refused
@@ -318,3 +321,82 @@ def test_what_a_producer_knows_to_be_lost_is_named_on_the_standby(scene: Scene, 
     assert (raised.value.code, raised.value.facts["first_bad_seq"]) == ("TAIL_LOST", receipt.first_seq)
     (report,) = Epochs(scene.target.open()).reports()
     assert (report.loss.session, report.loss.first_bad_seq) == ("a", 7)
+
+
+# -- subscriptions ---------------------------------------------------------------------------------------------------
+
+
+def acknowledged(log: SessionLog, count: int | None = None) -> list[tuple[str, int]]:
+    """What a member is given, so many or all there is, and acknowledges."""
+    with log.subscribe_as("audit", after="beginning") as member:
+        found = rest(member) if count is None else some(member, count)
+        member.ack()
+    return [(one.session, one.seq) for one in found]
+
+
+def all_of(log: SessionLog) -> list[tuple[str, int]]:
+    return sorted((session, seq) for session, seqs in everything(log).items() for seq in seqs)
+
+
+def test_subscriptions_go_on_at_the_standby_where_they_were(scene: Scene, run: Run) -> None:
+    """The old side answers: what was acknowledged there to the last, is not given again; what was not, is."""
+    log, target = scene.source.open(), scene.target.open()
+    fill(log, ["a", "b", "c", "d"])
+    first = acknowledged(log, 7)
+    run("migrate", "sync", "--once")
+    fill(log, ["e"])
+    second = acknowledged(log, 5)
+
+    assert run("failover")[0] == 0
+
+    target.append("a", note())
+    third = acknowledged(target)
+    assert sorted([*first, *second, *third]) == all_of(target)
+    with refused("MOVED_TO"):
+        acknowledged(log)
+
+
+def test_subscriptions_go_on_where_a_dead_side_was_seen_last(scene: Scene, run: Run, way: Proxy) -> None:
+    """What was acknowledged after the last round may come again; nothing that arrived is left out."""
+    log, target = scene.source.open(), scene.target.open()
+    fill(log, ["a", "b", "c", "d"])
+    first = acknowledged(log, 7)
+    run("migrate", "sync", "--once")
+    fill(log, ["lost"])
+    second = acknowledged(log, 5)
+
+    with way.cut():
+        run("failover")
+    target.append("a", note())
+
+    third = acknowledged(target)
+    assert sorted([*first, *third]) == all_of(target)
+    assert {one for one in second if one[0] != "lost"} <= set(third)
+    assert run("failover")[0] == 7
+    with refused("MOVED_TO"):
+        acknowledged(log)
+
+
+def test_members_go_to_the_standby_by_themselves(run: Run, scene: Scene, way: Proxy) -> None:
+    """Once their server does not answer, and the standby replaces it."""
+    fill(scene.source.open(), ["a", "b"])
+    target = scene.target.open()
+    options: dict[str, Any] = {"environment": ENVIRONMENT, "namespace": scene.source.namespace}
+    connecting = Connecting(way.url, retry_for_s=0)
+    with (
+        SessionLog.open(connecting, moved=[Connecting(scene.target.url)], **options) as log,
+        log.subscribe_as("audit", after="beginning", ttl_ms=1000) as member,
+    ):
+        first = [(one.session, one.seq) for one in some(member, 5)]
+        member.ack()
+        run("migrate", "sync", "--once")
+        with way.cut():
+            run("failover")
+            target.append("a", note())
+            second: set[tuple[str, int]] = set()
+            while not is_acknowledged(target, "audit"):
+                if (one := member.get(timeout_s=0.1)) is not None:
+                    second.add((one.session, one.seq))
+                with suppress(Conflict, Unavailable):
+                    member.ack()
+        assert sorted([*first, *second]) == all_of(target)
