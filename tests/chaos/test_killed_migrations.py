@@ -1,7 +1,8 @@
 """A migration that dies at any step: killed itself, or one of the servers, or the way there, at every request it sends.
 
 At that moment at most one side takes appends, whatever happened; and afterwards it is gone on with, or rolled back, to
-where every acknowledged event is there once, in one place. Both sides are appended to all the while.
+where every acknowledged event is there once, in one place. Both sides are appended to all the while. And a durable
+subscription is given every event, on whichever side, and none again that was acknowledged.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from domain import Conflict, Event, MusterError, Receipt, SessionLog
+from domain import Conflict, Delivery, Event, MusterError, Receipt, SessionLog
 from domain.log import Connecting
+from domain.log.subscribing.durable import DurableSubscriptions
+from domain.log.subscribing.member import DurableSubscription
 from tests.chaos.effort import FULL, seeded
 from tests.chaos.migrator import migrate
 from tests.chaos.proxy import Fault, Moment, Proxy, Strike
 from tests.conftest import ENVIRONMENT, Servers, Store
+from tests.domain.log.subscribing.deliveries import everything, rest, some
+from tests.domain.log.subscribing.member_processes import is_acknowledged
+from tests.waiting import wait_until
 from tests.workers.migration.scene import Scene, fill
 from workers.child_process import ChildProcess, start_child
 from workers.embedded import EmbeddedServer
@@ -33,7 +39,7 @@ from workers.migration.record import Migrations
 SESSIONS: Final = ("s-0", "s-1", "s-2")
 PATIENCE_S: Final = 120
 #: More requests than a migration of these sessions sends.
-ENOUGH: Final = 120
+ENOUGH: Final = 200
 
 
 class Steps:
@@ -112,6 +118,41 @@ class Writers:
                     self.receipts.append(log.append(session, Event.of("modified", actor="ann"), expected=head.seq))
 
 
+class Audit:
+    """A durable subscription of the source: what its members were given, on either side, and acknowledged."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._done: list[tuple[str, int]] = []
+        with scene.source.open() as log, log.subscribe_as("audit", after="beginning") as member:
+            self._take(member, some(member, 7))
+
+    def go_on(self, *, to_the_end: bool) -> None:
+        """With what there is on both sides: a few events, or all."""
+        for store in (self._scene.source, self._scene.target):
+            log = store.open()
+            if "audit" in log.drive(DurableSubscriptions(log.keyspace).names()):
+                with suppress(Conflict), log.subscribe_as("audit") as member:
+                    self._take(member, [one for one in [member.get(timeout_s=0.05)] if one is not None])
+                    if to_the_end:
+                        wait_until(lambda log=log, member=member: self._is_done(log, member))  # type: ignore[misc]
+
+    def _is_done(self, log: SessionLog, member: DurableSubscription) -> bool:
+        self._take(member, rest(member))
+        return len(member.partitions) == log.keyspace.count and is_acknowledged(log, "audit")
+
+    def _take(self, member: DurableSubscription, found: list[Delivery]) -> None:
+        member.ack()
+        self._done += [(one.session, one.seq) for one in found]
+
+    def assert_complete(self, *, moved: bool) -> None:
+        """Every event, once."""
+        self.go_on(to_the_end=True)
+        log = (self._scene.target if moved else self._scene.source).open()
+        expected = [(session, seq) for session, seqs in everything(log).items() for seq in seqs]
+        assert sorted(self._done) == sorted(expected)
+
+
 def is_open(log: SessionLog, session: str) -> bool:
     head = log.head(session)
     return head is not None and head.seq > 0 and not head.is_elsewhere
@@ -158,14 +199,16 @@ def points(total: int = ENOUGH) -> Iterator[tuple[int, Moment]]:
         yield chance.randrange(low, low + 7), chance.choice((Moment.ARRIVING, Moment.ANSWERED))
 
 
-def begun(scene: Scene, what: str) -> str:
+def begun(scene: Scene, what: str) -> tuple[str, Audit]:
     """A migration that is to be carried out; or one that was, and is to be rolled back."""
     fill(scene.source.open(), SESSIONS)
+    audit = Audit(scene)
     with scene.ends() as ends:
         task = scene.begun(ends).id
         if what == "rollback":
             migrate(ends, task, "move")
-    return task
+            audit.go_on(to_the_end=False)
+    return task, audit
 
 
 @pytest.mark.parametrize("what", ["move", "rollback"])
@@ -175,7 +218,7 @@ def test_a_killed_migrator_leaves_one_writer_and_is_gone_on_with(
     """Killed with -9 at every request: another process goes on, or brings everything back."""
     for number, (at, moment) in enumerate(points()):
         scene = Scene(make_store(servers.url("valkey"), partitions=2), make_store(servers.url("redis7"), partitions=3))
-        task = begun(scene, what)
+        task, audit = begun(scene, what)
         dying: Future[ChildProcess] = Future()
 
         def kill(dying: Future[ChildProcess] = dying) -> None:
@@ -194,10 +237,12 @@ def test_a_killed_migrator_leaves_one_writer_and_is_gone_on_with(
                 child.wait()
             assert_one_writer(scene)
         assert code == (-9 if steps.struck else 0)
+        audit.go_on(to_the_end=False)
         finally_ = "rollback" if steps.struck and number % 2 else what
         if steps.struck:
             finish(scene, task, finally_)
         assert_nothing_lost(scene, writers.receipts, moved=finally_ == "move")
+        audit.assert_complete(moved=finally_ == "move")
         if not steps.struck:
             break
 
@@ -232,7 +277,7 @@ def test_a_server_or_the_way_there_that_dies_leaves_one_writer(
     """Killed with -9, or cut off, at every request: the migration ends with an error, and is gone on with later."""
     for number, (at, moment) in enumerate(points()):
         scene = Scene(make_store(pair["source"].url, partitions=2), make_store(pair["target"].url, partitions=3))
-        task = begun(scene, what)
+        task, audit = begun(scene, what)
         cuts: list[Any] = []
 
         def strike(cuts: list[Any] = cuts) -> None:
@@ -256,6 +301,7 @@ def test_a_server_or_the_way_there_that_dies_leaves_one_writer(
             if dies in pair:
                 pair[dies].restart()
             assert_one_writer(scene)
+        audit.go_on(to_the_end=False)
         finally_ = "rollback" if steps.struck and number % 2 else what
         if steps.struck:
             state = migration_state(scene, task)
@@ -263,6 +309,7 @@ def test_a_server_or_the_way_there_that_dies_leaves_one_writer(
                 finish(scene, task, finally_ if state != "moved" else "move")
             finally_ = "move" if state == "moved" else finally_
         assert_nothing_lost(scene, writers.receipts, moved=finally_ == "move")
+        audit.assert_complete(moved=finally_ == "move")
         if not steps.struck:
             break
 

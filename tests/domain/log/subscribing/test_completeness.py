@@ -13,6 +13,8 @@ import redis
 
 from domain import Append, Damaged, Delivery, Receipt, SessionLog
 from domain.log import Connecting, create_store
+from domain.log.protocol import together
+from domain.log.subscribing.reached import Mark, given_flow, marks_of
 from domain.log.subscribing.stride import LEAST, Stride
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, note, refused
@@ -87,6 +89,33 @@ def test_trims_cuts_and_restarts_lose_and_repeat_nothing(world: World) -> None:
     subscription.close()
 
     assert seqs(found) == everything(world.log)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_place_tells_up_to_where_each_session_was_given(world: World) -> None:
+    """In the middle of a feed, of a commit, of a pass through the logs, and where there is no feed any more."""
+    befalls = [world.append] * 3 + [world.trim, world.delete_feeds]
+    subscription: Any = world.log.subscribe(after="beginning")
+    found: list[Delivery] = []
+    for _ in range(40):
+        world.chance.choice(befalls)()
+        taken = [subscription.get(timeout_s=0) for _ in range(world.chance.randint(0, 25))]
+        found += [delivery for delivery in taken if delivery is not None]
+        places = subscription.position.places
+        names = list(world.log.sessions())
+        flows = [given_flow(name, places[world.store.keyspace.partition_of(name)], None) for name in names]
+        told = dict(zip(names, world.log.run(together(flows)), strict=True))
+        assert told == dict.fromkeys(names, 0) | {name: given[-1] for name, given in seqs(found).items()}
+    subscription.close()
+
+
+def test_a_mark_is_read_as_it_was_written() -> None:
+    """And nothing else is one."""
+    marks = {"a": Mark(0), "b": Mark(9_007_199_254_740_992), "c": Mark(7, is_away=True)}
+    assert marks_of({name.encode(): str(mark).encode() for name, mark in marks.items()}) == marks
+    for stored in (b"", b"-1", b"1.0", b"01", b"7 away ", b"away", b"7\n", b"\xff", b"99999999999999999999"):
+        with pytest.raises(Damaged, match="^SUBSCRIPTION_DAMAGED:"):
+            marks_of({b"s": stored})
 
 
 @pytest.mark.parametrize("seed", range(3))
