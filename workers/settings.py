@@ -113,10 +113,12 @@ class ArchiveSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def opened(self) -> Archive | None:
         """The archive, if there is one. Raises Misconfigured (SETTING_INVALID)."""
-        if self.url is None:
-            return None
+        return None if self.url is None else self.opened_at(self.url)
+
+    def opened_at(self, url: str) -> Archive:
+        """An archive somewhere else, with what opens this one. Raises Misconfigured (SETTING_INVALID)."""
         keys = None if self.key_id is None or self.secret is None else Keys(self.key_id, self.secret)
-        return open_archive(self.url, keys)
+        return open_archive(url, keys)
 
 
 class MemorySettings(Struct, frozen=True, forbid_unknown_fields=True):

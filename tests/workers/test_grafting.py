@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -29,10 +29,13 @@ from tests.projections.test_drift import built
 from tests.projections.world import World, did, folded, foreign_append, notes, run_cli
 from workers.backup.creating import Creating
 from workers.pacing import Pace
+from workers.settings import ArchiveSettings
 from workers.sources import open_source
 
 __all__ = ["built", "make_bucket", "s3_url"]
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
+#: What opens a bucket for other clients of S3.
+AWS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture
@@ -158,15 +161,20 @@ def test_a_damaged_log_is_again_what_it_was(
     assert run_cli(built, "recover", "apply", "--from", source).row["grafted"] == []
 
 
+@pytest.mark.parametrize("names", [("MUSTER_ARCHIVE__KEY_ID", "MUSTER_ARCHIVE__SECRET"), AWS])
 def test_a_bucket_is_a_source_too(
-    built: World, make_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    built: World, make_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
 ) -> None:
-    """What opens it is found in the environment, as by other clients of S3."""
+    """What opens it are the keys that the settings name for the archive, or as other clients of S3 find them."""
     before, url = entries(built), make_bucket()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS.key_id)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS.secret)
-    fill(built, open_archive(url))
+    for name in AWS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in zip(names, (KEYS.key_id, KEYS.secret), strict=True):
+        monkeypatch.setenv(name, value)
+    fill(built, open_archive(url, KEYS))
     damages.trimmed(built)
+    planned = run_cli(built, "recover", "plan", "--from", url)
+    assert (planned.code, len(planned.row["grafts"])) == (0, 1)
     done = run_cli(built, "recover", "apply", "--from", url)
     assert (done.code, len(done.row["grafted"])) == (0, 1)
     assert entries(built) == before
@@ -407,7 +415,7 @@ def test_a_key_of_another_type_is_the_trouble_of_its_session(built: World, tmp_p
 
 
 def source_of(world: World, where: str) -> Any:
-    return open_source(where, world.log.identity.store, say=lambda _: None)
+    return open_source(where, world.log.identity.store, archive=ArchiveSettings(), say=lambda _: None)
 
 
 def test_a_plan_says_what_would_be_done_and_does_nothing(built: World, tmp_path: Path) -> None:
