@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -344,11 +345,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def environ(self) -> dict[str, str]:
         """These settings as environment variables, for a child process; secrets travel so and never in arguments."""
-        return {
+        given = {
             PREFIX + "__".join(path).upper(): "null" if value is None else str(value)
             for path, value in _leaves(msgspec.to_builtins(self))
             if value is not None or not _is_text(_fields()[path])
         }
+        # It reads no file: that may say what these do not, or be in the middle of being written.
+        return given | {"MUSTER_CONFIG": os.devnull}
 
 
 #: What a profile sets where nobody else does.
