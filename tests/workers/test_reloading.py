@@ -124,6 +124,14 @@ def test_workers_take_what_changes_in_the_file(world: World, running: Running) -
         assert world.redis.pttl(world.keyspace.worker(name.decode())) > 4000
 
 
+def test_workers_take_what_changes_also_where_their_number_is_another(world: World, running: Running) -> None:
+    """By `--processes`: the number that the settings name is nobody's then."""
+    with running.started("worker", "run", "--processes", "1", toml=QUICK):
+        wait_until(lambda: len(world.shares()) == 1, timeout_s=60, message="it lives")
+        running.write(SLOW)
+        wait_until(lambda: [one > 4000 for one in lifetimes(world)] == [True], message="it beats slower")
+
+
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
