@@ -368,8 +368,8 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
-#: Settings that a running `worker run` or `serve` takes when they change (workers/reloading.py), as names and as whole
-#: sections. All others are fixed at its start.
+#: Settings that a running `worker run`, `serve` or `dev` takes when they change (workers/reloading.py), as names and as
+#: whole sections. All others are fixed at its start.
 RELOADABLE_SECTIONS: Final = ("sessions", "health", "alerts", "read_only")
 _RELOADABLE: Final = frozenset(
     {

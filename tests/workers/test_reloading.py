@@ -162,13 +162,13 @@ def test_sighup_has_it_read_at_once(running: Running) -> None:
     """Also where nothing differs, which is said; whoever keeps workers does not end by it."""
     with running.started("worker", "run", toml=QUICK) as child:
         running.wait_until_said("workers run: ")
-        wait_until(lambda: _takes_hangups(child.pid), message="it takes the signal")
+        wait_until(lambda: takes_hangups(child.pid), message="it takes the signal")
         child.send_signal(signal.SIGHUP)
         running.wait_until_said("settings reloaded: nothing differs")
         assert child.poll() is None
 
 
-def _takes_hangups(pid: int) -> bool:
+def takes_hangups(pid: int) -> bool:
     caught = int(re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
     return bool(caught >> (signal.SIGHUP - 1) & 1)
 
