@@ -25,7 +25,7 @@ from workers.migration.moving import Done, Moving
 from workers.migration.record import Migration, Migrations
 from workers.migration.selecting import selection_of
 from workers.migration.syncing import POLICIES, Synced, Syncing, lag_of
-from workers.migration.telling import is_well, status
+from workers.migration.telling import counted, is_well, status
 from workers.pacing import Pace
 from workers.settings import Settings
 
@@ -198,8 +198,8 @@ def run_cutover(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends.target, ends.source, migration)
-            return would(f"move {told['sessions'] - told['moved']} sessions", told, options)
+            told, due = stands(ends, migration, options)
+            return would(f"move {due['sessions'] - due['moved']} sessions", told, options)
         if options.job:
             return asked(ends, migration, options, settings, "cutover")
         with worked(ends, migration, options, "cutover", record.CUTTING, record.MOVED) as work:
@@ -211,8 +211,8 @@ def run_rollback(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends.target, ends.source, migration)
-            return would(f"bring back {told['moved']} moved sessions, drop {told['copied']} copies", told, options)
+            told, due = stands(ends, migration, options)
+            return would(f"bring back {due['moved']} moved sessions, drop {due['copied']} copies", told, options)
         options.rate = None
         ends_as = migration.state if options.session else record.ROLLED_BACK
         with worked(ends, migration, options, "rollback", record.ROLLING_BACK, ends_as) as work:
@@ -418,6 +418,12 @@ def worked(
         for end in (ends.source, ends.target):
             end.note(who, f"migration: {what}", task=migration.id, source=migration.source, target=migration.target)
         yield work
+
+
+def stands(ends: Ends, migration: Migration, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the migration stands; and the same, but counted over the sessions that are named, if any are."""
+    told = status(ends.target, ends.source, migration)
+    return told, told | counted(ends.target, migration, options.session) if options.session else told
 
 
 def would(what: str, told: dict[str, Any], options: argparse.Namespace) -> int:
