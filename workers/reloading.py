@@ -121,6 +121,9 @@ class Reloading:
                 self._asked.put(True)
 
         before = signal.signal(signal.SIGHUP, hang_up)
+        found = self._reading.loaded().settings
+        if found is None or self._own(found) != self._in_force.settings:
+            self._asked.put(True)  # written since they were read, while this process started
         self._thread.start()
         try:
             yield

@@ -21,9 +21,9 @@ from tests.conftest import ENVIRONMENT, Store, children
 from tests.projections.world import World
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
-from workers.reloading import InForce, difference
+from workers.reloading import InForce, Reloading, difference
 from workers.serving import HealthServer
-from workers.settings import RELOADABLE, ServeSettings, Settings, load, shown, values
+from workers.settings import RELOADABLE, Reading, ServeSettings, Settings, load, shown, values
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 TOKEN, OTHER = "a-token-of-the-test", "b-token-of-the-test"
@@ -220,6 +220,24 @@ def test_a_secret_is_taken_from_its_file_when_that_changes(running: Running, tmp
 
         wait_until(lambda: asked(port, OTHER) in (200, 503), message="the other token is taken")
         assert asked(port, TOKEN) == 401
+
+
+def test_what_was_written_while_a_process_started_is_taken(world: World, tmp_path: Path) -> None:
+    """It was read first of all, and is watched once all else runs."""
+    toml, said = tmp_path / "own.toml", list[str]()
+    toml.write_text(QUICK)
+    where = {"MUSTER_REDIS__URL": world.store.url, "MUSTER_NAMESPACE": world.store.namespace}
+    reading = Reading(where | {"MUSTER_ENVIRONMENT": ENVIRONMENT}, toml=toml)
+    in_force = InForce(reading.loaded().valid())
+    with Reloading(reading, in_force, who="tester", say=said.append).running():
+        pass
+    assert said == []
+
+    toml.write_text(SLOW)
+    with Reloading(reading, in_force, who="tester", say=said.append).running():
+        wait_until(lambda: said, message="it says so")
+    assert in_force.settings.worker.beat_ms == 2000
+    assert said == ["settings reloaded: worker.lease_ttl_ms: 1000 → 8000; worker.beat_ms: 100 → 2000"]
 
 
 def test_a_token_that_is_needed_is_not_taken_away() -> None:
