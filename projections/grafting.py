@@ -7,7 +7,7 @@ in the result. If there is no such way, or more than one, nothing is written, an
 
 What the log is to be is built beside it by `muster_graft_1`, in steps, each digest computed again by the server; the
 last step puts it in the log's place, unless head or log moved. Who dies in between leaves the session as it was, and
-the same command goes on with what is built.
+the same command goes on with what is built, or begins anew when that lapsed, after a day.
 """
 
 from __future__ import annotations

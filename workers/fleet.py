@@ -25,8 +25,8 @@ class WorkerSupervisor(Supervisor):
     """Keeps worker processes alive, unless the fleet is stopped, and has them take settings that change."""
 
     def __init__(self, settings: Settings, *, count: int, log: Callable[[str], None]) -> None:
-        self._settings = settings
         self._count = count
+        self._settings = self._of_each(settings)
         self._pipes: list[tuple[ChildProcess, int]] = []
         self._telling = Lock()
         names = [f"worker {number}" for number in range(1, count + 1)]
@@ -36,11 +36,11 @@ class WorkerSupervisor(Supervisor):
     def take(self, settings: Settings) -> None:
         """Has those that run, and those that are started from now on, take these settings."""
         with self._telling:
-            self._settings = settings
+            self._settings = self._of_each(settings)
             self._close_pipes_of_the_dead()
             for child, pipe in self._pipes:
                 try:
-                    os.write(pipe, line_for_worker(settings))
+                    os.write(pipe, line_for_worker(self._settings))
                 except OSError as error:
                     self._say(f"worker (pid {child.pid}) could not be told the settings: {error}")
 
@@ -50,6 +50,10 @@ class WorkerSupervisor(Supervisor):
             self._close_pipes_of_the_dead()
         return clean
 
+    def _of_each(self, settings: Settings) -> Settings:
+        """What each worker is told: there are as many as are kept, whatever number the settings name."""
+        return structs.replace(settings, worker=structs.replace(settings.worker, processes=self._count))
+
     def _start_worker(self) -> ChildProcess:
         with self._telling:  # a change comes before, in the environment, or after, by the pipe
             self._close_pipes_of_the_dead()
@@ -58,9 +62,7 @@ class WorkerSupervisor(Supervisor):
             try:
                 # Their output goes where their supervisor's errors go: stdout belongs to data.
                 command = [sys.executable, "-m", "workers.process", FOLLOWS]
-                child = start_child(
-                    command, env=_environ(self._settings, self._count), stdin=reading, stdout=2, stderr=2
-                )
+                child = start_child(command, env=_environ(self._settings), stdin=reading, stdout=2, stderr=2)
             except BaseException:
                 os.close(writing)
                 raise
@@ -85,10 +87,9 @@ def worker_supervisor(settings: Settings, *, count: int | None, log: Callable[[s
     return WorkerSupervisor(settings, count=count or settings.worker.processes, log=log)
 
 
-def _environ(settings: Settings, count: int) -> dict[str, str]:
-    """The environment of one of so many worker processes."""
+def _environ(settings: Settings) -> dict[str, str]:
+    """The environment of a worker process."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    settings = structs.replace(settings, worker=structs.replace(settings.worker, processes=count))
     environ |= settings.environ()
     # Found by this checkout's path too, so that a worker is the same code as its supervisor.
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_root()), environ.get("PYTHONPATH")]))

@@ -32,6 +32,7 @@ from workers.settings import RELOADABLE, Reading, Settings, load, masked, values
 LOOK_EVERY_S: Final = 0.5
 #: The argument with which a worker process is told its settings by whoever keeps it, on its standard input.
 FOLLOWS: Final = "--settings-on-stdin"
+_STDERR: Final = 2
 
 #: What differs: of each setting what it was and what it is, as it may be shown.
 Changes: TypeAlias = dict[str, tuple[Any, Any]]
@@ -81,13 +82,28 @@ def difference(before: Settings, after: Settings) -> Changes:
 
 
 class Reloading:
-    """Reads the sources of settings again when a file of theirs changed or SIGHUP came."""
+    """Reads the sources of settings again when a file of theirs changed or SIGHUP came.
 
-    def __init__(self, reading: Reading, in_force: InForce, *, who: str, say: Callable[[str], None]) -> None:
+    `own` makes of settings as they are read those of this process. `hung_up` is called instead where SIGHUP came
+    because the terminal of this process is gone.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        in_force: InForce,
+        *,
+        who: str,
+        say: Callable[[str], None],
+        own: Callable[[Settings], Settings] = lambda settings: settings,
+        hung_up: Callable[[], None] | None = None,
+    ) -> None:
         self._reading = reading
         self._in_force = in_force
         self._who = who
         self._say = say
+        self._own = own
+        self._hung_up = hung_up
         self._asked: SimpleQueue[bool] = SimpleQueue()
         self._seen = self._signature()
         self._thread = Thread(target=self._run, name="reloading", daemon=True)
@@ -96,10 +112,18 @@ class Reloading:
     def running(self) -> Iterator[None]:
         """Watches the files, and takes SIGHUP, for the time of the block. To be entered by the main thread."""
 
+        has_terminal = os.isatty(_STDERR)
+
         def hang_up(number: int, frame: FrameType | None) -> None:
-            self._asked.put(True)
+            if self._hung_up is not None and has_terminal and not os.isatty(_STDERR):
+                self._hung_up()
+            else:
+                self._asked.put(True)
 
         before = signal.signal(signal.SIGHUP, hang_up)
+        found = self._reading.loaded().settings
+        if found is None or self._own(found) != self._in_force.settings:
+            self._asked.put(True)  # written since they were read, while this process started
         self._thread.start()
         try:
             yield
@@ -116,7 +140,7 @@ class Reloading:
                 self._say(f"settings not reloaded, nothing was changed: {problem}")
             return {}
         try:
-            changes = self._in_force.swap(loaded.settings)
+            changes = self._in_force.swap(self._own(loaded.settings))
         except MusterError as error:
             self._say(f"settings not reloaded: {error}")
             return {}

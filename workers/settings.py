@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -113,10 +114,12 @@ class ArchiveSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def opened(self) -> Archive | None:
         """The archive, if there is one. Raises Misconfigured (SETTING_INVALID)."""
-        if self.url is None:
-            return None
+        return None if self.url is None else self.opened_at(self.url)
+
+    def opened_at(self, url: str) -> Archive:
+        """An archive somewhere else, with what opens this one. Raises Misconfigured (SETTING_INVALID)."""
         keys = None if self.key_id is None or self.secret is None else Keys(self.key_id, self.secret)
-        return open_archive(self.url, keys)
+        return open_archive(url, keys)
 
 
 class MemorySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -342,11 +345,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def environ(self) -> dict[str, str]:
         """These settings as environment variables, for a child process; secrets travel so and never in arguments."""
-        return {
+        given = {
             PREFIX + "__".join(path).upper(): "null" if value is None else str(value)
             for path, value in _leaves(msgspec.to_builtins(self))
             if value is not None or not _is_text(_fields()[path])
         }
+        # It reads no file: that may say what these do not, or be in the middle of being written.
+        return given | {"MUSTER_CONFIG": os.devnull}
 
 
 #: What a profile sets where nobody else does.
@@ -363,8 +368,8 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
-#: Settings that a running `worker run` or `serve` takes when they change (workers/reloading.py), as names and as whole
-#: sections. All others are fixed at its start.
+#: Settings that a running `worker run`, `serve` or `dev` takes when they change (workers/reloading.py), as names and as
+#: whole sections. All others are fixed at its start.
 RELOADABLE_SECTIONS: Final = ("sessions", "health", "alerts", "read_only")
 _RELOADABLE: Final = frozenset(
     {

@@ -9,21 +9,23 @@ from pathlib import Path
 
 from domain.codec import Commit
 from domain.errors import Conflict, Damaged
-from domain.log.archive.place import Archive, open_archive
+from domain.log.archive.place import Archive
 from domain.log.archive.segment import Label, folder_of, label_of, opened
 from projections.grafting import Held, Source
 from workers.backup import reading
 from workers.backup.folder import SUMS, chain_of
+from workers.settings import ArchiveSettings
 
 
-def open_source(where: str, store: str, *, say: Callable[[str], None]) -> Source:
-    """The backup in a folder, or the archive at a URL; of this store. `say` is told what of it is damaged.
+def open_source(where: str, store: str, *, archive: ArchiveSettings, say: Callable[[str], None]) -> Source:
+    """The backup in a folder, or the archive at a URL, opened with the keys of `archive`; of this store. `say` is told
+    what of it is damaged.
 
     Raises Conflict (BACKUP_DIFFERS), Damaged (BACKUP_DAMAGED), Misconfigured (SETTING_INVALID).
     """
     if (Path(where) / SUMS).exists():
         return BackupSource(Path(where), store)
-    return ArchiveSource(open_archive(where), store, say=say)
+    return ArchiveSource(archive.opened_at(where), store, say=say)
 
 
 class BackupSource:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from domain.log import SessionLog, connect, create_store
 from workers.embedded import EmbeddedServer
-from workers.fleet import worker_supervisor
+from workers.fleet import WorkerSupervisor, worker_supervisor
 from workers.settings import RedisSettings, Settings
 from workers.supervisor import Supervisor
 
@@ -40,17 +40,13 @@ class Stack:
         self._count = workers
         self._server_ended = server_ended
         self._keeper: Supervisor | None = None
-        self.workers: Supervisor | None = None
+        self.workers: WorkerSupervisor | None = None
         self._stopped: bool | None = None
 
     def start(self) -> None:
         """Starts the server, makes the store unless there is one, starts the workers."""
         self.server.start()
-        # Its own server has no users and no TLS, whatever the settings say about another one.
-        asked = self.settings.redis
-        redis_settings = RedisSettings(self.server.url, asked.timeout_s, asked.retry_for_s)
-        jobs = structs.replace(self.settings.jobs, url=f"{self.server.url.rpartition('/')[0]}/1")
-        self.settings = structs.replace(self.settings, redis=redis_settings, jobs=jobs)
+        self.settings = self.own(self.settings)
         client = connect(self.settings.connecting)
         try:
             create_store(
@@ -74,6 +70,20 @@ class Stack:
     @property
     def url(self) -> str:
         return self.server.url
+
+    def own(self, settings: Settings) -> Settings:
+        """Settings with the address of this server, which was started, in them."""
+        # It has no users and no TLS, whatever the settings say about another one.
+        asked = settings.redis
+        redis_settings = RedisSettings(self.server.url, asked.timeout_s, asked.retry_for_s)
+        jobs = structs.replace(settings.jobs, url=f"{self.server.url.rpartition('/')[0]}/1")
+        return structs.replace(settings, redis=redis_settings, jobs=jobs)
+
+    def take(self, settings: Settings) -> None:
+        """Has the workers take these settings, the stack's own, from now on."""
+        self.settings = settings
+        if self.workers is not None:
+            self.workers.take(settings)
 
     def open_log(self) -> SessionLog:
         """The log of the stack's store."""

@@ -1596,7 +1596,8 @@ end
 
 -- muster_graft_1: one step of completing a damaged log from elsewhere. What the log is to be is built beside it, each digest
 -- computed again; the last step puts it in the log's place, if nothing came meanwhile, and lifts the quarantine. Until then the
--- session is as it was. A log that holds anything else is put aside as it was.
+-- session is as it was. A log that holds anything else is put aside as it was. What is built lapses a day after its last step, so
+-- that nothing is left of who never comes back; who comes later begins anew.
 --   KEYS meta sessions feed log head hold lost audit aside graft index
 --   ARGV store epoch session; seq and digest after which the log begins (0 and its genesis, or the horizon); seq and digest at
 --        which what is built stands (those it begins after: it is begun anew); "" unless this is the last step, then "aside" to
@@ -1607,6 +1608,7 @@ end
 --   Reply {BUILT seq digest} or {GRAFTED seq digest}; {MOVED} if the session is not what it was when it was read, {MOVED seq
 --         digest} if what is built stands elsewhere; {CHAIN seq} for a commit that does not follow; {FORK seq} if the head says
 --         otherwise there
+local GRAFT_MS = '86400000'
 local function graft(keys, args)
   local spans = #args >= 15 and whole(args[15])
   local count = spans and (#args - 15 - 2 * spans) / 5
@@ -1631,6 +1633,7 @@ local function graft(keys, args)
   end
   local denial = may_not({
     { 'DEL', keys[10] }, { 'XADD', keys[10], '*', 'b', '' }, { 'RENAME', keys[4], keys[9] }, { 'RENAME', keys[10], keys[4] },
+    { 'PEXPIRE', keys[10], GRAFT_MS }, { 'PERSIST', keys[10] },
     { 'SET', keys[5], '' }, { 'HDEL', keys[6], 'code' }, { 'ZADD', keys[2], '0', '' }, { 'XADD', keys[3], '*', 't', '' },
     { 'HSET', keys[1], 'total', '' }, { 'HDEL', keys[7], '' }, { 'XADD', keys[8], '*', 'who', '' }, { 'ZREM', keys[11], '' },
   })
@@ -1729,8 +1732,11 @@ local function graft(keys, args)
   end
   add_copies(keys[10], args, 16 + 2 * spans, from)
   if how == '' then
+    redis.call('PEXPIRE', keys[10], GRAFT_MS)
     return { 'BUILT', integer(step.seq), step.digest }
   end
+  -- First of all: a key keeps its deadline when it is renamed, and a log has none.
+  redis.call('PERSIST', keys[10])
   local is_aside = how == 'aside' and kind == 'stream'
   if is_aside then
     redis.call('RENAME', keys[4], keys[9])

@@ -62,7 +62,7 @@ KEYS: Final = (
         "{p}:graft:<session>",
         "stream",
         KeyClass.EPHEMERAL,
-        "until it takes a damaged log's place, or is begun anew",
+        "until it takes a damaged log's place, or a day after its last step",
     ),
     Key("{p}:beats", "zset", KeyClass.EPHEMERAL, "entries until the agent leaves or is reported gone"),
     Key("{p}:place:<subscription>", "string", KeyClass.CONTROL, "until dropped; up to where it is acknowledged"),

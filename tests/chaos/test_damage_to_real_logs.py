@@ -31,6 +31,7 @@ from tests.projections.world import World, folded
 from workers.backup.creating import Creating
 from workers.pacing import Pace
 from workers.recovery import Recovery, mendable, plan_of, with_grafts
+from workers.settings import ArchiveSettings
 from workers.sources import open_source
 
 PLACES: Final = 20 if FULL else 1
@@ -485,7 +486,7 @@ def kept(real: tuple[World, list[str]], tmp_path_factory: pytest.TempPathFactory
             segment = seal(store, session, previous, commits[:size])
             place.put(segment.name, segment.content)
             commits, previous = commits[size:], segment.facts.digest
-    return [open_source(str(where), store, say=lambda _: None) for where in (backup, folder)]
+    return [open_source(str(where), store, archive=ArchiveSettings(), say=lambda _: None) for where in (backup, folder)]
 
 
 @pytest.mark.parametrize("damage", TRUTH, ids=lambda damage: damage.__name__)

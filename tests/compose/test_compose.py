@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from threading import Thread
 from typing import Final, Literal
 
 import msgspec
 import pytest
 import yaml
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from workers.settings import WorkerSettings, load
+from workers.serving import HealthServer, is_loopback
+from workers.settings import ServeSettings, Settings, WorkerSettings, load
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = re.compile(r"(\d+)s\Z")
+TOKEN: Final = "a-token-of-the-test"
 
 
 class Build(Struct, forbid_unknown_fields=True):
@@ -62,8 +67,15 @@ class Service(Struct, forbid_unknown_fields=True):
     tmpfs: list[str] = []
     cap_drop: list[str] = []
     security_opt: list[str] = []
+    secrets: list[str] = []
     ports: list[str] = []
     stop_grace_period: str = "10s"
+
+
+class Secret(Struct, forbid_unknown_fields=True):
+    """Where on the host a secret lies."""
+
+    file: str
 
 
 class Compose(Struct, forbid_unknown_fields=True, rename={"muster": "x-muster"}):
@@ -71,6 +83,7 @@ class Compose(Struct, forbid_unknown_fields=True, rename={"muster": "x-muster"})
 
     name: str
     services: dict[str, Service]
+    secrets: dict[str, Secret]
     volumes: dict[str, dict[str, str]]
     muster: dict[str, object]
 
@@ -78,6 +91,21 @@ class Compose(Struct, forbid_unknown_fields=True, rename={"muster": "x-muster"})
 def read(text: str) -> Compose:
     """The file by its schema; a key that is misspelt is an error."""
     return msgspec.convert(yaml.safe_load(text), Compose)
+
+
+def settings_of(service: Service, compose: Compose) -> Settings:
+    """What a container is told, with secrets in the place of those that it is given."""
+    given = dict(service.environment)
+    for name, path in given.items():
+        if name.endswith("_FILE"):
+            mounted = Path(path)
+            assert mounted.parent == Path("/run/secrets")
+            assert mounted.name in service.secrets
+            assert mounted.name in compose.secrets
+            here = Path(mounted.name)
+            here.write_text(TOKEN + "\n")
+            given[name] = str(here)
+    return load(given)
 
 
 @pytest.fixture
@@ -130,17 +158,60 @@ def test_workers_are_several_and_have_the_time_to_drain(compose: Compose) -> Non
     assert int(grace[1]) > drain_s + 5
 
 
+def test_health_and_metrics_are_there_from_the_start(compose: Compose) -> None:
+    """For who has the token, from this host and from the stack, of the same store, whatever is with that."""
+    serve = compose.services["serve"]
+
+    settings = settings_of(serve, compose)
+    assert serve.command == ["serve"]
+    assert settings.serve.token == TOKEN
+    assert not is_loopback(settings.serve.host)
+    assert serve.ports == [f"127.0.0.1:{settings.serve.port}:{settings.serve.port}"]
+    assert serve.depends_on == {}
+    assert structs.replace(settings, serve=ServeSettings()) == load(compose.services["workers"].environment)
+
+
+def test_serve_is_healthy_for_as_long_as_it_serves(compose: Compose) -> None:
+    """Without a token, though there is no store."""
+    serve = compose.services["serve"]
+    settings = settings_of(serve, compose)
+    assert serve.healthcheck is not None
+    how, program, *arguments = serve.healthcheck.test
+    assert (how, program) == ("CMD", "python")
+    free = structs.replace(settings, serve=structs.replace(settings.serve, port=0))
+
+    with HealthServer(free) as server:
+        there = [one.replace(str(settings.serve.port), str(server.server_port)) for one in arguments]
+        assert there != arguments
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        assert subprocess.run([sys.executable, *there], check=False).returncode == 0
+        server.shutdown()
+        thread.join()
+    ended = subprocess.run([sys.executable, *there], check=False, capture_output=True)
+    assert ended.returncode != 0
+
+
 def test_every_variable_is_a_setting(compose: Compose) -> None:
     """What the containers are told is what Muster reads; anything else would be an error at their start."""
     for service in compose.services.values():
-        load(service.environment)
+        settings_of(service, compose)
         assert all(name.startswith("MUSTER_") for name in service.environment)
-        assert not any("PASSWORD" in name for name in service.environment)
+        assert not any(name.endswith(("PASSWORD", "TOKEN", "SECRET")) for name in service.environment)
+
+
+def test_a_secret_is_neither_kept_with_the_source_nor_in_the_image(compose: Compose) -> None:
+    """It lies beside the stack's file; every one is used."""
+    used = {name for service in compose.services.values() for name in service.secrets}
+    assert used == {*compose.secrets}
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert all(f"/compose/{secret.file}" in ignored for secret in compose.secrets.values())
+    assert "!compose" not in (ROOT / ".dockerignore").read_text().splitlines()
 
 
 def test_containers_may_do_no_more_than_they_need(compose: Compose) -> None:
     """Muster's own run read-only, without capabilities, and not as root."""
-    for name in ("init", "workers"):
+    for name in ("init", "workers", "serve"):
         service = compose.services[name]
         assert (service.read_only, service.cap_drop) == (True, ["ALL"])
         assert service.security_opt == ["no-new-privileges:true"]

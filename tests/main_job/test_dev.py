@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
+from domain.log.keys import Keyspace
 from tests.main_job.inputs import differing, expected, facts, path_of
-from tests.main_job.running import PATIENCE_S, Dev, descendants
+from tests.main_job.running import MUSTER, PATIENCE_S, Dev, Muster, descendants
 from tests.waiting import has_ended, wait_until
+from tests.workers.test_reloading import takes_hangups
+from workers.child_process import start_child
+
+STORE: Final = Keyspace("dev", "main", 32)
 
 
 @pytest.mark.usefixtures("real_logs")
@@ -85,3 +93,62 @@ def test_a_data_directory_serves_one_dev_at_a_time(tmp_path: Path, start_dev: Ca
     assert refused.err.startswith("error: DATA_DIR_IN_USE: ")
     assert "\nremedy: " in refused.err
     dev.muster.ok("event", "append", "s-1", "start", "--actor", "a")
+
+
+def written(toml: Path, beat_ms: int, more: str = "") -> None:
+    """As one step, like an editor that is careful."""
+    beside = toml.with_suffix(".new")
+    beside.write_text(f"[worker]\nbeat_ms = {beat_ms}\nlease_ttl_ms = 8000\n{more}")
+    beside.rename(toml)
+
+
+def lifetimes(client: Any) -> list[int]:
+    """For how long each worker's sign of life is good: four beats."""
+    return [client.pttl(STORE.worker(name.decode())) for name in client.zrange(STORE.workers, 0, -1)]
+
+
+def test_settings_that_change_reach_its_workers(tmp_path: Path) -> None:
+    """Without a new start of anything; by SIGHUP at once. Its server's address is its own, whatever the file says."""
+    toml = tmp_path / "own.toml"
+    written(toml, 100, '[redis]\nurl = "redis://elsewhere:1"\n')
+    with Dev(tmp_path, None, MUSTER_CONFIG=str(toml)) as dev:
+        client: Any = dev.client
+        wait_until(lambda: len(lifetimes(client)) == 2, message="both live")
+        assert all(lifetime <= 400 for lifetime in lifetimes(client))
+        wait_until(lambda: takes_hangups(dev.pid), message="it takes changes")
+        family = descendants(dev.pid)
+
+        written(toml, 2000, '[redis]\nurl = "redis://another:1"\n[jobs]\nurl = "redis://another:1/1"\n')
+
+        wait_until(lambda: [one > 4000 for one in lifetimes(client)] == [True, True], message="both beat slower")
+        assert "settings reloaded: worker.beat_ms: 100 → 2000\n" in dev.err
+        wait_until(lambda: client.xlen(STORE.audit), message="it is audited")
+        ((_, audited),) = client.xrange(STORE.audit)
+        assert json.loads(audited[b"changes"]) == {"worker.beat_ms": {"was": 100, "is": 2000}}
+        os.kill(dev.pid, signal.SIGHUP)
+        wait_until(lambda: "settings reloaded: nothing differs" in dev.err, message="it is read at once")
+        assert descendants(dev.pid) == family
+
+
+def test_it_ends_with_its_terminal(tmp_path: Path) -> None:
+    """SIGHUP says so then: nothing goes on where nobody sees it, and nothing is left."""
+    temporary, said = tmp_path / "tmp", tmp_path / "said"
+    temporary.mkdir()
+    terminal, end = os.openpty()
+    with said.open("wb") as out:
+        dev = start_child([MUSTER, "dev"], env=Muster(TMPDIR=str(temporary)).environ, stdout=out, stderr=end)
+    os.close(end)
+    try:
+        wait_until(lambda: takes_hangups(dev.pid), timeout_s=PATIENCE_S, message="it takes the signal")
+        family = descendants(dev.pid)
+        assert len(family) == 3, "a server and two workers"
+
+        os.close(terminal)
+        dev.send_signal(signal.SIGHUP)
+
+        dev.wait(PATIENCE_S)
+        assert all(map(has_ended, family))
+        assert list(temporary.iterdir()) == []
+    finally:
+        dev.kill()
+        dev.wait()

@@ -752,7 +752,7 @@ def test_a_repairer_that_lacks_a_right_writes_nothing(filled: Guarded) -> None:
 
 
 _REPAIRER: Final = (
-    *("+rename", "+set", "+hset", "+hdel", "+zadd", "+zrem", "+xadd", "+del"),
+    *("+rename", "+set", "+hset", "+hdel", "+zadd", "+zrem", "+xadd", "+del", "+pexpire", "+persist"),
     *("%RW~{prod:main:[0-9]*}:log:*", "%RW~{prod:main:[0-9]*}:damaged:*", "%RW~{prod:main:[0-9]*}:graft:*"),
     *("%RW~{prod:main:[0-9]*}:audit", "%RW~{prod:main:[0-9]*}:lost", "%RW~{prod:main:[0-9]*}:feed"),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -27,12 +28,17 @@ from tests.foreign import any_body
 from tests.projections import test_drift as damages
 from tests.projections.test_drift import built
 from tests.projections.world import World, did, folded, foreign_append, notes, run_cli
+from tests.waiting import wait_until
 from workers.backup.creating import Creating
 from workers.pacing import Pace
+from workers.settings import ArchiveSettings
 from workers.sources import open_source
 
 __all__ = ["built", "make_bucket", "s3_url"]
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
+DAY_MS: Final = 86_400_000
+#: What opens a bucket for other clients of S3.
+AWS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture
@@ -158,15 +164,20 @@ def test_a_damaged_log_is_again_what_it_was(
     assert run_cli(built, "recover", "apply", "--from", source).row["grafted"] == []
 
 
+@pytest.mark.parametrize("names", [("MUSTER_ARCHIVE__KEY_ID", "MUSTER_ARCHIVE__SECRET"), AWS])
 def test_a_bucket_is_a_source_too(
-    built: World, make_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    built: World, make_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
 ) -> None:
-    """What opens it is found in the environment, as by other clients of S3."""
+    """What opens it are the keys that the settings name for the archive, or as other clients of S3 find them."""
     before, url = entries(built), make_bucket()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS.key_id)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS.secret)
-    fill(built, open_archive(url))
+    for name in AWS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in zip(names, (KEYS.key_id, KEYS.secret), strict=True):
+        monkeypatch.setenv(name, value)
+    fill(built, open_archive(url, KEYS))
     damages.trimmed(built)
+    planned = run_cli(built, "recover", "plan", "--from", url)
+    assert (planned.code, len(planned.row["grafts"])) == (0, 1)
     done = run_cli(built, "recover", "apply", "--from", url)
     assert (done.code, len(done.row["grafted"])) == (0, 1)
     assert entries(built) == before
@@ -407,7 +418,7 @@ def test_a_key_of_another_type_is_the_trouble_of_its_session(built: World, tmp_p
 
 
 def source_of(world: World, where: str) -> Any:
-    return open_source(where, world.log.identity.store, say=lambda _: None)
+    return open_source(where, world.log.identity.store, archive=ArchiveSettings(), say=lambda _: None)
 
 
 def test_a_plan_says_what_would_be_done_and_does_nothing(built: World, tmp_path: Path) -> None:
@@ -500,6 +511,33 @@ def test_who_dies_in_between_leaves_the_session_as_it_was_and_the_next_goes_on(
 
 def whole_events(found: Entries) -> int:
     return int(found[-1][0].partition(b"-")[0])
+
+
+@pytest.mark.parametrize("comes_back", ["in time", "too late"])
+def test_what_nobody_goes_on_with_lapses_and_a_log_never_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: str
+) -> None:
+    """By the server's clock, a day after the last step; who comes later begins anew."""
+    long_session(world)
+    source, whole, keys = archive(world, tmp_path / "a"), entries(world, "long"), world.keyspace.of("long")
+    world.redis.xdel(keys.log("long"), *(entry_id for entry_id, _ in whole[300:700]))
+    for step in (3, 2):
+        with monkeypatch.context() as dying, contextlib.suppress(Died):
+            dying_at(world, step, dying, before=False)
+            list(Grafting(world.projections, world.log, source_of(world, source), who="ann").apply(["long"]))
+        assert DAY_MS - 60_000 < world.redis.pttl(keys.graft("long")) <= DAY_MS
+        world.redis.pexpire(keys.graft("long"), DAY_MS // 2)
+    if comes_back == "too late":
+        world.redis.pexpire(keys.graft("long"), 1)
+        wait_until(lambda: not world.redis.exists(keys.graft("long")), message="it lapses")
+
+    sent: list[int] = []
+    list(Grafting(world.projections, world.log, source_of(world, source), who="ann", took=sent.append).apply(["long"]))
+
+    assert (sum(sent) < whole_events(whole)) == (comes_back == "in time")
+    assert entries(world, "long") == whole
+    assert world.redis.pttl(keys.log("long")) == -1
+    assert_clean(world)
 
 
 def test_what_is_built_and_does_not_fit_any_more_is_begun_anew(built: World, tmp_path: Path) -> None:

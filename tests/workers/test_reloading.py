@@ -21,9 +21,9 @@ from tests.conftest import ENVIRONMENT, Store, children
 from tests.projections.world import World
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
-from workers.reloading import InForce, difference
+from workers.reloading import InForce, Reloading, difference
 from workers.serving import HealthServer
-from workers.settings import RELOADABLE, ServeSettings, Settings, load, shown, values
+from workers.settings import RELOADABLE, Reading, ServeSettings, Settings, load, shown, values
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 TOKEN, OTHER = "a-token-of-the-test", "b-token-of-the-test"
@@ -124,6 +124,14 @@ def test_workers_take_what_changes_in_the_file(world: World, running: Running) -
         assert world.redis.pttl(world.keyspace.worker(name.decode())) > 4000
 
 
+def test_workers_take_what_changes_also_where_their_number_is_another(world: World, running: Running) -> None:
+    """By `--processes`: the number that the settings name is nobody's then."""
+    with running.started("worker", "run", "--processes", "1", toml=QUICK):
+        wait_until(lambda: len(world.shares()) == 1, timeout_s=60, message="it lives")
+        running.write(SLOW)
+        wait_until(lambda: [one > 4000 for one in lifetimes(world)] == [True], message="it beats slower")
+
+
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
@@ -154,13 +162,13 @@ def test_sighup_has_it_read_at_once(running: Running) -> None:
     """Also where nothing differs, which is said; whoever keeps workers does not end by it."""
     with running.started("worker", "run", toml=QUICK) as child:
         running.wait_until_said("workers run: ")
-        wait_until(lambda: _takes_hangups(child.pid), message="it takes the signal")
+        wait_until(lambda: takes_hangups(child.pid), message="it takes the signal")
         child.send_signal(signal.SIGHUP)
         running.wait_until_said("settings reloaded: nothing differs")
         assert child.poll() is None
 
 
-def _takes_hangups(pid: int) -> bool:
+def takes_hangups(pid: int) -> bool:
     caught = int(re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
     return bool(caught >> (signal.SIGHUP - 1) & 1)
 
@@ -212,6 +220,24 @@ def test_a_secret_is_taken_from_its_file_when_that_changes(running: Running, tmp
 
         wait_until(lambda: asked(port, OTHER) in (200, 503), message="the other token is taken")
         assert asked(port, TOKEN) == 401
+
+
+def test_what_was_written_while_a_process_started_is_taken(world: World, tmp_path: Path) -> None:
+    """It was read first of all, and is watched once all else runs."""
+    toml, said = tmp_path / "own.toml", list[str]()
+    toml.write_text(QUICK)
+    where = {"MUSTER_REDIS__URL": world.store.url, "MUSTER_NAMESPACE": world.store.namespace}
+    reading = Reading(where | {"MUSTER_ENVIRONMENT": ENVIRONMENT}, toml=toml)
+    in_force = InForce(reading.loaded().valid())
+    with Reloading(reading, in_force, who="tester", say=said.append).running():
+        pass
+    assert said == []
+
+    toml.write_text(SLOW)
+    with Reloading(reading, in_force, who="tester", say=said.append).running():
+        wait_until(lambda: said, message="it says so")
+    assert in_force.settings.worker.beat_ms == 2000
+    assert said == ["settings reloaded: worker.lease_ttl_ms: 1000 → 8000; worker.beat_ms: 100 → 2000"]
 
 
 def test_a_token_that_is_needed_is_not_taken_away() -> None:

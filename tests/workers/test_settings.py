@@ -246,3 +246,13 @@ def test_settings_travel_to_a_child_process_unchanged(tmp_path: Path, monkeypatc
 
     assert load(settings.environ()) == settings
     assert load(Settings().environ()) == Settings()
+
+
+@pytest.mark.parametrize("toml", ['[redis]\npassword = "of-another-server"\n[archive]\nurl = "/x"\n', "[redis\n"])
+def test_a_child_process_has_no_setting_that_was_not_given_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str
+) -> None:
+    """A file where it runs says nothing to it, and does not keep it from starting, whatever is in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "muster.toml").write_text(toml)
+    assert load(Settings().environ()) == Settings()

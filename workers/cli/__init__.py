@@ -107,7 +107,7 @@ _FLAGS: Final = {
     "serve.port": "serve_port",
 }
 #: Groups that work whatever is wrong with the settings, or read them again: they are given what to read them from.
-_READ_THEMSELVES: Final = frozenset({"config", "diagnostics", "doctor", "explain", "serve", "worker"})
+_READ_THEMSELVES: Final = frozenset({"config", "dev", "diagnostics", "doctor", "explain", "serve", "worker"})
 
 
 class _Parser(argparse.ArgumentParser):

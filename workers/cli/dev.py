@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from projections.store import ProjectionStore
 from workers.cli import printing
 from workers.embedded import EmbeddedServer
 from workers.fleet import until_stopped
-from workers.settings import Settings
+from workers.reloading import InForce, Reloading, name_of_process
+from workers.settings import Reading
 from workers.stack import Stack
 from workers.stopping import Stop
 from workers.watching import Watch
@@ -33,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
-    stop = Stop()
+def run(options: argparse.Namespace, reading: Reading) -> int:
+    stop, settings = Stop(), reading.loaded().valid()
     with ExitStack() as resources:
         # First: a signal that comes while the rest is being built must not leave half of it behind.
         impatient = resources.enter_context(until_stopped(stop))
@@ -42,16 +43,26 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         if data_dir is None:
             data_dir = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="muster-dev-")))
         server = EmbeddedServer(data_dir, port=options.port, appendfsync=options.appendfsync)
-        stack = Stack(server, settings, log=printing.say, workers=options.workers, server_ended=stop.set)
+        stack = Stack(server, settings, log=say, workers=options.workers, server_ended=stop.set)
         resources.callback(stack.stop)
         stack.start()
         impatient(stack.kill_workers)
         print(f"ready {stack.url}", flush=True)
         log = resources.enter_context(stack.open_log())
-        watch = Watch(ProjectionStore(log.client, log.keyspace), printing.say, goes_on=stack.release_workers)
+        watch = Watch(ProjectionStore(log.client, log.keyspace), say, goes_on=stack.release_workers)
         watch.start()
-        stop.wait()
+        in_force = InForce(stack.settings)
+        in_force.tell(stack.take)
+        who = name_of_process("dev")
+        with Reloading(reading, in_force, who=who, say=say, own=stack.own, hung_up=stop.set).running():
+            stop.wait()
         watch.stop()
-        printing.say("stopping: workers drain, then the server writes out what it has")
+        say("stopping: workers drain, then the server writes out what it has")
         clean = stack.stop()
     return 0 if clean else 10
+
+
+def say(line: str) -> None:
+    """Says how it goes; its terminal may be gone."""
+    with suppress(OSError):
+        printing.say(line)

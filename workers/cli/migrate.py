@@ -25,7 +25,7 @@ from workers.migration.moving import Done, Moving
 from workers.migration.record import Migration, Migrations
 from workers.migration.selecting import selection_of
 from workers.migration.syncing import POLICIES, Synced, Syncing, lag_of
-from workers.migration.telling import is_well, status
+from workers.migration.telling import counted, is_well, status
 from workers.pacing import Pace
 from workers.settings import Settings
 
@@ -155,9 +155,8 @@ def run_copy(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         if options.dry_run:
             made = planning.plan(ends, wanted(options))
-            printing.say(f"dry run: would copy {made.events} events of {made.sessions} sessions")
-            printing.document(planning.told(ends, made), options.output)
-            return 0
+            what = f"copy {made.events} events of {made.sessions} sessions"
+            return would(what, planning.told(ends, made), options)
         migration = begun(ends, options)
         if options.job:
             return asked(ends, migration, options, settings, "copy")
@@ -199,10 +198,8 @@ def run_cutover(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends.target, ends.source, migration)
-            printing.say(f"dry run: would move {told['sessions'] - told['moved']} sessions")
-            printing.document(told, options.output)
-            return 0
+            told, due = stands(ends, migration, options)
+            return would(f"move {due['sessions'] - due['moved']} sessions", told, options)
         if options.job:
             return asked(ends, migration, options, settings, "cutover")
         with worked(ends, migration, options, "cutover", record.CUTTING, record.MOVED) as work:
@@ -214,10 +211,8 @@ def run_rollback(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         migration = moves(found(ends, options))
         if options.dry_run:
-            told = status(ends.target, ends.source, migration)
-            printing.say(f"dry run: would bring back {told['moved']} moved sessions, drop {told['copied']} copies")
-            printing.document(told, options.output)
-            return 0
+            told, due = stands(ends, migration, options)
+            return would(f"bring back {due['moved']} moved sessions, drop {due['copied']} copies", told, options)
         options.rate = None
         ends_as = migration.state if options.session else record.ROLLED_BACK
         with worked(ends, migration, options, "rollback", record.ROLLING_BACK, ends_as) as work:
@@ -232,9 +227,8 @@ def run_sync(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         if options.dry_run:
             made = planning.plan(ends, {})
-            printing.say(f"dry run: would keep {made.sessions} sessions with {made.events} events equal")
-            printing.document(planning.told(ends, made), options.output)
-            return 0
+            what = f"keep {made.sessions} sessions with {made.events} events equal"
+            return would(what, planning.told(ends, made), options)
         migration = synced(ends, options)
         if options.once:
             done = round_of(ends, migration, options)
@@ -271,8 +265,7 @@ def run_cancel(options: argparse.Namespace, settings: Settings) -> int:
                 "MIGRATION_UNFINISHED", f"{told['moved']} sessions were moved, {told['sealed']} are sealed to be"
             )
         if options.dry_run:
-            printing.say(f"dry run: would drop {told['copied']} copies")
-            return 0
+            return would(f"drop {told['copied']} copies", told, options)
         options.rate, options.session = None, []
         with worked(ends, migration, options, "cancel", record.ROLLING_BACK, record.CANCELLED) as work:
             done = work.rollback()
@@ -286,8 +279,7 @@ def run_retire(options: argparse.Namespace, settings: Settings) -> int:
         if told["sealed"] or told["copied"] > told["moved"] or told["seals"]["lost"]:
             raise Conflict("MIGRATION_UNFINISHED", f"of {told['copied']} sessions {told['moved']} are moved and sealed")
         if options.dry_run:
-            printing.say(f"dry run: would leave {told['moved']} sessions moved")
-            return 0
+            return would(f"leave {told['moved']} sessions moved", told, options)
         options.rate, options.session = None, []
         with worked(ends, migration, options, "retire", migration.state, record.RETIRED):
             pass
@@ -426,6 +418,19 @@ def worked(
         for end in (ends.source, ends.target):
             end.note(who, f"migration: {what}", task=migration.id, source=migration.source, target=migration.target)
         yield work
+
+
+def stands(ends: Ends, migration: Migration, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the migration stands; and the same, but counted over the sessions that are named, if any are."""
+    told = status(ends.target, ends.source, migration)
+    return told, told | counted(ends.target, migration, options.session) if options.session else told
+
+
+def would(what: str, told: dict[str, Any], options: argparse.Namespace) -> int:
+    """Prints what a dry run comes to, and how things stand."""
+    printing.say(f"dry run: would {what}")
+    printing.document(told, options.output)
+    return 0
 
 
 def shown(ends: Ends, migration: Migration, options: argparse.Namespace, done: Done) -> int:

@@ -95,7 +95,7 @@ def run_accept(options: argparse.Namespace, settings: Settings) -> int:
 
 def run_plan(options: argparse.Namespace, settings: Settings) -> int:
     with arguments.opened(settings) as (log, store):
-        grafting = grafting_from(options.source, log, store)
+        grafting = grafting_from(options.source, settings, log, store)
         plan = made_plan(log, store, grafting)
     if options.file is not None:
         options.file.write_bytes(msgspec.json.encode(plan) + b"\n")
@@ -108,7 +108,7 @@ def run_apply(options: argparse.Namespace, settings: Settings) -> int:
         raise Refused("USAGE", f"--rate must be more than 0, not {options.rate:g}")
     began = time.monotonic()
     with arguments.opened(settings) as (log, store):
-        grafting = grafting_from(options.source, log, store)
+        grafting = grafting_from(options.source, settings, log, store)
         plan = made_plan(log, store, grafting) if options.plan is None else read_plan(options.plan, log)
         if plan.grafts and grafting is None:
             raise Refused("USAGE", "the plan completes logs: say again where from, with --from")
@@ -147,11 +147,11 @@ def run_apply(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if left == [] and not unfit else 7
 
 
-def grafting_from(source: str | None, log: SessionLog, store: ProjectionStore) -> Grafting | None:
+def grafting_from(source: str | None, settings: Settings, log: SessionLog, store: ProjectionStore) -> Grafting | None:
     """What completes logs from an archive or a backup, if one was named."""
     if source is None:
         return None
-    found = open_source(source, log.identity.store, say=printing.say)
+    found = open_source(source, log.identity.store, archive=settings.archive, say=printing.say)
     return Grafting(store, log, found, who=f"recovery:{arguments.who()}")
 
 

@@ -75,6 +75,17 @@ def status(target: End, source: End | None, migration: Migration) -> dict[str, A
     }
 
 
+def counted(target: End, migration: Migration, sessions: Iterable[str]) -> dict[str, int]:
+    """Of these sessions alone what `status` tells by these names."""
+    found = Migrations(target.store).of(migration.id, sorted(set(sessions)))
+    states = Counter(move.state if move is not None else "new" for move in found)
+    return {
+        "sessions": states.total() - states["back"] - states["elsewhere"],
+        "copied": sum(states[state] for state in _BEGUN),
+        "moved": states["moved"],
+    }
+
+
 def is_well(told: dict[str, Any]) -> bool:
     """Whether nobody needs to look at it."""
     bad = told["stuck"] or told["failed"] or told["conflicts"] or told["state"] == UNFENCED or told["seals"]["lost"]

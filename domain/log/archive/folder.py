@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 from domain.errors import Damaged, Misconfigured, MusterError, NotFound, Unavailable
 
-#: How what is being written is called; what a writer that was killed leaves of it is read by nobody.
+#: Where a store's segments are until they are whole, beside its sessions, whose folders have no dot. Nobody reads it:
+#: there is also what a writer leaves that was killed.
 UNFINISHED: Final = ".part"
+#: After so long without a write its writer counts as dead, in seconds by the clock of the file system.
+ABANDONED_S: Final = 86_400.0
 
 
 class Folder:
@@ -26,7 +29,7 @@ class Folder:
         path = self._of(name)
         with self._asked():
             if not path.exists():
-                _write(path, content)
+                _write(path, content, self._path.joinpath(*name.split("/")[:-1][:1], UNFINISHED))
             self._settle(path)
             found = _from_disk(path)
         if found != content:
@@ -82,20 +85,34 @@ class Folder:
             folder = folder.parent
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that is there, whole and on the disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, content: bytes, desk: Path) -> None:
+    """Writes a file that is there, whole and on the disk, or not at all; on the `desk` until it is whole."""
+    for folder in (path.parent, desk):
+        folder.mkdir(parents=True, exist_ok=True)
     # Under a name of its own: whoever seals the same segment at the same time writes beside.
-    unfinished = path.with_name(f"{uuid4().hex}{UNFINISHED}")
+    unfinished = desk / uuid4().hex
     try:
         with unfinished.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            now = os.fstat(file.fileno()).st_mtime
         unfinished.rename(path)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+    _clear(desk, now)
+
+
+def _clear(desk: Path, now: float) -> None:
+    """Removes what was abandoned. A writer that was only held up for so long cannot give its file its name then, and
+    says so; no log was trimmed for it yet.
+    """
+    with suppress(OSError):
+        for entry in os.scandir(desk):
+            with suppress(OSError):  # another user's, or gone by now; it keeps nobody from writing
+                if entry.stat().st_mtime < now - ABANDONED_S:
+                    os.unlink(entry.path)
 
 
 def _sync(folder: Path) -> None:
@@ -120,7 +137,7 @@ def _files(folder: Path) -> Iterator[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, entry in sorted(entries, key=lambda found: found[0]):
-        if name.endswith("/"):
-            yield from _files(Path(entry.path))
-        elif not name.endswith(UNFINISHED):
+        if not name.endswith("/"):
             yield Path(entry.path)
+        elif entry.name != UNFINISHED:
+            yield from _files(Path(entry.path))

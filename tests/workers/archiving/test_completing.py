@@ -16,6 +16,7 @@ from tests.workers.archiving.cold import archived, derived, events_on_the_server
 from tests.workers.backup.test_backup import back_up
 from workers.archiving.choosing import Keeping
 from workers.recovery import Recovery, mendable, plan_of, with_grafts
+from workers.settings import ArchiveSettings
 from workers.sources import open_source
 
 SESSION: Final = "open-4"
@@ -60,7 +61,8 @@ def test_what_a_log_lost_after_its_horizon_comes_back(
     commits = list(world.log.read(SESSION))
     segment = seal(store, SESSION, genesis(SESSION), commits)
     world.log.archive.put(segment.name, segment.content)
-    source = open_source(str(folder if kept == "archive" else tmp_path / "b"), store, say=lambda _: None)
+    where = str(folder if kept == "archive" else tmp_path / "b")
+    source = open_source(where, store, archive=ArchiveSettings(), say=lambda _: None)
     damage(world)
 
     plan = plan_of(store, world.verify())

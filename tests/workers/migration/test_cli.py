@@ -86,6 +86,41 @@ def test_a_dry_run_changes_nothing(scene: Scene, run: Run) -> None:
     assert (scene.source.snapshot(), scene.target.snapshot()) == before
 
 
+def test_a_dry_run_says_what_it_would_do_and_how_things_stand(scene: Scene, run: Run) -> None:
+    """On stderr and on stdout, as the command itself does."""
+    fill(scene.source.open(), ["a", "b"])
+    assert "dry run: would copy 12 events of 2 sessions\n" in run("copy", "--dry-run").err
+    run("copy")
+    would = {
+        "cutover": "would move 2 sessions",
+        "rollback": "would bring back 0 moved sessions, drop 2 copies",
+        "cancel": "would drop 2 copies",
+    }
+    for command, words in would.items():
+        dry = run(command, "--dry-run")
+        assert f"dry run: {words}\n" in dry.err
+        assert (dry.told["copied"], dry.told["moved"]) == (2, 0)
+    run("cutover")
+    dry = run("retire", "--dry-run")
+    assert "dry run: would leave 2 sessions moved\n" in dry.err
+    assert (dry.told["state"], dry.told["moved"]) == ("moved", 2)
+
+
+def test_a_dry_run_is_about_the_sessions_that_are_named(scene: Scene, run: Run) -> None:
+    """Those of which nothing was begun, that were copied, that are moved; of each once."""
+    fill(scene.source.open(), ["a", "b", "c", "d"])
+    run("copy")
+    run("cutover", "--session", "a")
+    run("rollback", "--session", "d")
+    named = ("--session", "a", "--session", "b", "--session", "b", "--session", "d", "--dry-run")
+    assert "dry run: would move 1 sessions\n" in run("cutover", *named).err
+    assert "dry run: would bring back 1 moved sessions, drop 2 copies\n" in run("rollback", *named).err
+    assert (
+        "dry run: would bring back 0 moved sessions, drop 1 copies\n" in run("rollback", *named[2:4], "--dry-run").err
+    )
+    assert "dry run: would move 2 sessions\n" in run("cutover", "--dry-run").err
+
+
 def test_what_stands_in_the_way_is_told_before_and_after(scene: Scene, run: Run) -> None:
     """A name that is taken: the plan exits 1, the copy 7, the status 1; all others are moved."""
     fill(scene.source.open(), ["mine", "taken"])

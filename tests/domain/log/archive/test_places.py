@@ -12,7 +12,7 @@ import pytest
 
 from domain import Damaged, Misconfigured, NotFound, Unavailable
 from domain.codec import genesis
-from domain.log.archive.folder import Folder
+from domain.log.archive.folder import ABANDONED_S, Folder
 from domain.log.archive.place import Archive, Keys, NotGiven, open_archive
 from domain.log.archive.segment import folder_of, opened, seal
 from tests.domain.log.archive.conftest import KEYS
@@ -142,6 +142,74 @@ def test_a_writer_that_died_anywhere_leaves_no_half_segment(
     archive.put("a/b/c", content)
     assert archive.get("a/b/c") == content
     assert list(archive.names("")) == ["a/b/c"]
+
+
+def aged(path: Path, seconds: float) -> None:
+    """Has a file last been written so long before now, by the clock of its file system."""
+    now = path.parent.joinpath("now")
+    now.touch()
+    at = now.stat().st_mtime - seconds
+    now.unlink()
+    os.utime(path, (at, at))
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def left_by_a_dead_writer(archive: Folder, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def die(_: int) -> None:
+        raise Died
+
+    before = files(folder)
+    with monkeypatch.context() as dying, contextlib.suppress(Died):
+        dying.setattr(os, "fsync", die)
+        archive.put(name, b"x")
+    (left,) = files(folder) - before
+    return left
+
+
+def test_what_a_dead_writer_left_is_removed_by_who_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whichever session of the store; nothing that is whole, however old, and nothing that may still be written."""
+    archive = Folder(tmp_path)
+    dead = left_by_a_dead_writer(archive, tmp_path, "store/dead/x", monkeypatch)
+    archive.put("store/before/x", b"x")
+    assert dead in files(tmp_path)
+    alive = left_by_a_dead_writer(archive, tmp_path, "store/alive/x", monkeypatch)
+    aged(dead, ABANDONED_S + 60)
+    aged(alive, ABANDONED_S - 60)
+    aged(tmp_path / "store" / "before" / "x", 10 * ABANDONED_S)
+
+    archive.put("another/session/x", b"x")
+    assert dead in files(tmp_path), "another store's is not ours to judge"
+    archive.put("store/next/x", b"x")
+
+    whole = ["another/session/x", "store/before/x", "store/next/x"]
+    assert files(tmp_path) == {alive, *(tmp_path / name for name in whole)}
+    assert list(archive.names("")) == whole
+
+
+def test_a_writer_that_was_held_up_for_too_long_is_told_and_puts_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is taken for abandoned, by somebody who writes meanwhile: it keeps nothing that is not whole."""
+    archive, fsync = Folder(tmp_path), os.fsync
+
+    def held_up(at: int) -> None:
+        fsync(at)
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(os, "fsync", fsync)
+            (mine,) = files(tmp_path)
+            aged(mine, ABANDONED_S + 60)
+            archive.put("store/another/x", b"x")
+            assert mine not in files(tmp_path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", held_up)
+        refused(lambda: archive.put("store/session/x", b"x"), Unavailable, "ARCHIVE_UNREACHABLE")
+    assert list(archive.names("")) == ["store/another/x"]
+    archive.put("store/session/x", b"x")
+    assert archive.get("store/session/x") == b"x"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a//b", "."])
