@@ -114,7 +114,7 @@ def test_a_mark_is_read_as_it_was_written() -> None:
     marks = {"a": Mark(0), "b": Mark(9_007_199_254_740_992), "c": Mark(7, is_away=True)}
     assert marks_of({name.encode(): str(mark).encode() for name, mark in marks.items()}) == marks
     for stored in (b"", b"-1", b"1.0", b"01", b"7 away ", b"away", b"7\n", b"\xff", b"99999999999999999999"):
-        with pytest.raises(Damaged, match="^SUBSCRIPTION_DAMAGED:"):
+        with pytest.raises(Damaged, match=r"^SUBSCRIPTION_DAMAGED:"):
             marks_of({b"s": stored})
 
 
