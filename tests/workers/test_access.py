@@ -353,6 +353,9 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
     assert guarded.run("operator", "epoch", "show").code == 0
 
     # what a reader backed up is restored, after all is lost, by a restorer
+    with guarded.open("subscriber") as log, log.subscribe_as("audit", after="beginning") as member:
+        assert member.get(timeout_s=30) is not None
+        member.ack()
     backed_up = guarded.run("reader", "backup", "create", str(tmp_path / "backup")).rows[0]
     guarded.root.flushall()
     assert (

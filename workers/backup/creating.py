@@ -40,6 +40,7 @@ from workers.backup.folder import (
     rows_name,
     write_whole,
 )
+from workers.backup.subscriptions import subscribed
 from workers.pacing import Pace
 
 #: The manifest of a backup under way, as far as it is known.
@@ -64,7 +65,7 @@ class Creating:
             if partition not in done:
                 manifest = structs.replace(manifest, cuts=[*manifest.cuts, self._partition(partition)])
                 self._note(manifest)
-        manifest = structs.replace(manifest, ended_at=_now())
+        manifest = structs.replace(manifest, ended_at=_now(), subscriptions=list(subscribed(self._log)))
         finish(self._folder, manifest)
         (self._folder / BEGUN).unlink()
         return manifest

@@ -20,6 +20,8 @@ from msgspec import Struct
 
 from domain.errors import Damaged, NotFound
 from domain.log.lines import LineUnreadable
+from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.reached import Reached
 
 T = TypeVar("T")
 
@@ -60,6 +62,14 @@ class Cut(Struct, frozen=True):
     damaged: int
 
 
+class Subscribed(Struct, frozen=True):
+    """A durable subscription, and how far it was in each of its partitions, when all cuts had been made."""
+
+    name: str
+    wanted: Wanted
+    reached: dict[int, Reached]
+
+
 class Manifest(Struct, frozen=True):
     """What a backup holds. `base` is the backup it goes on from: its id, and its folder as seen from this one."""
 
@@ -76,6 +86,7 @@ class Manifest(Struct, frozen=True):
     ended_at: str
     base: tuple[str, str] | None
     cuts: list[Cut]
+    subscriptions: list[Subscribed] = []
     schema: str = SCHEMA
 
     @property

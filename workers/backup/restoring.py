@@ -28,10 +28,12 @@ from domain.log.connection import connection_error
 from domain.log.keys import Keyspace
 from domain.log.protocol import CALL_BYTES, CALL_COMMITS
 from domain.log.store import check_version, create_commands
+from domain.log.subscribing.delivery import Place
 from domain.session import OPEN_GATE
 from workers.backup import reading
 from workers.backup.folder import Manifest, chain_of
 from workers.backup.reading import Kept
+from workers.backup.subscriptions import making, marking, placing
 from workers.pacing import Pace
 
 #: How many sessions are copied side by side.
@@ -49,6 +51,7 @@ class Restored(Struct):
     sessions: int = 0
     events: int = 0
     quarantined: int = 0
+    subscriptions: int = 0
 
 
 class Restoring:
@@ -86,16 +89,20 @@ class Restoring:
         done = Restored(self._manifest.id, store, self._manifest.epoch, self._keyspace.count)
         finished = self._finished(store)
         totals = [0] * self._keyspace.count
+        last_ms = [0] * self._keyspace.count
         for page in self._pages():
             for kept in page:
-                totals[self._keyspace.partition_of(kept.row.session)] += kept.row.seq
+                partition = self._keyspace.partition_of(kept.row.session)
+                totals[partition] += kept.row.seq
+                last_ms[partition] = max(last_ms[partition], kept.commits[-1].at_ms)
                 done.sessions, done.events = done.sessions + 1, done.events + kept.row.seq
                 done.quarantined += kept.row.quarantined is not None
             self._copy(store, [kept for kept in page if self._keyspace.partition_of(kept.row.session) not in finished])
             self._pace.took(sum(kept.row.seq for kept in page))
         for partition in sorted(set(range(self._keyspace.count)) - finished):
-            self._open_partition(store, partition, totals[partition])
+            self._open_partition(store, partition, Place(totals[partition], last_ms[partition]))
         self._open_store()
+        done.subscriptions = len(self._manifest.subscriptions)
         return done
 
     # -- the store ---------------------------------------------------------------------------------------------------
@@ -131,18 +138,22 @@ class Restoring:
                 self._client.hset(keys.meta, "restoring", store)
         return finished
 
-    def _open_partition(self, store: str, partition: int, total: int) -> None:
+    def _open_partition(self, store: str, partition: int, end: Place) -> None:
         keys, manifest = self._keyspace.partitions[partition], self._manifest
         limits = Limits(commit_events=manifest.commit_events, commit_bytes=manifest.commit_bytes)
         pipe = self._client.pipeline(transaction=True)
         pipe.execute_command(*create_commands(self._keyspace, store, limits, epoch=manifest.epoch)[1][partition])
-        pipe.hset(keys.meta, "total", total)
+        pipe.hset(keys.meta, "total", end.total)
         pipe.hset(keys.meta, "restoring", "")
+        for command in placing(manifest, self._keyspace, partition, end):
+            pipe.execute_command(*command)
         pipe.execute()
 
     def _open_store(self) -> None:
         pipe = self._client.pipeline(transaction=True)
         for command in create_commands(self._keyspace, "", epoch=self._manifest.epoch)[2]:
+            pipe.execute_command(*command)
+        for command in making(self._manifest, self._keyspace):
             pipe.execute_command(*command)
         pipe.hset(self._keyspace.store_meta, "restoring", "")
         pipe.execute()
@@ -181,7 +192,10 @@ class Restoring:
             while (place := self._place(kept, reply)) < len(kept.commits):
                 (reply,) = self._send([self._call(store, kept, place)])
         pipe = self._client.pipeline(transaction=False)
-        for row in (kept.row for kept in page):
+        for kept in page:
+            for command in marking(self._manifest, self._keyspace, kept.row, kept.commits):
+                pipe.execute_command(*command)
+            row = kept.row
             keys = self._keyspace.of(row.session)
             if row.policy != "any":
                 pipe.hset(keys.hold(row.session), "policy", row.policy)

@@ -112,6 +112,7 @@ def told(manifest: Manifest) -> dict[str, Any]:
         "partitions": manifest.partitions,
         "sessions": manifest.sessions,
         "events": manifest.events,
+        "subscriptions": len(manifest.subscriptions),
         "commits": sum(cut.commits for cut in manifest.cuts),
         "damaged": sum(cut.damaged for cut in manifest.cuts),
         "cut_from": rfc3339(min(cut.at_ms for cut in manifest.cuts)),

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from domain.errors import MusterError
 from domain.log.keys import partition_of
-from domain.log.protocol import Command, Flow, head_flow, together
+from domain.log.protocol import Command, together
 from domain.log.subscribing.delivery import Place
 from domain.log.subscribing.durable import DurableSubscriptions, partitions_of, read_wanted
-from domain.log.subscribing.reached import Mark, given_flow, marks_of
+from domain.log.subscribing.reached import Mark, Reached
 from workers.migration.cursors import PAGE, Subscribed, close, held, make, subscribed
 from workers.migration.ends import End
 from workers.migration.selecting import pages
@@ -25,16 +24,9 @@ from workers.migration.selecting import pages
 _PARTITIONS: Final = "partitions"
 
 
-class _Seen(Struct, array_like=True, frozen=True):
-    """One partition of a subscription: its place, and the marks of sessions beside it."""
-
-    place: Place | None
-    marks: dict[str, str]
-
-
 _PACKER: Final = msgspec.msgpack.Encoder()
-_SEEN: Final = msgspec.msgpack.Decoder(_Seen)
-_PLACE: Final = msgspec.msgpack.Decoder(Place)
+_REACHED: Final = msgspec.msgpack.Decoder(Reached)
+_NOTHING: Final = Reached(Place(), {})
 
 
 class Mirror:
@@ -52,8 +44,8 @@ class Mirror:
         seen = {_PARTITIONS: str(source.keyspace.count).encode()}
         for one in subscribed(source):
             seen[one.name] = msgspec.json.encode(one.wanted)
-            for partition in partitions_of(source.keyspace, one.wanted):
-                seen[f"{partition} {one.name}"] = _PACKER.encode(_looked_at(source, one, partition))
+            reached = source.log.drive(DurableSubscriptions(source.keyspace).reached(one.name, one.wanted))
+            seen |= {f"{partition} {one.name}": _PACKER.encode(found) for partition, found in reached.items()}
         self._note(seen)
 
     def close(self, source: End, *, is_looked_at: bool) -> None:
@@ -94,39 +86,17 @@ class Mirror:
                 self._say(f"subscription {name} is there already: it goes on from its own places")
                 continue
             one = Subscribed(name, read_wanted(seen[name]))
-            there = {at: _SEEN.decode(seen[f"{at} {name}"]) for at in range(count) if f"{at} {name}" in seen}
+            there = {at: _REACHED.decode(seen[f"{at} {name}"]) for at in range(count) if f"{at} {name}" in seen}
             self._mark(one, there, count)
             make(self._target, one)
 
-    def _mark(self, one: Subscribed, there: dict[int, _Seen], count: int) -> None:
+    def _mark(self, one: Subscribed, there: dict[int, Reached], count: int) -> None:
         target = self._target
         for page in pages((session for session in target.log.sessions() if one.wants(session)), PAGE):
-            seen = [there.get(partition_of(session, count), _NOTHING) for session in page]
-            flows = [_given(session, found) for session, found in zip(page, seen, strict=True)]
+            flows = [there.get(partition_of(session, count), _NOTHING).mark_flow(session) for session in page]
             commands: list[Command] = []
-            for session, given in zip(page, target.log.run(together(flows)), strict=True):
+            for session, found in zip(page, target.log.run(together(flows)), strict=True):
                 # Of what cannot be read nobody can say it was given.
-                mark = Mark(0 if isinstance(given, MusterError) else given)
+                mark = Mark(0) if isinstance(found, MusterError) else found
                 commands.append(["HSET", target.keyspace.of(session).reached(one.name), session, str(mark)])
             target.replies(commands)
-
-
-_NOTHING: Final = _Seen(Place(), {})
-
-
-def _given(session: str, seen: _Seen) -> Flow[int]:
-    """Up to which seq a session was given; of what did not arrive here, nothing was."""
-    mark = seen.marks.get(session)
-    given = yield from given_flow(session, seen.place or Place(), Mark.parse(mark.encode()) if mark else None)
-    (head,) = yield from head_flow([session])
-    return 0 if head is None else min(given, head.seq)
-
-
-def _looked_at(source: End, one: Subscribed, partition: int) -> _Seen:
-    keys = source.keyspace.partitions[partition]
-    place, marks = source.replies([["GET", keys.place(one.name)], ["HGETALL", keys.reached(one.name)]])
-    try:
-        found = _PLACE.decode(place or b"")
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        found = None
-    return _Seen(found, {session: str(mark) for session, mark in marks_of(marks).items()})

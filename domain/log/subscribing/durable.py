@@ -20,7 +20,7 @@ from domain.log.exchange import Sending, Wire
 from domain.log.keys import Keyspace
 from domain.log.protocol import Command
 from domain.log.subscribing.delivery import Place, Wanted, thinned
-from domain.log.subscribing.reached import Mark
+from domain.log.subscribing.reached import Mark, Reached, marks_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _PLACE = msgspec.msgpack.Decoder(Place)
@@ -164,6 +164,23 @@ class DurableSubscriptions:
         living = [member.decode() for member, deadline in scored if float(deadline) > now_ms]
         place = raised(moved_to)
         return Durable(name, wanted, partitions, places, living, None if place is None else place.decode())
+
+    def reached(self, name: str, wanted: Wanted) -> Wire[dict[int, Reached]]:
+        """How far one is in each of its partitions. Raises Damaged (SUBSCRIPTION_DAMAGED) for marks that are none."""
+        partitions = partitions_of(self._keyspace, wanted)
+        keys = [self._keyspace.partitions[partition] for partition in partitions]
+        replies = yield Sending(
+            [command for of in keys for command in (["GET", of.place(name)], ["HGETALL", of.reached(name)])]
+        )
+        found: dict[int, Reached] = {}
+        for partition, stored, marks in zip(partitions, replies[::2], replies[1::2], strict=True):
+            try:
+                place = read_place(name, partition, raised(stored))
+            except Damaged:
+                place = None
+            known = marks_of(raised(marks))
+            found[partition] = Reached(place, {session: str(mark) for session, mark in known.items()})
+        return found
 
     def drop(self, name: str, who: str) -> Wire[None]:
         """Forgets it, places and all; the audit stream keeps who did.

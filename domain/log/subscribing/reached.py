@@ -69,6 +69,22 @@ def given_flow(session: str, place: Place, mark: Mark | None) -> Flow[int]:
     return (yield from _last_before(session, place.at_ms + 1))
 
 
+class Reached(Struct, array_like=True, frozen=True):
+    """How far a subscription is in one partition: its place (None: it cannot be read), and marks as they are stored."""
+
+    place: Place | None
+    marks: dict[str, str]
+
+    def mark_flow(self, session: str) -> Flow[Mark]:
+        """The mark that a session gets where its log is now; that may lack the end of what was given."""
+        stored = self.marks.get(session)
+        mark = None if stored is None else Mark.parse(stored.encode())
+        given = yield from given_flow(session, self.place or Place(), mark)
+        (head,) = yield [HeadRequest(session)]
+        head = taken(head)
+        return Mark(0 if head is None else min(given, head.seq), is_away=mark is not None and mark.is_away)
+
+
 def older_flow(session: str, at_ms: int, count: int) -> Flow[int]:
     """A seq up to which all of a session is older than that, at most `count` seqs before the last that is."""
     (head,) = yield [HeadRequest(session)]

@@ -18,6 +18,7 @@ from domain.codec import chain, encode_body, genesis
 from domain.log import create_store
 from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.logs import refused
+from tests.domain.log.subscribing.deliveries import everything, rest, some
 from tests.foreign import any_body
 from tests.projections.world import World, did, foreign_append, raised_code, run_cli
 from tests.waiting import wait_until
@@ -134,6 +135,59 @@ def test_a_restored_store_holds_the_very_same_commits(
     refused(lambda: log.append("held", did("start")), Damaged, "QUARANTINED")
     assert log.append("done", did("start")).first_seq == 3
     assert target.total() == restored.events + 1
+
+
+def test_durable_subscriptions_go_on_where_they_were(world: World, make_target: Any, tmp_path: Path) -> None:
+    """In another number of partitions too: what was acknowledged by the cut is not given again, the rest is."""
+    with world.store.open() as log:
+        first = acknowledged(log, 450)
+        with log.subscribe_as("others", types="tool.*", after="now") as member:
+            member.ack()
+        back_up(world, tmp_path / "b")
+        second = acknowledged(log, 30)
+    target = make_target(partitions=5)
+
+    assert restore(target, tmp_path / "b").subscriptions == 2
+
+    with target.open() as log:
+        log.append("long", did("modified"))
+        third = acknowledged(log)
+        log.append("long", did("tool.called"))
+        expected = sorted((session, seq) for session, seqs in everything(log).items() for seq in seqs)
+        assert sorted([*first, *third, ("long", 1002)]) == expected
+        assert set(second) <= set(third)
+        assert acknowledged(log) == [("long", 1002)]
+        assert acknowledged(log, name="others") == [("long", 1002)]
+
+
+def acknowledged(log: SessionLog, count: int | None = None, name: str = "audit") -> list[tuple[str, int]]:
+    """What a member is given, so many or all there is, and acknowledges."""
+    wanted = "tool.*" if name == "others" else None
+    with log.subscribe_as(name, types=wanted, after="beginning") as member:
+        found = rest(member) if count is None else some(member, count)
+        member.ack()
+    return [(one.session, one.seq) for one in found]
+
+
+def test_of_a_store_as_it_was_then_subscriptions_are_given_what_came_until_then(
+    world: World, make_target: Any, tmp_path: Path
+) -> None:
+    """And nothing of it that they had acknowledged by then, or later."""
+    with world.store.open() as log:
+        first = acknowledged(log, 450)
+        head = log.head("long")
+        assert head is not None
+        until = head.at_ms
+        wait_until(lambda: log.append("later", did("modified")).at_ms > until)
+        acknowledged(log, 100)
+        back_up(world, tmp_path / "b")
+    target = make_target()
+    restore(target, tmp_path / "b", until_ms=until)
+
+    with target.open() as log:
+        third = acknowledged(log)
+        assert not set(first) & set(third)
+        assert "later" not in {session for session, _ in third}
 
 
 def test_views_are_built_from_it_and_nothing_is_found(world: World, make_target: Any, tmp_path: Path) -> None:

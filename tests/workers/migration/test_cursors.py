@@ -259,6 +259,41 @@ def test_one_session_that_goes_back_takes_its_cursor_along(scene: Scene) -> None
         assert joined(first, second, third, fourth) == everything(there) | {"s3": everything(log)["s3"]}
 
 
+def test_who_was_given_a_session_that_goes_back_is_not_told_of_a_loss(scene: Scene) -> None:
+    """Though it was the last that was given at the target."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, ["s0"])
+        with log.subscribe_as("audit", after="beginning") as member:
+            some(member, 1)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work)
+            assert acknowledged(there) == {"s0": [1, 2, 3, 4, 5, 6]}
+            fill(there, ["t0"], 1)
+            with work.phase("rolling back", "moved"):
+                work.rollback()
+        assert acknowledged(there) == {"t0": [1, 2]}
+
+
+def test_a_session_that_could_not_go_back_is_given_on_where_it_stayed(scene: Scene) -> None:
+    """From where it was given up to there, not from where it came."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, ["s0"])
+        before = acknowledged(log, 2)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work)
+            meanwhile = acknowledged(there, 3)
+            going = Cursors(ends, work.migration.id, lambda _: None)
+            going.look()
+            going.take_back(["s0"])
+            assert acknowledged(there) == {}
+            going.put_back([], ["s0"], are_all=False)
+        assert joined(before, meanwhile, acknowledged(there)) == everything(there)
+
+
 @pytest.mark.parametrize("act", ["_left", "_arrived"])
 @pytest.mark.parametrize("after", [False, True])
 def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.MonkeyPatch, act: str, after: bool) -> None:
