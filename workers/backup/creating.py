@@ -27,6 +27,7 @@ from domain.log.contract import Head
 from domain.log.lines import encode_line
 from domain.session import OPEN_GATE
 from projections.store import ProjectionStore
+from workers.backup import audit
 from workers.backup.folder import (
     SUMS,
     Cut,
@@ -65,7 +66,9 @@ class Creating:
             if partition not in done:
                 manifest = structs.replace(manifest, cuts=[*manifest.cuts, self._partition(partition)])
                 self._note(manifest)
-        manifest = structs.replace(manifest, ended_at=_now(), subscriptions=list(subscribed(self._log)))
+        audited = audit.back_up(self._log.client, self._log.keyspace, self._folder)
+        subscriptions = list(subscribed(self._log))
+        manifest = structs.replace(manifest, ended_at=_now(), subscriptions=subscriptions, audited=audited)
         finish(self._folder, manifest)
         (self._folder / BEGUN).unlink()
         return manifest

@@ -1,8 +1,8 @@
 """A backup's folder: packed lines, what the manifest says of them, and checksums that `sha256sum -c` understands.
 
 Rows (`sessions-…`) say where each session stood, lines (`commits-…`) what was appended since the backup this one goes
-on from; both ordered by session, one file of each a partition. The checksums are written last: without them a folder
-is no backup yet.
+on from; both ordered by session, one file of each a partition. The audit streams are one file, whole. The checksums are
+written last: without them a folder is no backup yet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ T = TypeVar("T")
 SCHEMA: Final = "muster.backup/1"
 MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
+AUDIT: Final = "audit.ndjson.zst"
 #: What a file is called while it is being written.
 UNFINISHED: Final = ".part"
 
@@ -87,6 +88,8 @@ class Manifest(Struct, frozen=True):
     base: tuple[str, str] | None
     cuts: list[Cut]
     subscriptions: list[Subscribed] = []
+    #: How many entries of audit streams; None: an earlier release kept none.
+    audited: int | None = None
     schema: str = SCHEMA
 
     @property
@@ -196,7 +199,8 @@ def _to_disk(file: IO[bytes]) -> None:
 def finish(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest, then the checksums of all files as they can be read back."""
     write_whole(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    names = sorted([MANIFEST, *(name(cut.partition) for cut in manifest.cuts for name in (rows_name, lines_name))])
+    of_partitions = [name(cut.partition) for cut in manifest.cuts for name in (rows_name, lines_name)]
+    names = sorted([MANIFEST, AUDIT, *of_partitions])
     sums = "".join(f"{sum_of(folder / name)}  {name}\n" for name in names)
     write_whole(folder / SUMS, sums.encode())
 

@@ -13,8 +13,10 @@ from domain.codec import Commit, genesis
 from domain.errors import Damaged
 from domain.log.lines import decode_line
 from domain.session import OPEN_GATE
+from workers.backup import audit
 from workers.backup.creating import read_on
 from workers.backup.folder import (
+    AUDIT,
     Manifest,
     Row,
     chain_of,
@@ -103,15 +105,21 @@ def verify(folder: Path, pace: Pace) -> list[Problem]:
                 )
         except Damaged as found:
             problems.append(Problem(found.facts.get("path", str(folder)), found.cause))
+    if (expected := chain[-1][1].audited) is not None:
+        try:
+            if (count := sum(1 for _ in audit.entries(folder))) != expected:
+                raise damaged(folder / AUDIT, f"{count} entries are there, {expected} should be")
+        except Damaged as found:
+            problems.append(Problem(found.facts.get("path", str(folder)), found.cause))
     return problems
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     sums = read_sums(folder)
-    for cut in manifest.cuts:
-        for name in (rows_name(cut.partition), lines_name(cut.partition)):
-            if name not in sums:
-                yield Problem(str(folder / name), "the checksums do not name it")
+    names = [name(cut.partition) for cut in manifest.cuts for name in (rows_name, lines_name)]
+    for name in [*names, *([AUDIT] if manifest.audited is not None else [])]:
+        if name not in sums:
+            yield Problem(str(folder / name), "the checksums do not name it")
     for name, expected in sums.items():
         if not (folder / name).is_file():
             yield Problem(str(folder / name), "it is missing")

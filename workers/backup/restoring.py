@@ -30,7 +30,7 @@ from domain.log.protocol import CALL_BYTES, CALL_COMMITS
 from domain.log.store import check_version, create_commands
 from domain.log.subscribing.delivery import Place
 from domain.session import OPEN_GATE
-from workers.backup import reading
+from workers.backup import audit, reading
 from workers.backup.folder import Manifest, chain_of
 from workers.backup.reading import Kept
 from workers.backup.subscriptions import making, marking, placing
@@ -52,6 +52,7 @@ class Restored(Struct):
     events: int = 0
     quarantined: int = 0
     subscriptions: int = 0
+    audited: int = 0
 
 
 class Restoring:
@@ -99,6 +100,9 @@ class Restoring:
                 done.quarantined += kept.row.quarantined is not None
             self._copy(store, [kept for kept in page if self._keyspace.partition_of(kept.row.session) not in finished])
             self._pace.took(sum(kept.row.seq for kept in page))
+        if self._manifest.audited is not None:
+            found = audit.entries(self._chain[-1][0])
+            done.audited = audit.restore(self._client, self._keyspace, found, self._until_ms)
         for partition in sorted(set(range(self._keyspace.count)) - finished):
             self._open_partition(store, partition, Place(totals[partition], last_ms[partition]))
         self._open_store()

@@ -209,10 +209,13 @@ class PartitionReader:
     def stand_after(self, item: Item) -> bool:
         """Returns whether it was not given before."""
         mark = self.marks.get(item.session)
-        is_new = mark is None or not (mark.is_away or (item.seq is not None and item.seq <= mark.seq))
+        is_read_by_time = self._place.catching is not None and not item.is_owed
         self._stand_at(item)
-        if mark is not None and not mark.is_away and item.seq is not None and item.seq >= mark.seq:
-            self._mark(item.session, None if 0 < item.to_seq <= item.seq else Mark(item.seq))
+        is_new = mark is None
+        if mark is not None and not mark.is_away and not is_read_by_time and item.seq is not None:
+            is_new = item.seq > mark.seq
+            if item.seq >= mark.seq:
+                self._mark(item.session, None if 0 < item.to_seq <= item.seq else Mark(item.seq))
         if is_new:
             _remember(self._recent, item.anchor)
         return is_new
@@ -380,6 +383,8 @@ class PartitionReader:
             if not names:
                 self._place.total, self._place.at_ms, self._place.ties = catching.to_total, catching.to_at_ms, None
                 self._place.catching = None
+                # What has a mark is read by it alone; and what arrived meanwhile may have one.
+                self._owed.extend(session for session, mark in self.marks.items() if not mark.is_away)
                 self.is_any_unmarked = True
                 return []
             self._names.extend(names)
@@ -407,7 +412,7 @@ class PartitionReader:
         while True:
             (found,) = yield [RegistryRequest(self.partition, after, count)]
             names: list[str] = taken(found)
-            wanted = [name for name in names if self._is_wanted(name)]
+            wanted = [name for name in names if self._is_wanted(name) and name not in self.marks]
             heads = (yield [HeadRequest(name) for name in wanted]) if wanted else []
             # A head that cannot be read says nothing of when.
             moved = [
@@ -426,24 +431,19 @@ class PartitionReader:
         return {name: taken(low) for name, low in zip(names, found, strict=True)}
 
     def _beginning(self, name: str, begun: int | None, count: int) -> Flow[int]:
-        mark = self.marks.get(name)
-        if mark is not None:
-            return max(mark.seq, begun or 0)
         if begun is not None:
             return begun
         return (yield from older_flow(name, self._place.at_ms, count)) if self._place.at_ms else 0
 
     def _of_log(self, name: str, commits: list[Commit], low: int, catching: Catching) -> Iterator[Item]:
-        place, reached, is_marked = self._place, low, name in self.marks
+        place, reached = self._place, low
         for commit in commits:
             if commit.at_ms > catching.to_at_ms:
                 break
-            if is_marked:
-                pass  # where it goes on is not for the place to tell
-            elif commit.at_ms < place.at_ms or (commit.at_ms == place.at_ms and place.ties is None and place.at_ms):
+            if commit.at_ms < place.at_ms or (commit.at_ms == place.at_ms and place.ties is None and place.at_ms):
                 reached = commit.last_seq
                 continue
-            elif commit.at_ms == place.at_ms and place.ties is not None:
+            if commit.at_ms == place.at_ms and place.ties is not None:
                 reached = max(reached, place.ties.get(name, 0))
             if commit.first_seq > reached + 1:
                 delivery = Delivery(name, reached + 1, None, commit.at_ms, "", error=_missing(name, reached + 1))

@@ -22,7 +22,7 @@ from tests.domain.log.subscribing.deliveries import everything, rest, some
 from tests.foreign import any_body
 from tests.projections.world import World, did, foreign_append, raised_code, run_cli
 from tests.waiting import wait_until
-from workers.backup import reading
+from workers.backup import audit, reading
 from workers.backup.creating import Creating
 from workers.backup.folder import Manifest, finish, lines_name, packed, rows_name, unpacked
 from workers.backup.restoring import Restored, Restoring
@@ -203,6 +203,44 @@ def test_views_are_built_from_it_and_nothing_is_found(world: World, make_target:
     assert other.verify() == []
     assert other.views.session("long")["seq"] == 1000
     assert other.log.head("held") is not None
+
+
+def test_who_did_what_is_restored_and_what_was_discarded_stays_so(
+    make_store: Callable[..., Store], server_url: str, make_target: Any, tmp_path: Path
+) -> None:
+    """In other partitions, in the order of time; a discarded commit stays so, because it is borne out who did it."""
+    world = World(make_store(server_url, partitions=3))
+    names = [f"bad-{number}" for number in range(6)]
+    for name in names:
+        foreign_append(world.store, name, "..", b"\xc1\xc1")
+        world.log.append(name, did("modified"))
+    world.project()
+    assert run_cli(world, "parked", "discard", "--code", "EVENT_UNREADABLE", "--why", "it is nonsense").code == 0
+    assert run_cli(world, "read-only", "on", "--why", "a look").code == 0
+    before = audited(world.store)
+    back_up(world, tmp_path / "b")
+    target = make_target(partitions=5)
+
+    assert restore(target, tmp_path / "b").audited == len(before)
+
+    other = World(target)
+    other.project()
+    assert other.codes() == []
+    assert [commit.skipped for name in names for commit in other.log.read(name)] == [True, False] * len(names)
+    assert sorted(map(str, audited(target))) == sorted(map(str, before))
+    for keys in target.keyspace.partitions:
+        told = [fields[b"session"].decode() for _, fields in target.client.xrange(keys.audit)]
+        assert {target.keyspace.of(session) for session in told} <= {keys}
+    again = audit.restore(target.client, target.keyspace, audit.entries(tmp_path / "b"), None)
+    assert (again, audited(target)) == (len(before), audited(target))
+    assert len(audited(target)) == len(before)
+
+
+def audited(store: Store) -> list[Any]:
+    """What all audit streams tell."""
+    streams = [store.keyspace.audit, *(keys.audit for keys in store.keyspace.partitions)]
+    client: Any = store.client
+    return [fields for key in streams for _, fields in client.xrange(key)]
 
 
 def test_while_producers_append_the_cut_is_what_was_acknowledged_until_then(
@@ -396,7 +434,7 @@ def test_every_byte_that_flips_is_found(make_store: Callable[..., Store], server
     world.log.append("t", did("start"))
     back_up(world, tmp_path / "b", tmp_path / "base")
     files = [path for folder in ("base", "b") for path in sorted((tmp_path / folder).iterdir())]
-    assert len(files) == 8
+    assert len(files) == 10
     for path in files:
         good = path.read_bytes()
         for at in range(len(good)):

@@ -66,6 +66,7 @@ def test_it_goes_on_where_it_was_in_each_session(either_way: Scene) -> None:
         after = acknowledged(log)
         assert joined(before, after) == everything(log)
         assert acknowledged(log) == {}
+    assert not [key for key in either_way.target.keys() if b":reached:" in key], "what the feed tells needs no mark"  # noqa: SIM118
 
 
 def test_it_is_told_where_it_went(scene: Scene) -> None:
@@ -219,6 +220,24 @@ def test_one_that_the_feed_does_not_reach_is_given_history_that_was_moved_in(sce
         assert moved == {session: seqs for session, seqs in everything(there).items() if session[0] != "t"}
 
 
+def test_one_that_lost_its_feed_while_sessions_arrived_is_given_them(scene: Scene) -> None:
+    """It knew of all marks that there were when it took its share, and the feed tells it of none."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, NAMES)
+        fill(there, [f"t{number}" for number in range(20)])
+        with there.subscribe_as("audit", after="beginning", ttl_ms=600_000) as member:
+            rest(member)
+            member.ack()
+            found: list[Delivery] = []
+            scene.moved()
+            for name in ("later", "latest"):
+                fill(there, [name, NAMES[0]])
+                for keys in scene.target.keyspace.partitions:
+                    scene.target.client.delete(keys.feed)
+                found += rest(member)
+        assert given(found) == {session: seqs for session, seqs in everything(there).items() if session[0] != "t"}
+
+
 def test_what_is_acknowledged_at_the_target_is_not_given_again_after_a_rollback(either_way: Scene) -> None:
     """Nor is anything lost that was not; appended at the target, it comes back with it."""
     with either_way.source.open() as log, either_way.target.open() as there:
@@ -238,6 +257,9 @@ def test_what_is_acknowledged_at_the_target_is_not_given_again_after_a_rollback(
         assert joined(first, second, third) == everything(log)
         with pytest.raises(Conflict, match=r"^MOVED_TO:"):
             acknowledged(there)
+        fill(log, NAMES, 1)
+        either_way.moved()
+        assert joined(first, second, third, acknowledged(there)) == everything(there)
 
 
 def test_one_session_that_goes_back_takes_its_cursor_along(scene: Scene) -> None:

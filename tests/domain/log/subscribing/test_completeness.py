@@ -14,7 +14,8 @@ import redis
 from domain import Append, Damaged, Delivery, Receipt, SessionLog
 from domain.log import Connecting, create_store
 from domain.log.protocol import together
-from domain.log.subscribing.reached import Mark, given_flow, marks_of
+from domain.log.subscribing.delivery import Place
+from domain.log.subscribing.reached import Mark, Reached, given_flow, marks_of
 from domain.log.subscribing.stride import LEAST, Stride
 from tests.conftest import Servers, Store
 from tests.domain.log.logs import Blocking, RunnableLog, note, refused
@@ -116,6 +117,20 @@ def test_a_mark_is_read_as_it_was_written() -> None:
     for stored in (b"", b"-1", b"1.0", b"01", b"7 away ", b"away", b"7\n", b"\xff", b"99999999999999999999"):
         with pytest.raises(Damaged, match=r"^SUBSCRIPTION_DAMAGED:"):
             marks_of({b"s": stored})
+
+
+def test_where_the_end_of_a_log_is_lost_a_mark_is_where_it_ends(store: Store) -> None:
+    """So that what comes at those seqs instead is given."""
+    with store.open() as log:
+        log.append("s", [note(), note()])
+        for kept in (
+            Reached(Place(ties={"s": 9}, at_ms=1), {}),
+            Reached(Place(), {"s": "7"}),
+            Reached(None, {"s": "3"}),
+        ):
+            assert log.run(kept.mark_flow("s")) == Mark(2)
+        assert log.run(Reached(None, {"s": "7 away"}).mark_flow("s")) == Mark(2, is_away=True)
+        assert log.run(Reached(Place(at_ms=2**50), {}).mark_flow("never")) == Mark(0)
 
 
 @pytest.mark.parametrize("seed", range(3))
