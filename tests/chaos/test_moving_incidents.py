@@ -17,15 +17,18 @@ SESSIONS = None if FULL else 120
 
 
 def test_sessions_move_while_they_are_appended_to(either_way: Scene) -> None:
-    """From one kind of server to the other, into other partitions: four producers follow and append what is left."""
+    """From one kind of server to the other, into other partitions: four producers follow and append what is left, and a
+    member of a durable subscription follows and is given all of it.
+    """
     there, here = (
         Address(Connecting(store.url), ENVIRONMENT, store.namespace) for store in (either_way.source, either_way.target)
     )
 
-    result = move(there, here, sessions=SESSIONS, rate=None, batch=16)
+    result = move(there, here, sessions=SESSIONS, rate=None, batch=16, subscribed=True)
 
     assert (result.lost, result.doubled, result.misplaced) == (0, 0, 0)
     assert (result.problems, result.failed) == (0, 0)
+    assert (result.not_given, result.given_again, result.out_of_order) == (0, 0, 0)
     assert result.while_moving > 0
     assert result.downtime_ms["p50"] is not None
     assert seqs_are_as_expected(here, list(histories(SESSIONS)))
