@@ -148,7 +148,7 @@ def run_plan(options: argparse.Namespace, settings: Settings) -> int:
     with both(options, settings) as ends:
         made = planning.plan(ends, wanted(options))
         printing.document(planning.told(ends, made), options.output)
-    return 1 if made.hindrances else 0
+    return 1 if made.is_hindered else 0
 
 
 def run_copy(options: argparse.Namespace, settings: Settings) -> int:

@@ -7,6 +7,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from domain.log.contract import Head
+from domain.log.subscribing.delivery import Wanted
+from domain.log.subscribing.durable import DurableSubscriptions
+from workers.migration.cursors import Subscribed, subscribed
 from workers.migration.ends import Ends
 from workers.migration.proof import Proof
 from workers.migration.selecting import PAGE, pages, selected
@@ -31,6 +34,13 @@ class Plan(Struct):
     events: int = 0
     elsewhere: int = 0
     hindrances: list[Hindrance] = []
+    #: Durable subscriptions, and the code of what would keep their cursors at the source.
+    subscriptions: dict[str, str | None] = {}
+
+    @property
+    def is_hindered(self) -> bool:
+        """Whether anything would stay behind."""
+        return bool(self.hindrances) or any(self.subscriptions.values())
 
 
 def plan(ends: Ends, selection: dict[str, Any]) -> Plan:
@@ -50,7 +60,17 @@ def plan(ends: Ends, selection: dict[str, Any]) -> Plan:
                 made.hindrances.append(Hindrance(session, "QUARANTINED", head.seq))
             elif other is not None and not _is_free(other):
                 made.hindrances.append(Hindrance(session, "MIGRATION_CONFLICT", other.seq))
+    there_wanted = {one.name: one.wanted for one in subscribed(ends.target)}
+    for one in subscribed(ends.source):
+        made.subscriptions[one.name] = _hindrance(ends, one, there_wanted.get(one.name, one.wanted))
     return made
+
+
+def _hindrance(ends: Ends, one: Subscribed, wanted_there: Wanted) -> str | None:
+    reached = ends.source.log.drive(DurableSubscriptions(ends.source.keyspace).reached(one.name, one.wanted))
+    if any(found.place is None for found in reached.values()):
+        return "SUBSCRIPTION_DAMAGED"
+    return None if one.wanted == wanted_there else "SUBSCRIPTION_DIFFERS"
 
 
 def _is_free(head: Head) -> bool:
@@ -70,6 +90,7 @@ def told(ends: Ends, made: Plan) -> dict[str, Any]:
         "elsewhere": made.elsewhere,
         "hindered": len(made.hindrances),
         "hindrances": [{"session": one.session, "code": one.code, "seq": one.seq} for one in made.hindrances[:NAMED]],
+        "subscriptions": made.subscriptions,
         "seal_proof": Proof(ends.source).wanted,
         "clock_ms_apart": abs(ends.source.now_ms() - ends.target.now_ms()),
     }

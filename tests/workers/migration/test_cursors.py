@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 from tests.workers.migration.scene import Scene, copied, cut, fill, note
 from workers.migration import cursors
 from workers.migration.cursors import Cursors
+from workers.migration.planning import plan
 from workers.migration.record import Migrations
 
 NAMES = [f"s{number}" for number in range(12)]
@@ -185,6 +186,20 @@ def test_only_what_moves_is_given_at_the_target(scene: Scene) -> None:
         assert set(moved) <= set(NAMES[:5])
         assert not set(here) & set(NAMES[:5])
         assert joined(before, here, moved) == everything(log) | everything(there)
+
+
+def test_a_plan_says_whose_cursors_would_stay(scene: Scene) -> None:
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, NAMES)
+        for name in ("audit", "fine", "other"):
+            acknowledged(log, name=name)
+        scene.source.client.set(scene.source.keyspace.partitions[1].place("audit"), b"nonsense")
+        with there.subscribe_as("other", types="tool.*") as member:
+            member.ack()
+    with scene.ends() as ends:
+        made = plan(ends, {})
+    assert made.subscriptions == {"audit": "SUBSCRIPTION_DAMAGED", "fine": None, "other": "SUBSCRIPTION_DIFFERS"}
+    assert made.is_hindered
 
 
 def test_a_subscription_that_the_target_had_gets_what_is_new_to_it(scene: Scene) -> None:
