@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,12 +106,7 @@ class OwnServer:
             self._process.wait()
 
     def stop(self) -> None:
-        """Ends the server, whatever state it is in."""
-        if self._process is not None and self._process.poll() is None:
-            self.resume()
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+        """Ends the server, whatever state it is in: nobody needs what it holds any more."""
         self.kill()
 
 

@@ -24,8 +24,10 @@ from domain.log.keys import Keyspace
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
 from tests.domain.log.logs import note, refused
+from tests.domain.log.subscribing.deliveries import rest, some
 from tests.own_server import OwnServer
 from tests.projections.examples import EventsByType, spec
+from tests.unhurried import unhurried
 from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
@@ -95,7 +97,9 @@ class Guarded:
             "MUSTER_REDIS__USERNAME": user,
             "MUSTER_REDIS__PASSWORD": password(user),
             "MUSTER_REDIS__RETRY_FOR_S": "0",
+            "MUSTER_WORKER__LEASE_TTL_MS": "20000",
             "MUSTER_JOBS__URL": self.queues.url,
+            **unhurried(),
             "MUSTER_PROJECTIONS": spec(EventsByType),
             **self.more,
         }
@@ -189,11 +193,9 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
             assert one.get(timeout_s=30) is not None
             assert everything.get(timeout_s=30) is not None
             guarded.root.xtrim(guarded.keyspace.of("s-0").feed, maxlen=0)
-            while everything.get(timeout_s=0.2) is not None:
-                pass
-        with log.subscribe_as("audit", after="beginning", ttl_ms=500) as member:
-            assert member.get(timeout_s=30) is not None
-            assert member.get(timeout_s=0.4) is not None
+            rest(everything)
+        with log.subscribe_as("audit", after="beginning") as member:
+            some(member, 2)
             member.ack()
     assert guarded.run("monitor", "subscription", "ls").rows[0]["behind"] > 0
     assert guarded.run("monitor", "subscription", "show", "audit").code == 0
