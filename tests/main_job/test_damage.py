@@ -33,8 +33,8 @@ VIEWS: Final = 50
 CHECKPOINTS: Final = 20
 #: The logs are brought in by so many imports, one after the other, so that sessions consist of several commits.
 PARTS: Final = 4
-RECEIPTS: Final = 3_000
-INCIDENTS: Final = 6_000
+RECEIPTS: Final = 2_000
+INCIDENTS: Final = 3_000
 #: One session a writer appends to, again and again.
 WRITTEN_SESSIONS: Final = 64
 

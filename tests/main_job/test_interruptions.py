@@ -79,8 +79,8 @@ def test_two_imports_of_one_file_at_once_append_it_once(dev: Dev) -> None:
 def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev: Dev) -> None:
     """Three times a worker is killed with SIGKILL: `worker ls` drops it, two live again, and every view is right."""
     muster = dev.muster
-    lines = lines_of("incidents")
-    with feeding(muster, *split(lines)) as running:
+    lines = lines_of("receipt")
+    with feeding(muster, *split(lines), rate=5000) as running:
         for part in (1, 2, 3):
             wait_until_appended(dev, len(lines) * part // 5)
             kill_a_worker(muster)
@@ -88,7 +88,7 @@ def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev:
 
     assert answer.code == 0, answer
     assert report_of(answer)["appended"] == len(lines)
-    is_what_its_source_says(muster, "incidents")
+    is_what_its_source_says(muster, "receipt")
     held = [row["partitions"] for row in muster.workers().values()]
     assert len(held) == 2
     assert sorted(partition for partitions in held for partition in partitions) == list(range(32))
