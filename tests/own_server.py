@@ -16,9 +16,10 @@ import redis
 
 from domain.log import Connecting, connect
 from tests.conftest import missing
+from tests.ports import own_port
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
-from workers.embedded import find_server_binary, free_port
+from workers.embedded import find_server_binary
 
 
 def binary(name: str) -> Path:
@@ -36,7 +37,7 @@ class OwnServer:
 
     def __init__(self, directory: Path, *arguments: str | Path, kind: str = "redis7", port: int | None = None) -> None:
         self.directory = directory
-        self.port = free_port() if port is None else port
+        self.port = own_port() if port is None else port
         self._binary = binary(kind)
         self._arguments = arguments
         self._process: ChildProcess | None = None

@@ -18,12 +18,12 @@ from domain.log import create_store
 from projections.store import Parked
 from tests.conftest import ENVIRONMENT, Store
 from tests.own_server import Certificates, OwnServer
+from tests.ports import own_port
 from tests.projections.world import World, notes
 from tests.unhurried import unhurried
 from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
-from workers.embedded import free_port
 from workers.readiness import server_command
 from workers.settings import load
 
@@ -163,7 +163,7 @@ def test_a_right_that_is_lacking(patient: Patient) -> None:
 
 def test_tls_that_one_side_lacks(patient: Patient, tmp_path: Path) -> None:
     """A server that wants TLS hangs up on who speaks plainly; one without does not understand who does not."""
-    certificates, port = Certificates(tmp_path / "certificates"), free_port()
+    certificates, port = Certificates(tmp_path / "certificates"), own_port()
     server = OwnServer(tmp_path / "tls", *certificates.of_a_server(port))
     server.start()
     patient.given("HEALTH__TIMEOUT_S", "1")  # each side waits for the other to say something

@@ -19,8 +19,8 @@ from domain.log import Connecting, ConnectionState, connect, create_store
 from domain.log.connection import Attempts
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note, refused
 from tests.own_server import Certificates, OwnSentinel, OwnServer
+from tests.ports import own_port
 from tests.waiting import wait_until
-from workers.embedded import free_port
 
 FACES = ("blocking", "asyncio")
 SECRET = "s3cr3t-pa55"
@@ -119,7 +119,7 @@ def test_a_log_may_speak_tls(
     clients: str,
 ) -> None:
     """With a certificate of the server's that a given authority vouches for, and one of the client's if asked."""
-    port = free_port()
+    port = own_port()
     start(*certificates.of_a_server(port, clients=clients))
     own = {"tls_cert_file": certificates.file("client.crt"), "tls_key_file": certificates.file("client.key")}
     ca = certificates.file("ca.crt")
@@ -132,7 +132,7 @@ def test_a_certificate_must_be_vouched_for_and_name_the_host(
     start: Callable[..., OwnServer], certificates: Certificates, face: str
 ) -> None:
     """Anything else is no TLS: an error at once, whatever time there is for retries."""
-    port = free_port()
+    port = own_port()
     start(*certificates.of_a_server(port))
     ca = certificates.file("ca.crt")
     by_name, by_address = f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}"
