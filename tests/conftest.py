@@ -27,6 +27,7 @@ from domain import Limits, Misconfigured, SessionLog
 from domain.log import AsyncSessionLog, Connecting, connect, create_store
 from domain.log.archive.place import Archive
 from domain.log.keys import KEYS, Key, KeyClass, Keyspace
+from tests.chaos.effort import FULL
 from workers.embedded import EmbeddedServer, find_server_binary
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
@@ -36,16 +37,30 @@ _NUMBERS: Final = count(1)
 settings.register_profile(
     "muster",
     deadline=None,  # a test that depends on speed is no test
+    derandomize=not FULL,  # nor is one of a change that depends on chance
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     max_examples=60,
 )
 settings.load_profile("muster")
 
 
+#: The files that take longest, the longest first. A new one need not be here; one of half a minute had better be.
+LONGEST: Final = (
+    *("main_job/test_damage", "chaos/test_failover", "workers/test_runbooks", "chaos/test_damage_to_real_logs"),
+    *("main_job/test_imports", "workers/test_killed_workers", "main_job/test_interruptions", "chaos/test_outages"),
+    *("workers/test_access", "log/test_contract", "workers/test_stop", "workers/test_jobs", "workers/test_reloading"),
+    *("chaos/test_killed_migrations", "chaos/test_soak", "workers/test_grafting", "workers/test_leasing"),
+    *("main_job/test_dev", "workers/test_own_projections", "workers/test_hot_spots", "chaos/test_full_memory"),
+    *("chaos/test_killed_server", "chaos/test_storm", "chaos/test_crash_points", "archiving/test_year"),
+    *("backup/test_backup", "projections/test_time_travel", "projections/test_searching", "workers/test_frozen_server"),
+)
+_RANKS: Final = {name: rank for rank, name in enumerate(LONGEST)}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Side by side the files that take longest begin first: one that began last would leave a process without work."""
     if hasattr(config, "workerinput"):  # in a process of xdist
-        items.sort(key=lambda item: "main_job" not in item.path.parts)
+        items.sort(key=lambda item: _RANKS.get(f"{item.path.parent.name}/{item.path.stem}", len(LONGEST)))
 
 
 # -- servers ---------------------------------------------------------------------------------------------------------

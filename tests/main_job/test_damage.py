@@ -16,12 +16,12 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import Any, Final, NamedTuple
-from uuid import uuid4
 
 import pytest
 
 from domain.log.keys import Keyspace
 from projections import agent_view, session_view
+from tests.chaos.effort import seeded
 from tests.main_job.inputs import derived, differing, lines_of, written
 from tests.main_job.running import PATIENCE_S, Dev, Muster, feeding
 from tests.waiting import wait_until
@@ -68,10 +68,8 @@ def dev(copy: Path, start_dev: StartDev) -> Dev:
 
 @pytest.fixture
 def chance() -> random.Random:
-    """What decides on the damage; its seed is printed, so that a failure can be repeated."""
-    seed = uuid4().int % 1_000_000
-    print(f"seed: {seed}")
-    return random.Random(seed)
+    """What decides on the damage."""
+    return seeded()
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
