@@ -89,22 +89,31 @@ def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev:
     assert answer.code == 0, answer
     assert report_of(answer)["appended"] == len(lines)
     is_what_its_source_says(muster, "receipt")
-    held = [row["partitions"] for row in muster.workers().values()]
-    assert len(held) == 2
-    assert sorted(partition for partitions in held for partition in partitions) == list(range(32))
+
+    def is_shared() -> bool:
+        held = [row["partitions"] for row in muster.workers().values()]
+        return len(held) == 2 and sorted(partition for one in held for partition in one) == list(range(32))
+
+    wait_until(is_shared, message="two workers share all partitions")
 
 
 def kill_a_worker(muster: Muster) -> None:
     """Kills one of two workers, and returns when `worker ls` shows two again, and not that one."""
-    killed, other = muster.workers()
+    living: list[int] = []
+
+    def are_two() -> bool:
+        living[:] = muster.workers()
+        return len(living) == 2
+
+    wait_until(are_two, message="two workers live")
+    killed, other = living
     os.kill(killed, signal.SIGKILL)
 
     def is_replaced() -> bool:
-        living = muster.workers()
-        return len(living) == 2 and killed not in living
+        now = muster.workers()
+        return len(now) == 2 and killed not in now and other in now
 
-    wait_until(is_replaced, message=f"worker {killed} is replaced")
-    assert other in muster.workers(), "the other one lives on"
+    wait_until(is_replaced, message=f"worker {killed} is replaced, and the other one lives on")
 
 
 class Witness:

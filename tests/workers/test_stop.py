@@ -287,7 +287,8 @@ def test_a_server_that_cannot_write_goes_on(own: OwnServer) -> None:
 
 def test_dev_ends_with_its_server(tmp_path: Path) -> None:
     """`stop --server` drains its workers and ends its server, which is not started again: dev ends with 0."""
-    with Dev(tmp_path, tmp_path / "data") as dev:
+    settings = {"MUSTER_WORKER__LEASE_TTL_MS": "60000", "MUSTER_WORKER__BEAT_MS": "500"}
+    with Dev(tmp_path, tmp_path / "data", **settings) as dev:
         dev.muster.ok("event", "append", "s", "start", "--actor", "a")
         dev.muster.caught_up()
         told = dev.muster.document("stop", "--server")
