@@ -380,8 +380,14 @@ def test_everything_derived_can_be_deleted_and_is_brought_back(dev: Dev) -> None
     """Views, checkpoints, cursors and indexes: `recover apply` and `projection rebuild` need no worker for that."""
     muster = dev.muster
     before = derived(dev.client)
-    wait_until(lambda: len(muster.workers()) == 2, message="both workers hold partitions")
-    with frozen(muster.workers()):
+    workers: set[int] = set()
+
+    def are_known() -> bool:
+        workers.update(muster.workers())
+        return len(workers) == 2
+
+    wait_until(are_known, message="both workers hold partitions")
+    with frozen(workers):
         wait_until(lambda: not any(row["owner"] for row in lag_of(muster)), message="the leases ran out")
         for command in (("recover", "apply"), ("projection", "rebuild")):
             delete_everything_derived(dev.client)

@@ -224,7 +224,7 @@ def test_a_job_is_given_back(server_url: str, world: World) -> None:
 
 def test_a_rehearsal_stops_nobody(world: World) -> None:
     """It names who would be stopped, and writes nothing."""
-    with world.workers(1) as (child,):
+    with world.workers(1, **LASTING) as (child,):
         world.wait_until_shared([child])
         ran = run_cli(world, "stop", "--dry-run")
         assert [one["pid"] for one in ran.row["working"]] == [child.pid]
