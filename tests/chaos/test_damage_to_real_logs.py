@@ -34,7 +34,7 @@ from workers.recovery import Recovery, mendable, plan_of, with_grafts
 from workers.sources import open_source
 
 PLACES: Final = 20 if FULL else 1
-SESSIONS: Final = 400
+SESSIONS: Final = 400 if FULL else 120
 #: Sessions shorter than this have too few places.
 EVENTS: Final = 12
 
