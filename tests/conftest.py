@@ -27,6 +27,7 @@ from domain import Limits, Misconfigured, SessionLog
 from domain.log import AsyncSessionLog, Connecting, connect, create_store
 from domain.log.archive.place import Archive
 from domain.log.keys import KEYS, Key, KeyClass, Keyspace
+from tests.chaos.effort import FULL
 from workers.embedded import EmbeddedServer, find_server_binary
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
@@ -36,16 +37,31 @@ _NUMBERS: Final = count(1)
 settings.register_profile(
     "muster",
     deadline=None,  # a test that depends on speed is no test
+    derandomize=not FULL,  # nor is one of a change that depends on chance
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     max_examples=60,
 )
 settings.load_profile("muster")
 
 
+#: The files that take longest, the longest first. A new one need not be here; one of half a minute had better be.
+LONGEST: Final = (
+    *("main_job/test_damage", "chaos/test_failover", "main_job/test_imports", "workers/test_runbooks"),
+    *("projections/test_seeded_bugs", "main_job/test_interruptions", "workers/test_access", "chaos/test_outages"),
+    *("workers/test_killed_workers", "workers/test_grafting", "chaos/test_damage_to_real_logs", "workers/test_jobs"),
+    *("backup/test_backup", "workers/test_stop", "main_job/test_dev", "chaos/test_soak"),
+    *("laws/test_errors_met_for_real", "chaos/test_killed_migrations", "projections/test_searching"),
+    *("chaos/test_killed_server", "workers/test_frozen_server", "workers/test_reloading", "log/test_contract"),
+    *("workers/test_own_projections", "projections/test_time_travel", "spooling/test_spooling"),
+    *("chaos/test_full_memory", "chaos/test_short_lived_connections", "chaos/test_storm", "workers/test_leasing"),
+)
+_RANKS: Final = {name: rank for rank, name in enumerate(LONGEST)}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Side by side the files that take longest begin first: one that began last would leave a process without work."""
     if hasattr(config, "workerinput"):  # in a process of xdist
-        items.sort(key=lambda item: "main_job" not in item.path.parts)
+        items.sort(key=lambda item: _RANKS.get(f"{item.path.parent.name}/{item.path.stem}", len(LONGEST)))
 
 
 # -- servers ---------------------------------------------------------------------------------------------------------

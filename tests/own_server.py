@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ import redis
 
 from domain.log import Connecting, connect
 from tests.conftest import missing
+from tests.ports import own_port
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
-from workers.embedded import find_server_binary, free_port
+from workers.embedded import find_server_binary
 
 
 def binary(name: str) -> Path:
@@ -36,7 +37,7 @@ class OwnServer:
 
     def __init__(self, directory: Path, *arguments: str | Path, kind: str = "redis7", port: int | None = None) -> None:
         self.directory = directory
-        self.port = free_port() if port is None else port
+        self.port = own_port() if port is None else port
         self._binary = binary(kind)
         self._arguments = arguments
         self._process: ChildProcess | None = None
@@ -106,12 +107,7 @@ class OwnServer:
             self._process.wait()
 
     def stop(self) -> None:
-        """Ends the server, whatever state it is in."""
-        if self._process is not None and self._process.poll() is None:
-            self.resume()
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+        """Ends the server, whatever state it is in: nobody needs what it holds any more."""
         self.kill()
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from queue import Empty, SimpleQueue
 from threading import Event
+from typing import Final
+
+#: For how long at a time a thread waits, in seconds. A signal that comes between the interpreter's look for signals and
+#: the beginning of a wait interrupts nothing: its handler runs when that wait ends.
+AT_A_TIME_S: Final = 0.25
 
 
 class Stop(Event):
@@ -26,10 +32,14 @@ class Stop(Event):
         self._told.put(None)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if not self._is_set:
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self._is_set:
+            left = max(0.0, until - time.monotonic())
             try:
-                self._told.get(timeout=None if timeout is None else max(0.0, timeout))
+                self._told.get(timeout=min(left, AT_A_TIME_S))
             except Empty:
-                return self._is_set
-            self._told.put(None)  # for others who wait
-        return True
+                if left <= AT_A_TIME_S:
+                    break
+            else:
+                self._told.put(None)  # for others who wait
+        return self._is_set

@@ -35,7 +35,7 @@ from workers.settings import ArchiveSettings
 from workers.sources import open_source
 
 PLACES: Final = 20 if FULL else 1
-SESSIONS: Final = 400
+SESSIONS: Final = 400 if FULL else 120
 #: Sessions shorter than this have too few places.
 EVENTS: Final = 12
 

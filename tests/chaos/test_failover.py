@@ -180,7 +180,7 @@ def test_a_commit_that_reached_too_few_is_appended_again_after_it_is_lost(make_p
     """It was never acknowledged, so its loss is nobody's trouble: the repeat is a new commit, and others follow it."""
     place = make_place()
     log = place.open(durability="replicated(1)")
-    before = appended(log, "s", "before", 3)
+    before = [repeated(log, "s", did(f"before:{number}")) for number in range(3)]
 
     def meanwhile() -> None:
         with pytest.raises(OutcomeUnknown) as raised:
@@ -207,7 +207,7 @@ def test_a_doubt_outlives_a_server_that_turns_its_repeat_away(make_place: Callab
     place = make_place()
     group, log = place.group, place.open(durability="replicated(2)", retry_for_s=0.2)
     primary, replicas = group.primary(), group.replicas()
-    log.append("s", did("first"))
+    repeated(log, "s", did("first"))
     group.cut_off(replicas)
     with pytest.raises(OutcomeUnknown):
         log.append("s", did("second"))
@@ -234,7 +234,7 @@ def test_a_repeat_is_proved_by_the_server_that_has_it(
     """
     place = make_place()
     log = place.open(durability="replicated(1)")
-    log.append("s", did("first"))
+    repeated(log, "s", did("first"))
     sending: Callable[..., Any] = vars(redis_streams)["send"]
     failovers = [place.fail_over]
 

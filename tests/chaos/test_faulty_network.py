@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from domain import Append, Event, OutcomeUnknown, Receipt, SessionLog
 from domain.log import Connecting
 from domain.log.contract import Expected
-from tests.chaos.effort import FULL
+from tests.chaos.effort import FULL, seeded
 from tests.chaos.proxy import Fault, Proxy, proxied
 from tests.conftest import ENVIRONMENT, Store
 
@@ -75,9 +74,7 @@ def test_faults_at_random_leave_one_copy_of_each(
     store: Store, proxy: Proxy, open_log: Callable[..., SessionLog]
 ) -> None:
     """Several faults in a row for one append, of any kind, and attempts of one append that overtake each other."""
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    chance = seeded()
     quick = [fault for fault in FAULTS if fault is not Fault.REPLY_LATE]
     log = open_log()
     receipts = []
@@ -96,7 +93,8 @@ def test_a_doubt_is_settled_rightly(
     store: Store, proxy: Proxy, open_log: Callable[..., SessionLog], fault: Fault, expected: Expected
 ) -> None:
     """Without a retry the outcome is unknown; `resolve` says what it is, and so it stays, whatever arrives later."""
-    log = open_log(timeout_s=0.3, retry_for_s=0)
+    # Only a reply that comes too late is waited for.
+    log = open_log(timeout_s=1.0 if fault is Fault.REPLY_LATE else 30.0, retry_for_s=0)
     proxy.plan.append(fault)
 
     with pytest.raises(OutcomeUnknown) as raised:

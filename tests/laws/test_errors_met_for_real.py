@@ -35,8 +35,8 @@ from projections.lease import Leases
 from projections.store import ProjectionStore
 from tests.domain.log.logs import Blocking, RunnableLog, ids, note
 from tests.own_server import Certificates, OwnServer
+from tests.ports import own_port
 from tests.waiting import wait_until
-from workers.embedded import free_port
 from workers.following import PASSING
 
 
@@ -234,7 +234,7 @@ class World:
     def _cut_off(self) -> Iterator[None]:
         """A replica that serves no stale data and has lost its primary."""
         with self._config(replica_serve_stale_data="no"):
-            self.admin.replicaof("127.0.0.1", free_port())
+            self.admin.replicaof("127.0.0.1", own_port())
             yield
             self.admin.replicaof("NO", "ONE")
 
@@ -375,7 +375,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
 
 def timeout_for(fault: str) -> float:
     """A command may take as long as it likes, where a timeout is not the point."""
-    return 0.2 if fault == "silent" else 60.0
+    return 1.0 if fault == "silent" else 60.0
 
 
 # -- the laws --------------------------------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ def test_a_wrong_address_is_the_error_of_the_table(
 def address(world: World, fault: str) -> Iterator[Connecting]:
     """How to connect to where the fault is."""
     with ExitStack() as stack:
-        port, ca = free_port(), ""
+        port, ca = own_port(), ""
         if "certificate" in fault or "TLS" in fault:
             certificates = Certificates(world.directory / "certificates")
             server = OwnServer(world.directory / "tls", *certificates.of_a_server(port))

@@ -212,7 +212,7 @@ class Dev:
             self._client.close()
             self._client = None
         os.kill(self._process.pid, number)
-        code = self._process.wait(30)
+        code = self._process.wait(PATIENCE_S)
         if waits_for_children:
             wait_until(lambda: all(map(has_ended, family)), message="children ended")
         left = [pid for pid in family if not has_ended(pid)]

@@ -79,8 +79,8 @@ def test_two_imports_of_one_file_at_once_append_it_once(dev: Dev) -> None:
 def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev: Dev) -> None:
     """Three times a worker is killed with SIGKILL: `worker ls` drops it, two live again, and every view is right."""
     muster = dev.muster
-    lines = lines_of("incidents")
-    with feeding(muster, *split(lines)) as running:
+    lines = lines_of("receipt")
+    with feeding(muster, *split(lines), rate=5000) as running:
         for part in (1, 2, 3):
             wait_until_appended(dev, len(lines) * part // 5)
             kill_a_worker(muster)
@@ -88,23 +88,32 @@ def test_workers_killed_during_an_import_are_replaced_and_nothing_is_missed(dev:
 
     assert answer.code == 0, answer
     assert report_of(answer)["appended"] == len(lines)
-    is_what_its_source_says(muster, "incidents")
-    held = [row["partitions"] for row in muster.workers().values()]
-    assert len(held) == 2
-    assert sorted(partition for partitions in held for partition in partitions) == list(range(32))
+    is_what_its_source_says(muster, "receipt")
+
+    def is_shared() -> bool:
+        held = [row["partitions"] for row in muster.workers().values()]
+        return len(held) == 2 and sorted(partition for one in held for partition in one) == list(range(32))
+
+    wait_until(is_shared, message="two workers share all partitions")
 
 
 def kill_a_worker(muster: Muster) -> None:
     """Kills one of two workers, and returns when `worker ls` shows two again, and not that one."""
-    killed, other = muster.workers()
+    living: list[int] = []
+
+    def are_two() -> bool:
+        living[:] = muster.workers()
+        return len(living) == 2
+
+    wait_until(are_two, message="two workers live")
+    killed, other = living
     os.kill(killed, signal.SIGKILL)
 
     def is_replaced() -> bool:
-        living = muster.workers()
-        return len(living) == 2 and killed not in living
+        now = muster.workers()
+        return len(now) == 2 and killed not in now and other in now
 
-    wait_until(is_replaced, message=f"worker {killed} is replaced")
-    assert other in muster.workers(), "the other one lives on"
+    wait_until(is_replaced, message=f"worker {killed} is replaced, and the other one lives on")
 
 
 class Witness:

@@ -21,6 +21,7 @@ from projections.findings import KINDS, Finding
 from projections.scrub import Scrub
 from projections.store import Parked, park
 from tests.chaos.effort import FULL
+from tests.domain.log.subscribing.deliveries import rest
 from tests.projections.world import World, did, folded, foreign_append, lying_append, notes, only
 
 
@@ -403,8 +404,7 @@ def agent_of_no_index(world: World) -> None:
 def subscribed(world: World) -> str:
     """A durable subscription that acknowledged everything; the key of its place in the partition of s-1."""
     with world.log.subscribe_as("audit", after="beginning") as member:
-        while member.get(timeout_s=0.1) is not None:
-            pass
+        rest(member)
         member.ack()
     return world.keyspace.of("s-1").place("audit")
 

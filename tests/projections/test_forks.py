@@ -15,6 +15,7 @@ from projections import session_view
 from projections.forks import compared
 from projections.queries import state_at
 from tests.domain.log.logs import broken_off, refused
+from tests.domain.log.subscribing.deliveries import rest, seqs
 from tests.projections import test_drift as damages
 from tests.projections.test_drift import built
 from tests.projections.test_time_travel import real_histories
@@ -297,9 +298,7 @@ def test_subscribers_are_told_of_a_fork_as_of_any_session(world: World, is_trimm
         if is_trimmed:
             for keys in world.keyspace.partitions:
                 world.redis.xtrim(keys.feed, maxlen=0)
-        told: dict[str, list[int]] = {}
-        while (delivery := subscription.get(timeout_s=0.5)) is not None:
-            told.setdefault(delivery.session, []).append(delivery.seq)
+        told = seqs(rest(subscription))
 
     assert told == {
         "s": [CALL_COMMITS + 21],

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import pytest
@@ -105,11 +106,11 @@ def test_every_value_there_is_finds_its_sessions(crowd: World) -> None:
 
 @pytest.mark.skipif(not (DATA / "incidents.ndjson.gz").exists(), reason="the data is not here")
 def test_real_incidents_are_found_as_their_logs_say(server_url: str, make_store: Callable[..., Store]) -> None:
-    """7,554 sessions of 1,439 agents."""
+    """7,554 sessions of 1,439 agents where MUSTER_CHAOS=full; in the gate the first fifth of the file."""
     world = World(make_store(server_url, partitions=8))
     with gzip.open(DATA / "incidents.ndjson.gz") as lines:
         importer = Importer(world.log, reject=lambda _: None, progress=lambda _: None)
-        assert importer.run(enumerate(lines, 1)).refused == 0
+        assert importer.run(enumerate(islice(lines, None if FULL else 15_000), 1)).refused == 0
     world.project()
     known, chance = read(world.log), random.Random(3)
 

@@ -32,6 +32,7 @@ from projections.queries import Views
 from projections.session_view import Folding
 from projections.store import ProjectionStore
 from tests.conftest import ENVIRONMENT, Store
+from tests.unhurried import UNHURRIED
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
 from workers.cli import main
@@ -287,6 +288,7 @@ class World:
             environment=ENVIRONMENT,
             namespace=self.store.namespace,
             redis=RedisSettings(url=self.store.url, timeout_s=min(5.0, batch_deadline_s)),
+            health=UNHURRIED,
             projections=projections,
             jobs=JobSettings(jobs_url, verify_every_s=verify_every_s),
             worker=WorkerSettings(

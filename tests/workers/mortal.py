@@ -2,7 +2,8 @@
 
     python -m tests.workers.mortal SESSION SEQ HOW        HOW: exit, hang, or raise
 
-It is a real worker in all else. It dies only while the environment's MORTAL_FILE exists: so a cause can go away.
+It is a real worker in all else. It dies only while the environment's MORTAL_FILE exists: so a cause can go away. One
+that hangs says so first: by a file beside it, `<MORTAL_FILE>.met`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def deadly(session: Session, commit: Commit) -> None:
             os._exit(137)
         if how == "raise":
             raise MemoryError("too much of it")
+        Path(f"{os.environ['MORTAL_FILE']}.met").touch()
         time.sleep(600)
     fold(session, commit)
 

@@ -24,9 +24,12 @@ from domain.log.keys import Keyspace
 from domain.log.subscribing.durable import DurableSubscriptions
 from projections.store import ProjectionStore
 from projections.trim import trim_feeds
+from tests.conftest import lasting
 from tests.domain.log.logs import note, refused
+from tests.domain.log.subscribing.deliveries import rest, some
 from tests.own_server import OwnServer
 from tests.projections.examples import EventsByType, spec
+from tests.unhurried import unhurried
 from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
@@ -66,10 +69,10 @@ class Ran(NamedTuple):
     err: str
 
 
-class Guarded:
+class Guarding:
     """A server whose users are those of compose/users.acl, narrowed to one store, and one who may do everything."""
 
-    def __init__(self, directory: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, kind: str) -> None:
         secrets = directory / "secrets"
         secrets.mkdir()
         for role in ROLES:
@@ -80,12 +83,29 @@ class Guarded:
         self.server.start()
         self.queues = OwnServer(directory / "queues", kind=kind)  # of jobs, which are no part of the store
         self.queues.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+        self.queues.stop()
+
+
+class Guarded:
+    """The server as each test finds it: empty, with the users as they stand in its file."""
+
+    def __init__(self, guarding: Guarding, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rules, self.server, self.queues = guarding.rules, guarding.server, guarding.queues
         self.keyspace = Keyspace(ENVIRONMENT, NAMESPACE, 4)
         #: More settings.
         self.more: dict[str, str] = {}
         self.root: Any = self.client("root")
-        self._clients: list[Any] = [self.root]
         self._monkeypatch = monkeypatch
+        for line in self.rules.splitlines():
+            self.root.execute_command("ACL", "SETUSER", *split(line)[1:])
+        self.root.flushall()
+        self.root.function_flush()
+        self.root.acl_log_reset()
+        with self.queues.client() as queues:
+            queues.flushall()
 
     def settings(self, user: str) -> Settings:
         """The settings of a process that runs as this user."""
@@ -96,7 +116,9 @@ class Guarded:
             "MUSTER_REDIS__USERNAME": user,
             "MUSTER_REDIS__PASSWORD": password(user),
             "MUSTER_REDIS__RETRY_FOR_S": "0",
+            "MUSTER_WORKER__LEASE_TTL_MS": "20000",
             "MUSTER_JOBS__URL": self.queues.url,
+            **unhurried(),
             "MUSTER_PROJECTIONS": spec(EventsByType),
             **self.more,
         }
@@ -127,8 +149,6 @@ class Guarded:
 
     def close(self) -> None:
         self.root.close()
-        self.server.stop()
-        self.queues.stop()
 
 
 def rendered(secrets: Path, *store: str) -> str:
@@ -138,10 +158,18 @@ def rendered(secrets: Path, *store: str) -> str:
     return made.stdout
 
 
-@pytest.fixture(params=["redis7", "valkey"])
-def guarded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+@pytest.fixture(scope="module", params=["redis7", "valkey"])
+def guarding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarding]:
+    with lasting():
+        guarding = Guarding(tmp_path_factory.mktemp("guarding"), request.param)
+    yield guarding
+    guarding.stop()
+
+
+@pytest.fixture
+def guarded(guarding: Guarding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
     monkeypatch.chdir(tmp_path)
-    guarded = Guarded(tmp_path, request.param, monkeypatch)
+    guarded = Guarded(guarding, monkeypatch)
     yield guarded
     guarded.close()
 
@@ -190,11 +218,9 @@ def test_every_role_can_do_its_work(guarded: Guarded, tmp_path: Path) -> None:
             assert one.get(timeout_s=30) is not None
             assert everything.get(timeout_s=30) is not None
             guarded.root.xtrim(guarded.keyspace.of("s-0").feed, maxlen=0)
-            while everything.get(timeout_s=0.2) is not None:
-                pass
-        with log.subscribe_as("audit", after="beginning", ttl_ms=500) as member:
-            assert member.get(timeout_s=30) is not None
-            assert member.get(timeout_s=0.4) is not None
+            rest(everything)
+        with log.subscribe_as("audit", after="beginning") as member:
+            some(member, 2)
             member.ack()
     assert guarded.run("monitor", "subscription", "ls").rows[0]["behind"] > 0
     assert guarded.run("monitor", "subscription", "show", "audit").code == 0

@@ -26,7 +26,7 @@ from workers.alerting.webhook import Webhook
 from workers.child_process import start_child
 from workers.health.component import NAMES, Component, Sample, Status
 from workers.health.probes import PROBES
-from workers.settings import ALERT_RULES, AlertsSettings, HealthSettings, ServeSettings, Settings, load, shown
+from workers.settings import ALERT_RULES, AlertsSettings, ServeSettings, Settings, load, shown
 
 MUSTER: Final = [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main(sys.argv[1:]))"]
 TOKEN: Final = "a-token-of-the-test"
@@ -245,7 +245,6 @@ def test_serve_alerts_for_real(world: World, receiver: Receiver, tmp_path: Path)
     rules = "nobody: workers is down as critical; never: disk is down"
     settings = structs.replace(
         world.settings(),
-        health=HealthSettings(timeout_s=1),
         alerts=AlertsSettings(rules, receiver.url, TOKEN),
         serve=ServeSettings(port=0, look_every_s=0.1),
     )
@@ -254,7 +253,7 @@ def test_serve_alerts_for_real(world: World, receiver: Receiver, tmp_path: Path)
         child = start_child([*MUSTER, "serve"], env=world.environ() | settings.environ(), stderr=stderr)
     try:
         wait_until(lambda: receiver.got, timeout_s=60, message="it fires")
-        with world.workers(1):
+        with world.workers(1, lease_ttl_ms=60_000, beat_ms=1000):
             wait_until(lambda: len(receiver.got) == 2, timeout_s=60, message="it is resolved")
             child.send_signal(signal.SIGTERM)
             assert child.wait(60) == 0

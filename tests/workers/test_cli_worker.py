@@ -25,7 +25,8 @@ def world(server_url: str, make_store: Callable[..., Store]) -> World:
 
 def test_workers_run_until_they_are_told_to_stop(world: World) -> None:
     """`worker run` keeps its processes alive, `worker ls` lists them, SIGTERM drains them: exit 0, nothing is held."""
-    with start_child([*MUSTER, "worker", "run", "--processes", "2"], env=world.environ()) as child:
+    environ = world.environ(lease_ttl_ms=60_000, beat_ms=500)
+    with start_child([*MUSTER, "worker", "run", "--processes", "2"], env=environ) as child:
         wait_until(lambda: len(world.shares()) == 2 and sum(world.shares().values()) == 4, message="two workers share")
         listed = run_cli(world, "worker", "ls").rows
         assert {row["pid"] for row in listed} == world.shares().keys()

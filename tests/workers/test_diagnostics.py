@@ -21,6 +21,7 @@ from domain.log import Connecting, create_store
 from domain.log.keys import Keyspace
 from projections.store import Parked
 from tests.own_server import OwnServer
+from tests.unhurried import unhurried
 from workers.cli import main
 from workers.diagnostics.bundle import collect
 from workers.diagnostics.parts import PARTS, Part, Sources
@@ -70,9 +71,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnServe
         "REDIS__URL": url,
         "SERVE__TOKEN": TOKEN,
         "ALERTS__WEBHOOK": f"https://alerts.example/{TOKEN}",
-        "HEALTH__TIMEOUT_S": "1",
     }.items():
         monkeypatch.setenv(f"MUSTER_{name}", value)
+    for name, value in unhurried().items():
+        monkeypatch.setenv(name, value)
     try:
         with own.client(password=PASSWORD) as client:
             create_store(client, environment="dev", namespace="main", partitions=2)
@@ -127,7 +129,7 @@ def test_when_the_server_is_down_the_other_half_is_there(server: OwnServer) -> N
     """It says which half is missing, and why; exit 7."""
     server.kill()
 
-    ran = run("--timeout", "10")
+    ran = run("--timeout", "60")
 
     assert ran.code == 7
     assert set(ran.document["whole"]) == {
@@ -144,7 +146,7 @@ def test_a_frozen_server_keeps_it_no_longer_than_its_time(server: OwnServer) -> 
     """What is not there in time is left out, and said to be late or silent."""
     server.pause()
     try:
-        ran = run("--timeout", "0.3")
+        ran = run("--timeout", "2")
     finally:
         server.resume()
 
@@ -178,7 +180,7 @@ def test_it_is_bounded_and_one_part_keeps_no_other_from_being_there() -> None:
     )
     try:
         sources = Sources(Reading({}).loaded())
-        found = collect(sources, Redaction([]), timeout_s=0.5, most=1000, parts=parts)
+        found = collect(sources, Redaction([]), timeout_s=2, most=1000, parts=parts)
     finally:
         release.set()
 

@@ -18,11 +18,12 @@ from domain.log import create_store
 from projections.store import Parked
 from tests.conftest import ENVIRONMENT, Store
 from tests.own_server import Certificates, OwnServer
+from tests.ports import own_port
 from tests.projections.world import World, notes
+from tests.unhurried import unhurried
 from tests.waiting import wait_until
 from workers.child_process import start_child
 from workers.cli import main
-from workers.embedded import free_port
 from workers.readiness import server_command
 from workers.settings import load
 
@@ -53,7 +54,8 @@ class Patient:
         self.server = server
         self.url = server.url
         self._monkeypatch = monkeypatch
-        self.given("HEALTH__TIMEOUT_S", "0.5")
+        for name, value in unhurried().items():
+            monkeypatch.setenv(name, value)
 
     def given(self, name: str, value: str) -> None:
         """A setting of the process that asks."""
@@ -114,12 +116,14 @@ def test_a_server_that_is_down(patient: Patient) -> None:
 
 def test_a_server_that_is_frozen(patient: Patient) -> None:
     """It takes connections and answers nothing, which is another trouble than being down."""
+    patient.given("HEALTH__TIMEOUT_S", "0.5")
     patient.server.pause()
     try:
         finding = patient.is_told("SERVER_SILENT", "answers nothing")
         assert "SIGCONT" in finding["remedy"]
     finally:
         patient.server.resume()
+    patient.given("HEALTH__TIMEOUT_S", "60")
     assert "SERVER_SILENT" not in patient.found()
 
 
@@ -159,9 +163,10 @@ def test_a_right_that_is_lacking(patient: Patient) -> None:
 
 def test_tls_that_one_side_lacks(patient: Patient, tmp_path: Path) -> None:
     """A server that wants TLS hangs up on who speaks plainly; one without does not understand who does not."""
-    certificates, port = Certificates(tmp_path / "certificates"), free_port()
+    certificates, port = Certificates(tmp_path / "certificates"), own_port()
     server = OwnServer(tmp_path / "tls", *certificates.of_a_server(port))
     server.start()
+    patient.given("HEALTH__TIMEOUT_S", "1")  # each side waits for the other to say something
     try:
         patient.url = f"redis://localhost:{port}/0"
         patient.is_told("NO_SUCH_PROTOCOL", "rediss://")
@@ -298,8 +303,10 @@ def mended_by_its_command(world: World, code: str) -> None:
     assert finding(world, code) is None
 
 
-def test_no_workers_and_a_parked_session_and_drift(world: World) -> None:
+def test_no_workers_and_a_parked_session_and_drift(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is named first when it is the worst that is left, and is gone after its command; then all is well."""
+    for name, value in unhurried().items():
+        monkeypatch.setenv(name, value)
     ran = doctor(world)
     assert ran.verdict.startswith("verdict: WORKERS_MISSING: "), ran.out
     found = finding(world, "WORKERS_MISSING")
@@ -307,7 +314,8 @@ def test_no_workers_and_a_parked_session_and_drift(world: World) -> None:
     words = shlex.split(found["command"])
     assert words[:3] == ["muster", "worker", "run"]
 
-    with start_child([*MUSTER, *words[1:], "--processes", "1"], env=world.environ()) as child:
+    environ = world.environ(lease_ttl_ms=60_000, beat_ms=1000)
+    with start_child([*MUSTER, *words[1:], "--processes", "1"], env=environ) as child:
         try:
             wait_until(lambda: sum(world.shares().values()) == 2, message="the workers hold all")
             world.wait_until_caught_up()

@@ -217,7 +217,8 @@ def named(world: World, prefix: str, partition: int) -> str:
 def started(world: World, settings: dict[str, str]) -> Iterator[None]:
     """A worker process with settings of its own, from when it gives signs of life on."""
     before = len(living_workers(world.redis, world.keyspace))
-    child = start_child([sys.executable, "-m", "workers.process"], env=world.environ() | settings)
+    environ = world.environ(lease_ttl_ms=60_000, beat_ms=500)  # nobody overlooks the other for being slow
+    child = start_child([sys.executable, "-m", "workers.process"], env=environ | settings)
     try:
         wait_until(lambda: len(living_workers(world.redis, world.keyspace)) > before, message="the worker lives")
         yield

@@ -5,6 +5,7 @@ And docs/operations.md: what it lists is what there is.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,11 +14,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
 from typing import Any, Final
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -27,9 +29,12 @@ from domain.log import Connecting, create_store
 from domain.log.keys import Keyspace
 from projections.store import Parked
 from tests.conftest import missing
+from tests.domain.log.subscribing.deliveries import rest
 from tests.own_server import OwnServer
+from tests.unhurried import unhurried
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
+from workers.cli import main
 from workers.health.probes import PROBES
 from workers.settings import PROFILES, RELOADABLE, RELOADABLE_SECTIONS, Settings, shown
 
@@ -52,7 +57,7 @@ class Ill:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "MUSTER_REDIS__URL": server.url,
             "MUSTER_REDIS__RETRY_FOR_S": "0",
-            "MUSTER_HEALTH__TIMEOUT_S": "5",  # so that nothing but what is silent counts as silent
+            **unhurried(),
         }
 
     def config(self, name: str, value: str) -> None:
@@ -69,9 +74,20 @@ class Ill:
         child = self.stack.enter_context(start_child([sys.executable, "-m", "workers.process"], env=environ))
         self.stack.callback(child.wait, 60)
         self.stack.callback(child.terminate)
-        wait_until(
-            lambda: self.ran("muster projection lag --wait --timeout 60 && muster worker ls").stdout.count("\n") > 2
-        )
+        wait_until(lambda: self.found("worker", "ls"), timeout_s=60, message="it lives")
+        wait_until(lambda: self.found("projection", "lag", "--wait", "--timeout", "60"), message="it has done all")
+
+    def found(self, *words: str) -> str:
+        """What a command prints, if it succeeds."""
+        code, out = self.told(*words, "-o", "jsonl")
+        return out if code == 0 else ""
+
+    def told(self, *words: str) -> tuple[int, str]:
+        """The exit code of a command, and what it prints. In this process: what is waited for is asked many times."""
+        out = io.StringIO()
+        with patch.dict(os.environ, self.environ, clear=True), redirect_stdout(out), redirect_stderr(io.StringIO()):
+            code = main(words)
+        return code, out.getvalue()
 
     def ran(self, block: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -87,8 +103,8 @@ class Ill:
         return {one["code"] for one in self.diagnosis()["findings"]}
 
     def diagnosis(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.ran("muster doctor -o json").stdout)
-        return told
+        diagnosis: dict[str, Any] = json.loads(self.told("doctor", "-o", "json")[1])
+        return diagnosis
 
 
 @pytest.fixture
@@ -174,20 +190,19 @@ def frozen(ill: Ill) -> None:
 
 
 def slowed(ill: Ill) -> None:
-    """Clients keep it busy, each for so long that whoever asks waits for one of them."""
-    ill.environ["MUSTER_REDIS__TIMEOUT_S"] = "5"
-    ill.environ["MUSTER_HEALTH__LATENCY_WARNING_S"] = "0.05"
+    """Clients keep it busy, for longer at a time than may be."""
+    ill.environ["MUSTER_HEALTH__LATENCY_WARNING_S"] = "0.01"
     ill.environ |= {"MUSTER_WORKER__LEASE_TTL_MS": "60000", "MUSTER_WORKER__BEAT_MS": "10000"}  # it shall live on
     ill.work()
     stop = Flag()
-    busy = "local t = redis.call('TIME') repeat local n = redis.call('TIME') until (n[1]-t[1])*1e6+n[2]-t[2] > 60000"
+    busy = "local t = redis.call('TIME') repeat local n = redis.call('TIME') until (n[1]-t[1])*1e6+n[2]-t[2] > 25000"
 
     def hog() -> None:
         with ill.server.client() as client:
             while not stop.is_set():
                 client.eval(busy, 0)
 
-    hogs = [Thread(target=hog) for _ in range(3)]
+    hogs = [Thread(target=hog) for _ in range(2)]
     for one in hogs:
         one.start()
 
@@ -210,7 +225,7 @@ def with_a_gap(ill: Ill) -> None:
     with opened(ill) as log:
         for number in range(3):
             log.append("gap", Event.of("modified", actor="x", id=f"g{number}"))
-    ill.ran("muster projection lag --wait --timeout 60")
+    assert ill.found("projection", "lag", "--wait", "--timeout", "60")
     ill.command("XDEL", KEYSPACE.of("gap").log("gap"), "2-1")
 
 
@@ -238,8 +253,8 @@ def forsaken(ill: Ill) -> None:
 
 def subscribed_again(ill: Ill) -> None:
     with opened(ill) as log, log.subscribe_as("audit", after="beginning") as member:
-        while member.get(timeout_s=1) is not None:
-            member.ack()
+        rest(member)
+        member.ack()
 
 
 def hanging(ill: Ill, **settings: str) -> None:
@@ -250,7 +265,7 @@ def hanging(ill: Ill, **settings: str) -> None:
     ill.child = start_child([sys.executable, "-m", "tests.workers.mortal", "a", "1", "hang"], env=environ)
     ill.stack.callback(ill.child.wait)
     ill.stack.callback(ill.child.kill)
-    wait_until(lambda: ill.ran("muster worker ls").stdout.count("\n") > 1, timeout_s=60, message="it lives")
+    wait_until(Path(f"{cause}.met").exists, timeout_s=60, message="it is in the middle of a batch")
 
 
 def stuck(ill: Ill) -> None:

@@ -56,26 +56,22 @@ def test_a_worker_that_is_stopped_says_its_phases_and_leaves_nothing_behind(worl
 
 def test_past_the_deadline_a_worker_is_forced_and_nothing_is_lost(world: World, tmp_path: Path) -> None:
     """Stopped in the middle of a long batch: exit 10, leases given back, and whoever comes next finishes the work."""
-    for _ in range(40):
-        world.log.append("hot", notes(1000))
+    world.log.append("hot", notes(1000))
+    world.log.append("hot", notes(1000))
     world.log.append("other", did("start"))
-    said = tmp_path / "said"
-    partition = world.keyspace.partition_of("hot")
-    code = 0
-    # What a try cannot promise is that the signal comes while the batch is in flight; the next one may.
-    for _ in range(30):
-        child = started(world, said, lease_ttl_ms=600_000, drain_s=0.001)
-        try:
-            wait_until(lambda: world.leases.owners()[partition] is not None, message="the partition is taken")
-            child.terminate()
-            code = child.wait(timeout=60)
-        finally:
-            child.kill()
-        assert world.leases.owners() == [None] * 4
-        if code == 10:
-            break
-        world.redis.delete(*(keys.cursor("sessions", 2) for keys in world.keyspace.partitions))
-    assert code == 10
+    said, cause = tmp_path / "said", tmp_path / "cause"
+    cause.touch()
+    environ = world.environ(lease_ttl_ms=600_000, drain_s=0.001) | {"MORTAL_FILE": str(cause)}
+    with said.open("wb") as file:
+        command = [sys.executable, "-m", "tests.workers.mortal", "hot", "1001", "hang"]
+        child = start_child(command, env=environ, stderr=file)
+    try:
+        wait_until(Path(f"{cause}.met").exists, message="it is in the middle of a batch")
+        child.terminate()
+        assert child.wait(timeout=60) == 10
+    finally:
+        child.kill()
+    assert world.leases.owners() == [None] * 4
     assert phases(said.read_text())[-1] == "forced"
     assert "in flight: partitions" in said.read_text()
 

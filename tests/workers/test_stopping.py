@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import Empty
 from threading import Thread
 
-from workers.stopping import Stop
+import pytest
+
+from workers.stopping import AT_A_TIME_S, Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +35,26 @@ def test_a_signal_that_interrupts_the_waiting_itself_is_heard() -> None:
     """A lock that the waiting holds and the handler needs would hang the process for good."""
     ran = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.stdout == "heard\n", ran.stderr
+
+
+def test_a_signal_that_comes_as_the_waiting_begins_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing interrupts the wait, its handler runs when the wait ends: so no wait is long, limit or not."""
+    stop = Stop()
+
+    class Sleeping:
+        def get(self, timeout: float | None) -> None:
+            assert timeout is not None
+            assert timeout <= AT_A_TIME_S
+            stop.set()
+            raise Empty
+
+        def put(self, told: None) -> None:
+            pass
+
+    for limit in (None, 3600):
+        monkeypatch.setattr(stop, "_told", Sleeping())
+        monkeypatch.setattr(stop, "_is_set", False)
+        assert stop.wait(limit)
 
 
 def test_a_signal_wakes_who_waits() -> None:

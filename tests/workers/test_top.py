@@ -59,12 +59,12 @@ def logs(world: World) -> list[bytes]:
 def test_it_shows_what_there_is(world: World) -> None:
     """Workers, lag, what is hot, what takes memory, what stands in the way; as JSON and as text."""
     world.sessions(8)
-    for _ in range(5):
-        world.log.append("hot", notes(20))
-    with world.workers(1) as (child,):
+    with world.workers(1, lease_ttl_ms=60_000, beat_ms=500) as (child,):
         world.wait_until_shared([child])
-        world.wait_until_caught_up()
         wait_until(lambda: [w["partitions"] for w in run_cli(world, "top").row["workers"]] == [4])
+        for _ in range(5):  # last: what is hot cools down
+            world.log.append("hot", notes(20))
+        world.wait_until_caught_up()
         told = run_cli(world, "top").row
         text = run_cli(world, "top", "--once", output="table").out
 

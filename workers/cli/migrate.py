@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import time
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,6 +16,7 @@ from domain.log.connection import connection_error
 from domain.log.place import parse_place
 from workers.cli import arguments, filtering, printing
 from workers.cli.job import awaited
+from workers.fleet import until_stopped
 from workers.jobs import JobQueue
 from workers.migration import planning, record
 from workers.migration.cutting import BATCH
@@ -28,6 +29,7 @@ from workers.migration.syncing import POLICIES, Synced, Syncing, lag_of
 from workers.migration.telling import counted, is_well, status
 from workers.pacing import Pace
 from workers.settings import Settings
+from workers.stopping import Stop
 
 PROBLEMS_SCHEMA: Final = "muster.migration-verified/1"
 
@@ -318,10 +320,14 @@ def round_of(ends: Ends, migration: Migration, options: argparse.Namespace) -> S
 
 
 def keep_on(ends: Ends, migration: Migration, options: argparse.Namespace) -> None:
-    """Round after round, through outages of either side, until somebody ends it."""
+    """Round after round, through outages of either side, until somebody ends it: after the round that is under way, a
+    second time at once.
+    """
     holding = Holding(ends.target, migration, printing.say)
-    progress = printing.Progress()
-    with holding.phase(record.SYNCING, record.IN_SYNC):
+    progress, stop = printing.Progress(), Stop()
+    # By a flag: a KeyboardInterrupt is lost where the interpreter is just in a finalizer.
+    with until_stopped(stop) as impatient, holding.phase(record.SYNCING, record.IN_SYNC):
+        impatient(lambda: os._exit(130))
         work = syncing(ends, migration, options, holding.token)
         while True:
             try:
@@ -333,7 +339,8 @@ def keep_on(ends: Ends, migration: Migration, options: argparse.Namespace) -> No
                 if not isinstance(away, Unavailable):
                     raise away from error
                 progress(f"{away.code}: {away.cause}")
-            time.sleep(options.every)
+            if stop.wait(options.every):
+                raise KeyboardInterrupt
 
 
 # -- what commands share ---------------------------------------------------------------------------------------------

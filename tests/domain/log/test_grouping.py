@@ -172,7 +172,7 @@ def test_a_thread_that_is_interrupted_while_it_waits_takes_no_turn_with_it(monke
     answering = ThreadEvent()
 
     def send(requests: list[Request]) -> list[Any]:
-        assert answering.wait(5)
+        assert answering.wait(60)
         return [0 for _ in requests]
 
     class Interrupted(ThreadEvent):
@@ -194,8 +194,8 @@ def test_a_thread_that_is_interrupted_while_it_waits_takes_no_turn_with_it(monke
         wait_until(lambda: len(grouping._waiting) == 2)
         answering.set()
 
-        assert isinstance(stopped.exception(5), KeyboardInterrupt)
-        assert [one.result(5) for one in (*first, last)] == [[0]] * (IN_FLIGHT + 1)
+        assert isinstance(stopped.exception(60), KeyboardInterrupt)
+        assert [one.result(60) for one in (*first, last)] == [[0]] * (IN_FLIGHT + 1)
 
 
 async def test_an_error_reaches_every_task_of_the_group() -> None:

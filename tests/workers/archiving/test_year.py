@@ -14,7 +14,7 @@ from projections import session_view
 from projections.queries import Views
 from projections.session_view import Folding
 from projections.store import ProjectionStore
-from tests.chaos.effort import seeded
+from tests.chaos.effort import FULL, seeded
 from tests.conftest import Store
 from tests.projections.world import World, did
 from workers.archiving.archivist import Archivist
@@ -23,7 +23,7 @@ from workers.expiry import Expiry
 from workers.vigil import Vigil
 
 MINUTE, DAY = 60_000, 86_400_000
-DAYS = 365
+DAYS = 365 if FULL else 150
 
 
 class AtTime(ProjectionStore):
@@ -108,7 +108,10 @@ def year(make_store: Callable[..., Store], server_url: str, folder: Path) -> Yea
 
 
 def test_a_year_of_sessions_is_read_as_the_fold_of_all_events_ever_appended(year: Year) -> None:
-    """Every day sessions begin, go on, say that they take longer, are left alone, are read again and opened again."""
+    """Every day sessions begin, go on, say that they take longer, are left alone, are read again and opened again.
+
+    A whole year where MUSTER_CHAOS=full, in the gate five months of it.
+    """
     chance, world = year.chance, year.world
     for day in range(DAYS):
         for number in range(chance.randrange(3)):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -21,10 +20,10 @@ import pytest
 from msgspec import structs
 
 from tests.conftest import Store, missing
+from tests.ports import own_port
 from tests.projections.world import World, did
 from tests.waiting import wait_until
 from workers.child_process import ChildProcess, start_child
-from workers.embedded import free_port
 from workers.settings import ServeSettings, Settings, TelemetrySettings
 
 ROOT: Final = Path(__file__).parents[3]
@@ -72,19 +71,6 @@ def metrics_at(said: Path) -> str:
     return said.read_text().split("metrics at ")[1].split("/metrics")[0]
 
 
-def two_free_ports() -> int:
-    """The first of two ports that follow one another and are free, or were a moment ago."""
-    while True:
-        first = free_port()
-        try:
-            for port in (first, first + 1):
-                with socket.create_server(("127.0.0.1", port)):
-                    pass
-        except OSError:
-            continue
-        return first
-
-
 def counting(world: World, port: int, **options: Any) -> Settings:
     """Settings of workers that tell their metrics from a port on."""
     base = world.settings()
@@ -102,7 +88,7 @@ class Prometheus:
     """A Prometheus that scrapes these addresses five times a second."""
 
     def __init__(self, directory: Path, targets: dict[str, str]) -> None:
-        self.port = free_port()
+        self.port = own_port()
         self._config = directory / "prometheus.yml"
         jobs = [
             {"job_name": name, "static_configs": [{"targets": [url.removeprefix("http://")]}]}
@@ -136,7 +122,7 @@ def test_prometheus_finds_what_serve_and_workers_tell(
     world: World, started: Callable[..., ChildProcess], tmp_path: Path
 ) -> None:
     """The same numbers that the store has, over its own API: gauges of state, counters, histograms."""
-    settings = counting(world, free_port())
+    settings = counting(world, own_port(in_a_row=2))
     started(worker_command(), settings, "worker")
     # A scrape of `serve` is a look at everything, which may wait for a partition that changes hands.
     serve = started([sys.executable, "-c", MUSTER, "serve", "--port", "0"], settings, "serve")
@@ -183,7 +169,7 @@ def test_prometheus_finds_what_serve_and_workers_tell(
 
 def test_each_process_has_a_port_of_its_own(world: World, started: Callable[..., ChildProcess], tmp_path: Path) -> None:
     """The first that is free, of as many as there are processes; who finds none works all the same, and says so."""
-    first = two_free_ports()
+    first = own_port(in_a_row=2)
     settings = counting(world, first)
     one = started(worker_command(), settings, "one")
     assert metrics_at(tmp_path / "one") == f"http://127.0.0.1:{first}"
@@ -203,7 +189,7 @@ def test_metrics_beyond_loopback_need_a_token(
     world: World, started: Callable[..., ChildProcess], tmp_path: Path
 ) -> None:
     """Without one they are told to nobody; with one, to who sends it."""
-    open_to_all = counting(world, free_port(), host="0.0.0.0")
+    open_to_all = counting(world, own_port(in_a_row=2), host="0.0.0.0")
     started(worker_command(), open_to_all, "open")
     wait_until(lambda: "worker.metrics_untold" in (tmp_path / "open").read_text(), message="it says so")
 
