@@ -170,6 +170,20 @@ def test_an_asyncio_member_goes_there_too(scene: Scene) -> None:
         assert joined(before, {name: sorted(found) for name, found in after.items()}) == everything(there)
 
 
+def test_a_member_that_goes_there_is_told_of_what_it_took_and_did_not_acknowledge(scene: Scene) -> None:
+    """Also where it goes before its leases are taken from it: it is given again."""
+    with scene.source.open() as log, scene.producer() as producer, scene.ends() as ends:
+        fill(log, NAMES)
+        with producer.subscribe_as("audit", after="beginning", ttl_ms=400) as member:
+            some(member, 3)
+            moving = Cursors(ends, "a-task", lambda _: None)
+            moving.begin()
+            cursors.close(ends.source, moving.shared[0], ends.target)
+            wait_until(lambda: (member.get(timeout_s=0.1), member.position.store != log.identity.store)[1])
+            with pytest.raises(Conflict, match=r"^SHARE_LOST:"):
+                member.ack()
+
+
 def test_only_what_moves_is_given_at_the_target(scene: Scene) -> None:
     """The rest, and what comes to it, at the source: as one subscription with two ends."""
     with scene.source.open() as log:
