@@ -306,6 +306,27 @@ def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.Monk
         assert joined(before, meanwhile, acknowledged(there)) == everything(there)
 
 
+def test_marks_are_looked_for_once_after_logs_were_read(scene: Scene) -> None:
+    """Not with each page from then on, of whoever never moved anything."""
+    with scene.source.open() as log:
+        fill(log, NAMES)
+        acknowledged(log, 5)
+        for keys in scene.source.keyspace.partitions:
+            scene.source.client.delete(keys.feed)
+        with log.subscribe_as("audit") as member:
+            rest(member)
+            before = asked_for_marks(scene)
+            fill(log, NAMES)
+            rest(member)
+            assert asked_for_marks(scene) == before
+
+
+def asked_for_marks(scene: Scene) -> int:
+    """How often whole hashes were read at the source."""
+    calls: int = scene.source.client.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"]
+    return calls
+
+
 def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scene) -> None:
     """Nobody knows its cursors then, so the target's is given the sessions whole."""
     with scene.source.open() as log, scene.target.open() as there:
