@@ -67,12 +67,18 @@ class Cursors:
         self.shared: list[Subscribed] = []
         self._there: list[Subscribed] = []
 
-    def begin(self) -> None:
-        """Makes the source's subscriptions at the target, unless they are there. Raises Unavailable."""
-        there = {one.name for one in subscribed(self._ends.target)}
+    def begin(self, moved: Collection[str]) -> None:
+        """Makes the source's subscriptions at the target, unless they are there. Raises Unavailable.
+
+        `moved`: sessions that were opened at the target before; their cursors are still to come to what is made now.
+        """
+        target = self._ends.target
+        there = {one.name for one in subscribed(target)}
         for one in subscribed(self._ends.source):
             if one.name not in there:
-                make(self._ends.target, one)
+                for page in pages(filter(one.wants, moved), PAGE):
+                    target.replies([_expecting(target, one, session, ARRIVED) for session in page])
+                make(target, one)
         self.look()
 
     def look(self) -> None:
@@ -92,11 +98,10 @@ class Cursors:
         names = {one.name for one in self.shared}
         target, commands = self._ends.target, []
         for session in sessions:
-            keys = target.keyspace.of(session)
             for one in self._there:
                 mark = ARRIVED if one.name in names else Mark(0)
                 if one.wants(session):
-                    commands.append(["HSETNX", keys.reached(one.name), session, str(mark)])
+                    commands.append(_expecting(target, one, session, mark))
         return commands
 
     def bring(self, sessions: Collection[str], *, are_all: bool) -> int:
@@ -156,6 +161,10 @@ class Cursors:
                 left += len(page) - len(gone)
                 _arrived(end, one, partition, gone, self._task)
         return left
+
+
+def _expecting(end: End, one: Subscribed, session: str, mark: Mark) -> Command:
+    return ["HSETNX", end.keyspace.of(session).reached(one.name), session, str(mark)]
 
 
 def _left(end: End, one: Subscribed, partition: int, sessions: Sequence[str], task: str) -> None:

@@ -177,7 +177,7 @@ def test_a_member_that_goes_there_is_told_of_what_it_took_and_did_not_acknowledg
         with producer.subscribe_as("audit", after="beginning", ttl_ms=400) as member:
             some(member, 3)
             moving = Cursors(ends, "a-task", lambda _: None)
-            moving.begin()
+            moving.begin([])
             cursors.close(ends.source, moving.shared[0], ends.target)
             wait_until(lambda: (member.get(timeout_s=0.1), member.position.store != log.identity.store)[1])
             with pytest.raises(Conflict, match=r"^SHARE_LOST:"):
@@ -273,6 +273,21 @@ def test_one_session_that_goes_back_takes_its_cursor_along(scene: Scene) -> None
         assert joined(first, second, third, fourth) == everything(there) | {"s3": everything(log)["s3"]}
 
 
+def test_one_that_is_made_while_sessions_move_is_given_those_that_moved_before(scene: Scene) -> None:
+    """It was given them at the source; what came to them at the target, before it was there, comes too."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, NAMES)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work, NAMES[:6])
+            before = acknowledged(log, 31)
+            fill(there, NAMES[:6], 1)
+            cut(work)
+        fill(there, NAMES, 1)
+        assert joined(before, acknowledged(there)) == everything(there)
+
+
 @pytest.mark.parametrize("act", ["_left", "_arrived"])
 @pytest.mark.parametrize("after", [False, True])
 def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.MonkeyPatch, act: str, after: bool) -> None:
@@ -334,11 +349,11 @@ def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scen
         acknowledged(log)
         with scene.ends() as ends:
             one = Cursors(ends, "a-task", lambda _: None)
-            one.begin()
+            one.begin([])
             ends.target.replies(one.expected(NAMES))
             log.drive(DurableSubscriptions(log.keyspace).drop("audit", "ann"))
             again = Cursors(ends, "a-task", lambda _: None)
-            again.begin()
+            again.begin([])
             assert again.bring(NAMES, are_all=False) == 0
         fill(there, NAMES)
         assert acknowledged(there) == everything(there)
