@@ -104,6 +104,10 @@ class Cursors:
                     commands.append(_expecting(target, one, session, mark))
         return commands
 
+    def waiting(self, sessions: Iterable[str]) -> int:
+        """How many cursors are still to come when these are opened at the target."""
+        return sum(one.wants(session) for session in sessions for one in self.shared)
+
     def bring(self, sessions: Collection[str], *, are_all: bool) -> int:
         """Moves the cursors of sessions that were opened at the target; returns how many are still to come.
 
@@ -130,17 +134,21 @@ class Cursors:
         for one in self._there:
             self._leave(self._ends.target, one, [session for session in sessions if one.wants(session)])
 
-    def put_back(self, back: Collection[str], stayed: Collection[str], *, are_all: bool) -> None:
-        """Sessions are back at the source, others stayed: each is given where it is. `are_all`: none stayed."""
+    def put_back(self, back: Collection[str], stayed: Collection[str], *, are_all: bool) -> int:
+        """Sessions are back at the source, others stayed: each is given where it is; returns how many cursors are still
+        to come. `are_all`: none stayed.
+        """
+        left = 0
         source, target = self._ends.source, self._ends.target
         names = {one.name for one in self.shared}
         for one in self.shared:
             open_(source, one)
             if are_all:
                 close(target, one, source)
-            self._arrive(source, one, target, _away(source, one, back))
+            left += self._arrive(source, one, target, _away(source, one, back))
         for one in self._there:
-            self._arrive(target, one, source if one.name in names else None, _away(target, one, stayed))
+            left += self._arrive(target, one, source if one.name in names else None, _away(target, one, stayed))
+        return left
 
     def _leave(self, end: End, one: Subscribed, sessions: Collection[str]) -> None:
         """Says of sessions that they are not given here any more, and up to where they were."""

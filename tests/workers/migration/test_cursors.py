@@ -315,8 +315,10 @@ def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.Monk
                 patched.setattr(cursors, act, dying)
                 with pytest.raises(KeyboardInterrupt):
                     cut(work)
+            assert Migrations(ends.target.store).get(migration.id).cursors_waiting
             meanwhile = acknowledged(there)
             cut(work)
+            assert not Migrations(ends.target.store).get(migration.id).cursors_waiting
         fill(there, NAMES, 1)
         assert joined(before, meanwhile, acknowledged(there)) == everything(there)
 
