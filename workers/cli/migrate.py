@@ -280,6 +280,10 @@ def run_retire(options: argparse.Namespace, settings: Settings) -> int:
         told = status(ends.target, ends.source, migration)
         if told["sealed"] or told["copied"] > told["moved"] or told["seals"]["lost"]:
             raise Conflict("MIGRATION_UNFINISHED", f"of {told['copied']} sessions {told['moved']} are moved and sealed")
+        if told["cursors_waiting"]:
+            raise Conflict(
+                "MIGRATION_UNFINISHED", f"{told['cursors_waiting']} cursors of subscriptions wait for the next cutover"
+            )
         if options.dry_run:
             return would(f"leave {told['moved']} sessions moved", told, options)
         options.rate, options.session = None, []

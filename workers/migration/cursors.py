@@ -67,12 +67,18 @@ class Cursors:
         self.shared: list[Subscribed] = []
         self._there: list[Subscribed] = []
 
-    def begin(self) -> None:
-        """Makes the source's subscriptions at the target, unless they are there. Raises Unavailable."""
-        there = {one.name for one in subscribed(self._ends.target)}
+    def begin(self, moved: Collection[str]) -> None:
+        """Makes the source's subscriptions at the target, unless they are there. Raises Unavailable.
+
+        `moved`: sessions that were opened at the target before; their cursors are still to come to what is made now.
+        """
+        target = self._ends.target
+        there = {one.name for one in subscribed(target)}
         for one in subscribed(self._ends.source):
             if one.name not in there:
-                make(self._ends.target, one)
+                for page in pages(filter(one.wants, moved), PAGE):
+                    target.replies([_expecting(target, one, session, ARRIVED) for session in page])
+                make(target, one)
         self.look()
 
     def look(self) -> None:
@@ -92,12 +98,15 @@ class Cursors:
         names = {one.name for one in self.shared}
         target, commands = self._ends.target, []
         for session in sessions:
-            keys = target.keyspace.of(session)
             for one in self._there:
                 mark = ARRIVED if one.name in names else Mark(0)
                 if one.wants(session):
-                    commands.append(["HSETNX", keys.reached(one.name), session, str(mark)])
+                    commands.append(_expecting(target, one, session, mark))
         return commands
+
+    def waiting(self, sessions: Iterable[str]) -> int:
+        """How many cursors are still to come when these are opened at the target."""
+        return sum(one.wants(session) for session in sessions for one in self.shared)
 
     def bring(self, sessions: Collection[str], *, are_all: bool) -> int:
         """Moves the cursors of sessions that were opened at the target; returns how many are still to come.
@@ -125,17 +134,21 @@ class Cursors:
         for one in self._there:
             self._leave(self._ends.target, one, [session for session in sessions if one.wants(session)])
 
-    def put_back(self, back: Collection[str], stayed: Collection[str], *, are_all: bool) -> None:
-        """Sessions are back at the source, others stayed: each is given where it is. `are_all`: none stayed."""
+    def put_back(self, back: Collection[str], stayed: Collection[str], *, are_all: bool) -> int:
+        """Sessions are back at the source, others stayed: each is given where it is; returns how many cursors are still
+        to come. `are_all`: none stayed.
+        """
+        left = 0
         source, target = self._ends.source, self._ends.target
         names = {one.name for one in self.shared}
         for one in self.shared:
             open_(source, one)
             if are_all:
                 close(target, one, source)
-            self._arrive(source, one, target, _away(source, one, back))
+            left += self._arrive(source, one, target, _away(source, one, back))
         for one in self._there:
-            self._arrive(target, one, source if one.name in names else None, _away(target, one, stayed))
+            left += self._arrive(target, one, source if one.name in names else None, _away(target, one, stayed))
+        return left
 
     def _leave(self, end: End, one: Subscribed, sessions: Collection[str]) -> None:
         """Says of sessions that they are not given here any more, and up to where they were."""
@@ -156,6 +169,10 @@ class Cursors:
                 left += len(page) - len(gone)
                 _arrived(end, one, partition, gone, self._task)
         return left
+
+
+def _expecting(end: End, one: Subscribed, session: str, mark: Mark) -> Command:
+    return ["HSETNX", end.keyspace.of(session).reached(one.name), session, str(mark)]
 
 
 def _left(end: End, one: Subscribed, partition: int, sessions: Sequence[str], task: str) -> None:

@@ -62,7 +62,7 @@ class CuttingOver:
 
     def __init__(self, ends: Ends, task: str, who: str, copying: Copying, cursors: Cursors) -> None:
         self._ends = ends
-        self._cursors = cursors
+        self.cursors = cursors
         self._task = task
         self._who = who
         self._copying = copying
@@ -152,7 +152,7 @@ class CuttingOver:
             calls.open_(target, session, self._task, by, one, "" if skip is None else skip.decode(), self._who)
             for (session, one), skip in zip(sealed.items(), skips, strict=True)
         ]
-        expected = self._cursors.expected(sealed)
+        expected = self.cursors.expected(sealed)
         replies = target.ask([*expected, *opens])[len(expected) :]
         down_ms = round((time.monotonic() - began) * 1000, 3)
         found: dict[str, Outcome] = {}

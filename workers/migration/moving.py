@@ -108,7 +108,7 @@ class Moving:
         if proof is not None:
             cutting.check_proof(proof)
         self._migrations.note(self.migration.id, proof=cutting.proof.wanted)
-        cursors.begin()
+        cursors.begin(self._moved())
         done = Done()
         chosen = None if sessions is None else list(sessions)
         sealed = [
@@ -132,8 +132,12 @@ class Moving:
         states = {session: move.state for session, move in self._migrations.moves(self.migration.id)}
         moved = {session for session, state in states.items() if state == "moved"}
         gone = sum(state in ("moved", "elsewhere") for state in states.values())
+        cursors.begin(moved)  # others may have been made meanwhile
         left = cursors.bring(moved, are_all=bool(moved) and gone >= _count(self.ends.source))
         self._migrations.note(self.migration.id, cursors_waiting=left)
+
+    def _moved(self) -> list[str]:
+        return [session for session, move in self._migrations.moves(self.migration.id) if move.state == "moved"]
 
     def _begin(self, sessions: list[str], known: dict[str, Move]) -> None:
         """Notes sessions before the first of them is copied: a rollback finds what was begun with by the record."""
@@ -155,9 +159,12 @@ class Moving:
         if not sessions:
             return
         self.check_held()
-        # Noted before they are: whoever goes on finds those first that wait for it.
+        # Noted before they are: whoever goes on finds those first that wait for it; and that their cursors are to come.
         known = self._known(sessions)
         self._put({session: structs.replace(known[session], state="sealing", error=None) for session in sessions})
+        if expected := cutting.cursors.waiting(sessions):
+            waiting = self._migrations.get(self.migration.id).cursors_waiting + expected
+            self._migrations.note(self.migration.id, cursors_waiting=waiting)
         found = cutting.move(sessions, are_fresh=not was_sealed)
         moves: dict[str, Move] = {}
         for session, one in found.items():
@@ -237,7 +244,8 @@ class Moving:
         cursors.take_back(undone)
         back, failed = undoing.undo(chosen)
         returned = {session for session, move in self._migrations.moves(self.migration.id) if move.state == "back"}
-        cursors.put_back(returned, undone - returned, are_all=not _count(self.ends.target))
+        left = cursors.put_back(returned, undone - returned, are_all=not _count(self.ends.target))
+        self._migrations.note(self.migration.id, cursors_waiting=left)
         return Done(sessions=back, failed=failed)
 
     # -- what phases share -------------------------------------------------------------------------------------------

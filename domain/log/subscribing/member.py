@@ -198,11 +198,12 @@ class DurableSubscription(_Member, Subscription):
         if log is None or log is self._log:
             return False
         self._make(log)
+        there = self._membership.at(log.keyspace)  # before it leaves: what it has taken, it has to be told of
         if place is not None:
             with suppress(MusterError):
                 self._log.drive(self._membership.leave())
         self._follower.remove(self, None)
-        self._become(log, self._membership.at(log.keyspace))
+        self._become(log, there)
         return True
 
     def _beat(self) -> None:
@@ -294,11 +295,12 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
         if log is None or log is self._log:
             return False
         await self._make(log)
+        there = self._membership.at(log.keyspace)
         if place is not None:
             with suppress(MusterError):
                 await self._drive(self._membership.leave())
         await self._follower.remove(self, None)
-        self._become(log, self._membership.at(log.keyspace))
+        self._become(log, there)
         return True
 
     async def _drive(self, wire: Wire[Any]) -> Any:

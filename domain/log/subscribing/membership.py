@@ -257,6 +257,7 @@ class Membership:
             if asked is not None:
                 found = {name.encode(): mark for name, mark in zip(asked, found, strict=True) if mark is not None}
             reader.learn(marks_of(found))
+            reader.unmarked, reader.is_any_unmarked = set(), False
 
     # -- acknowledging -----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from tests.conftest import ENVIRONMENT
 from tests.workers.migration.scene import Scene, fill, history, note, refused
 from workers.cli import main
 from workers.jobs import JobQueue, JobRunner
+from workers.migration.cursors import Cursors
 from workers.settings import JobSettings, RedisSettings, Settings
 from workers.tasks import DONE
 
@@ -360,3 +361,29 @@ def test_the_workers_of_the_target_do_it_as_a_job(scene: Scene, run: Run, jobs: 
     }
     queue.close()
     runner.queue.close()
+
+
+@pytest.mark.parametrize("then", ["cutover", "rollback"])
+def test_cursors_that_were_not_brought_keep_a_migration_open(
+    scene: Scene, run: Run, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Of who was killed before he brought them, too."""
+    with scene.source.open() as log:
+        fill(log, ["s1", "s2"])
+        with log.subscribe_as("audit"):
+            pass
+    assert run("copy").code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Cursors, "bring", killed)
+        run("cutover")
+    assert run("status").told["cursors_waiting"] == 2
+    refusal = run("retire")
+    assert refusal.code == 6
+    assert "2 cursors of subscriptions wait" in refusal.err
+    assert run(then).code == 0
+    told = run("retire" if then == "cutover" else "status").told
+    assert told["cursors_waiting"] == 0
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

@@ -172,6 +172,20 @@ def test_an_asyncio_member_goes_there_too(scene: Scene) -> None:
         assert joined(before, {name: sorted(found) for name, found in after.items()}) == everything(there)
 
 
+def test_a_member_that_goes_there_is_told_of_what_it_took_and_did_not_acknowledge(scene: Scene) -> None:
+    """Also where it goes before its leases are taken from it: it is given again."""
+    with scene.source.open() as log, scene.producer() as producer, scene.ends() as ends:
+        fill(log, NAMES)
+        with producer.subscribe_as("audit", after="beginning", ttl_ms=400) as member:
+            some(member, 3)
+            moving = Cursors(ends, "a-task", lambda _: None)
+            moving.begin([])
+            cursors.close(ends.source, moving.shared[0], ends.target)
+            wait_until(lambda: (member.get(timeout_s=0.1), member.position.store != log.identity.store)[1])
+            with pytest.raises(Conflict, match=r"^SHARE_LOST:"):
+                member.ack()
+
+
 def test_only_what_moves_is_given_at_the_target(scene: Scene) -> None:
     """The rest, and what comes to it, at the source: as one subscription with two ends."""
     with scene.source.open() as log:
@@ -331,6 +345,21 @@ def test_a_session_that_could_not_go_back_is_given_on_where_it_stayed(scene: Sce
         assert joined(before, meanwhile, acknowledged(there)) == everything(there)
 
 
+def test_one_that_is_made_while_sessions_move_is_given_those_that_moved_before(scene: Scene) -> None:
+    """It was given them at the source; what came to them at the target, before it was there, comes too."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, NAMES)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work, NAMES[:6])
+            before = acknowledged(log, 31)
+            fill(there, NAMES[:6], 1)
+            cut(work)
+        fill(there, NAMES, 1)
+        assert joined(before, acknowledged(there)) == everything(there)
+
+
 @pytest.mark.parametrize("act", ["_left", "_arrived"])
 @pytest.mark.parametrize("after", [False, True])
 def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.MonkeyPatch, act: str, after: bool) -> None:
@@ -358,10 +387,33 @@ def test_who_dies_over_it_is_gone_on_from(scene: Scene, monkeypatch: pytest.Monk
                 patched.setattr(cursors, act, dying)
                 with pytest.raises(KeyboardInterrupt):
                     cut(work)
+            assert Migrations(ends.target.store).get(migration.id).cursors_waiting
             meanwhile = acknowledged(there)
             cut(work)
+            assert not Migrations(ends.target.store).get(migration.id).cursors_waiting
         fill(there, NAMES, 1)
         assert joined(before, meanwhile, acknowledged(there)) == everything(there)
+
+
+def test_marks_are_looked_for_once_after_logs_were_read(scene: Scene) -> None:
+    """Not with each page from then on, of whoever never moved anything."""
+    with scene.source.open() as log:
+        fill(log, NAMES)
+        acknowledged(log, 5)
+        for keys in scene.source.keyspace.partitions:
+            scene.source.client.delete(keys.feed)
+        with log.subscribe_as("audit") as member:
+            rest(member)
+            before = asked_for_marks(scene)
+            fill(log, NAMES)
+            rest(member)
+            assert asked_for_marks(scene) == before
+
+
+def asked_for_marks(scene: Scene) -> int:
+    """How often whole hashes were read at the source."""
+    calls: int = scene.source.client.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"]
+    return calls
 
 
 def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scene) -> None:
@@ -371,11 +423,11 @@ def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scen
         acknowledged(log)
         with scene.ends() as ends:
             one = Cursors(ends, "a-task", lambda _: None)
-            one.begin()
+            one.begin([])
             ends.target.replies(one.expected(NAMES))
             log.drive(DurableSubscriptions(log.keyspace).drop("audit", "ann"))
             again = Cursors(ends, "a-task", lambda _: None)
-            again.begin()
+            again.begin([])
             assert again.bring(NAMES, are_all=False) == 0
         fill(there, NAMES)
         assert acknowledged(there) == everything(there)
