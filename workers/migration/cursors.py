@@ -120,6 +120,8 @@ class Cursors:
             open_(target, one)
             if are_all:
                 close(source, one, target)
+            elif source.replies([["HGET", source.keyspace.subscription(one.name), MOVED_TO]])[0] == _place(target):
+                open_(source, one)  # sessions began there since
             waiting = _away(target, one, sessions)
             self._leave(source, one, waiting)
             left += self._arrive(target, one, source, waiting)
@@ -281,6 +283,10 @@ def make(end: End, one: Subscribed) -> None:
 
 def open_(end: End, one: Subscribed) -> None:
     end.replies([["HDEL", end.keyspace.subscription(one.name), MOVED_TO]])
+
+
+def _place(end: End) -> bytes:
+    return str(end.place).encode()
 
 
 def close(end: End, one: Subscribed, other: End) -> None:

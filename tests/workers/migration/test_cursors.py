@@ -366,6 +366,19 @@ def test_what_went_on_to_a_third_store_is_not_given_at_the_second(
         assert joined(before, moved, onwards) == everything(second) | everything(last)
 
 
+def test_sessions_that_begin_after_all_had_gone_are_given_at_the_source_when_others_move(scene: Scene) -> None:
+    with scene.source.open() as log:
+        fill(log, NAMES)
+        acknowledged(log)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work)
+            fill(log, ["new", "newer"])
+            cut(work, ["newer"])
+        assert set(acknowledged(log)) == {"new"}
+
+
 def test_a_copy_that_was_never_opened_leaves_no_mark(scene: Scene) -> None:
     """The name is free again at the target, and what comes by it is given."""
     with scene.source.open() as log, scene.target.open() as there:
