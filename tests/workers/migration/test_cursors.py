@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from domain import Conflict, Delivery, SessionLog
+from domain.log import Connecting
 from domain.log.subscribing.durable import DurableSubscriptions
 from domain.log.subscribing.member import DurableSubscription
-from tests.conftest import Servers, Store
+from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.subscribing.deliveries import everything, rest, some
 from tests.domain.log.subscribing.member_processes import is_acknowledged
 from tests.waiting import wait_until
@@ -364,6 +365,23 @@ def test_what_went_on_to_a_third_store_is_not_given_at_the_second(
         assert set(onwards) <= set(NAMES[:6])
         assert not set(moved) & set(NAMES[:6])
         assert joined(before, moved, onwards) == everything(second) | everything(last)
+
+
+def test_a_member_goes_on_to_where_its_subscription_went_twice(
+    scene: Scene, servers: Servers, make_store: Callable[..., Store]
+) -> None:
+    """It may have been away while that was."""
+    third = Scene(scene.target, make_store(servers.url("valkey"), partitions=2))
+    with scene.source.open() as log, third.target.open() as last:
+        fill(log, NAMES)
+        before = acknowledged(log, 31)
+        scene.moved()
+        third.moved()
+        known = [scene.target.url, third.target.url]
+        here, namespace = Connecting(scene.source.url), scene.source.namespace
+        with SessionLog.open(here, environment=ENVIRONMENT, namespace=namespace, moved=known) as producer:
+            after = acknowledged(producer)
+        assert joined(before, after) == everything(last)
 
 
 def test_sessions_that_begin_after_all_had_gone_are_given_at_the_source_when_others_move(scene: Scene) -> None:
