@@ -18,7 +18,8 @@ from uuid import uuid4
 from msgspec import Struct
 
 from domain.errors import Conflict, Damaged, MusterError
-from domain.log.protocol import Command, together
+from domain.log.contract import Head
+from domain.log.protocol import Command, Flow, HeadRequest, together
 from domain.log.subscribing.delivery import Place, Wanted
 from domain.log.subscribing.durable import (
     MOVED_TO,
@@ -119,6 +120,8 @@ class Cursors:
             open_(target, one)
             if are_all:
                 close(source, one, target)
+            elif source.replies([["HGET", source.keyspace.subscription(one.name), MOVED_TO]])[0] == _place(target):
+                open_(source, one)  # sessions began there since
             waiting = _away(target, one, sessions)
             self._leave(source, one, waiting)
             left += self._arrive(target, one, source, waiting)
@@ -131,8 +134,9 @@ class Cursors:
 
     def take_back(self, sessions: Collection[str]) -> None:
         """Sessions are about to go back to the source: from now on nothing is given of them at the target."""
+        opened = _here(self._ends.target, sessions)
         for one in self._there:
-            self._leave(self._ends.target, one, [session for session in sessions if one.wants(session)])
+            self._leave(self._ends.target, one, [session for session in opened if one.wants(session)])
 
     def put_back(self, back: Collection[str], stayed: Collection[str], *, are_all: bool) -> int:
         """Sessions are back at the source, others stayed: each is given where it is; returns how many cursors are still
@@ -239,12 +243,26 @@ def _marks(end: End, one: Subscribed, sessions: Sequence[str]) -> dict[str, Mark
 
 
 def _away(end: End, one: Subscribed, sessions: Collection[str]) -> list[str]:
-    """Those of the sessions that are given elsewhere, by the marks at an end."""
+    """Those of the sessions that are at an end, and by its marks are given elsewhere."""
     wanted, found = set(sessions), []
     for partition in partitions_of(end.keyspace, one.wanted):
         (stored,) = end.replies([["HGETALL", end.keyspace.partitions[partition].reached(one.name)]])
         found += [session for session, mark in marks_of(stored).items() if mark.is_away and session in wanted]
+    return _here(end, found)
+
+
+def _here(end: End, sessions: Iterable[str]) -> list[str]:
+    """Those of the sessions that are open at an end: no copies, and none that went on from there to another place."""
+    found: list[str] = []
+    for page in pages(sessions, PAGE):
+        heads = end.log.run(_heads(page))
+        # One that cannot be read does not say that it is anywhere else.
+        found += [name for name, head in zip(page, heads, strict=True) if head and not getattr(head, "is_elsewhere", 0)]
     return found
+
+
+def _heads(sessions: Sequence[str]) -> Flow[list[Head | MusterError | None]]:
+    return (yield [HeadRequest(session) for session in sessions])
 
 
 def _grouped(end: End, sessions: Iterable[str]) -> dict[int, list[str]]:
@@ -265,6 +283,10 @@ def make(end: End, one: Subscribed) -> None:
 
 def open_(end: End, one: Subscribed) -> None:
     end.replies([["HDEL", end.keyspace.subscription(one.name), MOVED_TO]])
+
+
+def _place(end: End) -> bytes:
+    return str(end.place).encode()
 
 
 def close(end: End, one: Subscribed, other: End) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from threading import Event, Thread
@@ -38,6 +39,8 @@ SILENT: Final = {"action": "subscription.silent"}
 MOVED: Final = {"action": "subscription.moved"}
 #: After so many failures in a row it is asked whether another store replaces the one that does not answer.
 FAILURES: Final = 8
+#: Over how many stores it goes at once that were moved on from.
+HOPS: Final = 8
 
 
 class _Member(Subscribing):
@@ -154,9 +157,10 @@ class DurableSubscription(_Member, Subscription):
                         raise
                 except Unavailable:
                     pass  # neither is where it is to be gone on
-            if left is not None and left <= 0:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 return None
-            self._wait(Waiting(pause_s(self._failures), or_until_heard=False))
+            self._wait(Waiting(min(left, pause_s(self._failures)), or_until_heard=False))
 
     def ack(self) -> None:
         """Everything that was taken is done. Harmless to repeat.
@@ -190,14 +194,19 @@ class DurableSubscription(_Member, Subscription):
             places = {at: reader.place for at, reader in log.run(_places(log, self._after)).readers.items()}
         log.drive(made.create(self._membership.name, self._membership.wanted, places))
 
-    def _follow(self, error: Conflict | Unavailable) -> bool:
+    def _follow(self, error: Conflict | Unavailable, hops: int = HOPS) -> bool:
         """Whether it goes on elsewhere now."""
         place = self._moved_to(error)
         is_home = place is not None and place.store == self._home.identity.store
         log = self._home if is_home else self._home.elsewhere(place)
         if log is None or log is self._log:
             return False
-        self._make(log)
+        try:
+            self._make(log)
+        except Conflict as onwards:
+            if hops == 0:
+                raise
+            return self._follow(onwards, hops - 1)
         there = self._membership.at(log.keyspace)  # before it leaves: what it has taken, it has to be told of
         if place is not None:
             with suppress(MusterError):
@@ -208,8 +217,10 @@ class DurableSubscription(_Member, Subscription):
 
     def _beat(self) -> None:
         while not self._stop.wait(self._membership.beat_s):
+            # Before the log: it goes elsewhere log first, and a new membership must not learn of the old store.
+            membership = self._membership
             try:
-                self._log.drive(self._membership.beat())
+                self._log.drive(membership.beat())
             except (MusterError, OSError, ValueError) as error:
                 logger.warning("member %s gives no sign of life: %s", self.member, error, extra=SILENT)
 
@@ -259,9 +270,10 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
                         raise
                 except Unavailable:
                     pass
-            if left is not None and left <= 0:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 return None
-            await self._wait(Waiting(pause_s(self._failures), or_until_heard=False))
+            await self._wait(Waiting(min(left, pause_s(self._failures)), or_until_heard=False))
 
     async def ack(self) -> None:
         """As `DurableSubscription.ack`."""
@@ -288,13 +300,18 @@ class AsyncDurableSubscription(_Member, AsyncSubscription):
             places = {at: one.place for at, one in reader.readers.items()}
         await log.drive(made.create(self._membership.name, self._membership.wanted, places))
 
-    async def _follow(self, error: Conflict | Unavailable) -> bool:
+    async def _follow(self, error: Conflict | Unavailable, hops: int = HOPS) -> bool:
         place = self._moved_to(error)
         is_home = place is not None and place.store == self._home.identity.store
         log = self._home if is_home else await self._home.elsewhere(place)
         if log is None or log is self._log:
             return False
-        await self._make(log)
+        try:
+            await self._make(log)
+        except Conflict as onwards:
+            if hops == 0:
+                raise
+            return await self._follow(onwards, hops - 1)
         there = self._membership.at(log.keyspace)
         if place is not None:
             with suppress(MusterError):

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from domain import Conflict, Delivery, SessionLog
+from domain.log import Connecting
 from domain.log.subscribing.durable import DurableSubscriptions
 from domain.log.subscribing.member import DurableSubscription
+from tests.conftest import ENVIRONMENT, Servers, Store
 from tests.domain.log.subscribing.deliveries import everything, rest, some
 from tests.domain.log.subscribing.member_processes import is_acknowledged
 from tests.waiting import wait_until
@@ -416,6 +418,73 @@ def asked_for_marks(scene: Scene) -> int:
     return calls
 
 
+def test_what_went_on_to_a_third_store_is_not_given_at_the_second(
+    scene: Scene, servers: Servers, make_store: Callable[..., Store]
+) -> None:
+    """Also when who brought it to the second moves more of the first."""
+    third = Scene(scene.target, make_store(servers.url("valkey"), partitions=2))
+    with scene.source.open() as log, scene.target.open() as second, third.target.open() as last:
+        fill(log, NAMES)
+        before = acknowledged(log, 31)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work)
+            third.moved({"sessions": NAMES[:6]})
+            fill(log, ["new"])
+            cut(work)
+        moved, onwards = acknowledged(second), acknowledged(last)
+        assert set(onwards) <= set(NAMES[:6])
+        assert not set(moved) & set(NAMES[:6])
+        assert joined(before, moved, onwards) == everything(second) | everything(last)
+
+
+def test_a_member_goes_on_to_where_its_subscription_went_twice(
+    scene: Scene, servers: Servers, make_store: Callable[..., Store]
+) -> None:
+    """It may have been away while that was."""
+    third = Scene(scene.target, make_store(servers.url("valkey"), partitions=2))
+    with scene.source.open() as log, third.target.open() as last:
+        fill(log, NAMES)
+        before = acknowledged(log, 31)
+        scene.moved()
+        third.moved()
+        known = [scene.target.url, third.target.url]
+        here, namespace = Connecting(scene.source.url), scene.source.namespace
+        with SessionLog.open(here, environment=ENVIRONMENT, namespace=namespace, moved=known) as producer:
+            after = acknowledged(producer)
+        assert joined(before, after) == everything(last)
+
+
+def test_sessions_that_begin_after_all_had_gone_are_given_at_the_source_when_others_move(scene: Scene) -> None:
+    with scene.source.open() as log:
+        fill(log, NAMES)
+        acknowledged(log)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            cut(work)
+            fill(log, ["new", "newer"])
+            cut(work, ["newer"])
+        assert set(acknowledged(log)) == {"new"}
+
+
+def test_a_copy_that_was_never_opened_leaves_no_mark(scene: Scene) -> None:
+    """The name is free again at the target, and what comes by it is given."""
+    with scene.source.open() as log, scene.target.open() as there:
+        fill(log, NAMES)
+        fill(there, ["theirs"])
+        acknowledged(log)
+        before = acknowledged(there)
+        with scene.ends() as ends:
+            work = scene.moving(ends, scene.begun(ends))
+            copied(work)
+            with work.phase("rolling back", "rolled back"):
+                work.rollback()
+        fill(there, NAMES)
+        assert joined(before, acknowledged(there)) == everything(there)
+
+
 def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scene) -> None:
     """Nobody knows its cursors then, so the target's is given the sessions whole."""
     with scene.source.open() as log, scene.target.open() as there:
@@ -428,8 +497,8 @@ def test_a_subscription_that_is_dropped_meanwhile_keeps_nothing_back(scene: Scen
             log.drive(DurableSubscriptions(log.keyspace).drop("audit", "ann"))
             again = Cursors(ends, "a-task", lambda _: None)
             again.begin([])
+            fill(there, NAMES)
             assert again.bring(NAMES, are_all=False) == 0
-        fill(there, NAMES)
         assert acknowledged(there) == everything(there)
 
 
