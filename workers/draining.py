@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -23,6 +24,8 @@ from workers.halting import DRAINING, FORCED, STOPPED, Halting
 from workers.leasing import living_workers
 from workers.tasks import Tasks
 
+#: What a worker process is called: where it runs, and as what.
+WORKER: Final = re.compile(r"(?P<host>.+):(?P<pid>\d+):[0-9a-f]+")
 #: How long a worker that holds nothing any more may take to say that it has stopped, in seconds; then it has all the
 #: same.
 ENDS_WITHIN_S: Final = 10.0
@@ -61,6 +64,9 @@ class Draining:
         notes = self._halting.notes()
         living = {worker["worker"]: worker for worker in living_workers(self._log.client, self._log.keyspace)}
         self._seen |= living
+        for name in notes.keys() - self._seen.keys():  # who fell silent before this process first looked
+            if (found := WORKER.fullmatch(name)) is not None:
+                self._seen[name] = found.groupdict()
         holders = self._holders()
         working, stopped = [], 0
         for name in self._seen.keys() | notes.keys():

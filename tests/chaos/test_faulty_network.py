@@ -93,8 +93,7 @@ def test_a_doubt_is_settled_rightly(
     store: Store, proxy: Proxy, open_log: Callable[..., SessionLog], fault: Fault, expected: Expected
 ) -> None:
     """Without a retry the outcome is unknown; `resolve` says what it is, and so it stays, whatever arrives later."""
-    # Only a reply that comes too late is waited for.
-    log = open_log(timeout_s=1.0 if fault is Fault.REPLY_LATE else 30.0, retry_for_s=0)
+    log = open_log(timeout_s=1.0, retry_for_s=0)
     proxy.plan.append(fault)
 
     with pytest.raises(OutcomeUnknown) as raised:

@@ -147,6 +147,26 @@ def test_who_was_killed_here_has_stopped(world: World) -> None:
         assert run_cli(world, "stop").code == 0
 
 
+def test_who_was_killed_while_it_drained_has_stopped(world: World, tmp_path: Path) -> None:
+    """Also for a `stop` that begins after its last sign of life: its name says that it ran here."""
+    world.log.append("killer", notes(2))
+    cause = tmp_path / "cause"
+    cause.touch()
+    environ = world.environ(drain_s=600) | {"MORTAL_FILE": str(cause)}
+    with start_child([sys.executable, "-m", "tests.workers.mortal", "killer", "1", "hang"], env=environ) as child:
+        try:
+            wait_until(Path(f"{cause}.met").exists, message="it is in the middle of a batch")
+            Halting(world.redis, world.keyspace).order("ann", "")
+            wait_until(Halting(world.redis, world.keyspace).notes, message="it drains")
+            ran = run_cli(world, "stop", "--timeout", "0.1")
+            assert (ran.code, [one["pid"] for one in ran.row["working"]]) == (10, [child.pid])
+        finally:
+            child.kill()
+    wait_until(lambda: not world.shares(), message="its sign of life has lapsed")
+
+    assert run_cli(world, "stop", "--timeout", "30").code == 0, "its leases run out"
+
+
 def test_a_batch_that_does_not_end_is_forced_and_read_again(world: World, tmp_path: Path) -> None:
     """Past the worker's own deadline it ends in the middle of it; nothing is lost."""
     world.log.append("killer", notes(2))

@@ -109,7 +109,7 @@ def test_members_share_the_work_and_each_event_is_given_to_one(shared: Store) ->
     """Also while a member comes and another one leaves."""
     with shared.open() as log, ThreadPoolExecutor(3) as threads:
         found: list[Delivery] = []
-        members = [log.subscribe_as("work", after="beginning", ttl_ms=60_000) for _ in range(3)]
+        members = [log.subscribe_as("work", after="beginning", ttl_ms=8000) for _ in range(3)]
 
         def work(member: DurableSubscription) -> None:
             while not member.is_closed:
