@@ -5,7 +5,7 @@ Everything that reads a log to build or to judge something asks `broken_law`; no
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from itertools import chain as joined
 from operator import add
 from typing import Protocol
@@ -62,6 +62,13 @@ def gate_of(gate: str, commit: Commit) -> str:
     except Damaged:
         return gate
     return gate if refused is not None else after
+
+
+def gate_through(gate: str, commits: Iterable[Commit]) -> str:
+    """The gate after all of them."""
+    for commit in commits:
+        gate = gate_of(gate, commit)
+    return gate
 
 
 def stranger(session: Standing, commit: Commit) -> tuple[str, str] | None:

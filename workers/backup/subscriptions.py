@@ -38,7 +38,7 @@ def marking(manifest: Manifest, keyspace: Keyspace, row: Row, commits: Sequence[
     session = row.session
     for one in manifest.subscriptions:
         reached = one.reached.get(partition_of(session, manifest.partitions))
-        if reached is not None and (one.wanted.sessions is None or session in one.wanted.sessions):
+        if reached is not None and one.wanted.has(session):
             mark = _answered(reached.mark_flow(session), row, commits)
             yield ["HSET", keyspace.of(session).reached(one.name), session, str(mark)]
 

@@ -48,7 +48,7 @@ class Subscribed(Struct, frozen=True):
 
     def wants(self, session: str) -> bool:
         """Whether it is given anything of a session."""
-        return self.wanted.sessions is None or session in self.wanted.sessions
+        return self.wanted.has(session)
 
 
 def subscribed(end: End) -> list[Subscribed]:

@@ -12,7 +12,7 @@ to it unless a policy was given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from domain.codec import Commit, genesis
 from domain.errors import Conflict, MusterError, Unavailable
-from domain.invariants import gate_of
+from domain.invariants import gate_through
 from domain.log.contract import Head, Position
 from domain.log.protocol import Command, chunks
 from domain.log.skips import decode_skips
@@ -180,7 +180,7 @@ class Syncing:
         target, place = self._ends.target, str(self._ends.source.place)
         rest: Iterator[list[Commit]] = chunks(self._ends.source.log.read(session, after=at.seq))
         for chunk in chain(rest, [[]]):  # the last call brings the policy, where nothing else is new
-            gate = _gate_after(gate, chunk)
+            gate = gate_through(gate, chunk)
             command = calls.bring(target, session, self._task, place, at, gate, chunk, policy=policy)
             answer = calls.answered(session, target.ask([command])[0])
             if isinstance(answer, MusterError):
@@ -277,9 +277,3 @@ def lag_of(ends: Ends, task: str) -> Lag:
             if entry is not None:
                 oldest = min(entry.at_ms, oldest or entry.at_ms)
     return Lag(events, 0.0 if oldest is None else max(0.0, (source.now_ms() - oldest) / 1000))
-
-
-def _gate_after(gate: str, commits: Sequence[Commit]) -> str:
-    for commit in commits:
-        gate = gate_of(gate, commit)
-    return gate

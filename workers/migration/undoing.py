@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import structs
 
-from domain.codec import Commit, genesis
+from domain.codec import genesis
 from domain.errors import Conflict, Damaged, MusterError, Unavailable
-from domain.invariants import gate_of
+from domain.invariants import gate_through
 from domain.log.contract import Position
 from domain.log.protocol import chunks
 from workers.migration import calls
@@ -196,7 +196,7 @@ class Undoing:
             )
         at, gate = here.position, here.gate
         for chunk in chunks(target.log.read(session, after=here.seq)):
-            gate = _gate_after(gate, chunk)
+            gate = gate_through(gate, chunk)
             self._expect(session, source, calls.bring(source, session, self._task, "", at, gate, chunk), "BROUGHT")
             at = Position(chunk[-1].last_seq, chunk[-1].digest)
         proof = self._proofs[id(source)]
@@ -246,9 +246,3 @@ class Undoing:
             if target.store.cursor(partition).position is not None:
                 recovery.forget(partition, names)
             recovery.forget_own(partition, names)
-
-
-def _gate_after(gate: str, commits: Sequence[Commit]) -> str:
-    for commit in commits:
-        gate = gate_of(gate, commit)
-    return gate

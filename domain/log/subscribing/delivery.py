@@ -69,6 +69,10 @@ class Wanted(Struct, frozen=True):
                 raise Refused("FIELD_INVALID", f"the tag {shortened(tag)} is no text")
         return wanted
 
+    def has(self, session: str) -> bool:
+        """Whether anything of a session may be wanted."""
+        return self.sessions is None or session in self.sessions
+
     def takes(self, event: Event) -> bool:
         """Whether an event of a session that is wanted is wanted itself."""
         if self.actors is not None and event.actor not in self.actors:

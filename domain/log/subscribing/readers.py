@@ -364,7 +364,7 @@ class PartitionReader:
             reached = commit.last_seq
 
     def _is_wanted(self, session: str) -> bool:
-        return self._wanted.sessions is None or session in self._wanted.sessions
+        return self._wanted.has(session)
 
     # -- by registry and logs ----------------------------------------------------------------------------------------
 
