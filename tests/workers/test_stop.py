@@ -311,6 +311,7 @@ def test_dev_ends_with_its_server(tmp_path: Path) -> None:
     with Dev(tmp_path, tmp_path / "data", **settings) as dev:
         dev.muster.ok("event", "append", "s", "start", "--actor", "a")
         dev.muster.caught_up()
+        wait_until(lambda: len(dev.muster.rows("worker", "ls")) == 2, message="both workers live")
         told = dev.muster.document("stop", "--server")
         assert (told["stopped"], told["working"]) == (2, [])
         assert dev.ended() == 0, dev.err
